@@ -1,0 +1,85 @@
+"""Checkpoints with random weights, for tests: same files and shapes as trained ones.
+
+    python -m training.random_checkpoint FOLDER [--size tiny] [--seed 0]
+
+A random language model would say nothing but letters and bytes. Its text logits are therefore
+biased: pieces that are no words are ruled out and padding is raised, so that the monologue is mostly
+padding with words in between. With Moshi's default sampling four to nine tenths of the steps carry
+padding, depending on the seed (tiny, seed 0: about two thirds). Greedy decoding picks padding more often:
+``tiny`` with seeds 0 and 1 still says a word about every tenth step, ``embedded`` nearly none.
+"""
+
+import argparse
+from pathlib import Path
+
+import sentencepiece
+import torch
+from moshi.models import LMModel, MimiModel
+
+from training import checkpoint
+from training.sizes import END_OF_PADDING_ID, PADDING_ID, Size, lm_config, mimi_config
+from training.tokenizer import WORD_START, build_tokenizer
+
+PADDING_BIAS = {"tiny": 5.0, "embedded": 5.0}
+END_OF_PADDING_BIAS = 0.5
+RULED_OUT = -30.0
+
+
+def write_random_checkpoint(folder: Path | str, *, size: Size = "tiny", seed: int = 0) -> Path:
+    """Write a checkpoint with random weights and return its folder.
+
+    Args:
+        folder: created if missing; files of the same names are replaced.
+        size: ``tiny`` (a step in a few ms, context of 100 steps) or ``embedded`` (the sizes that ship).
+        seed: the same seed gives the same weights.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = build_tokenizer(folder / checkpoint.TOKENIZER)
+    codec, language = mimi_config(size), lm_config(tokenizer.vocab_size(), size)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        mimi = checkpoint.build_mimi(codec)
+        _randomise_codebooks(mimi)
+        lm = checkpoint.build_lm(language)
+        _bias_text(lm, tokenizer, PADDING_BIAS[size])
+    checkpoint.write_configs(folder, language, codec, model_id=f"random-{size}-{seed}")
+    checkpoint.save_weights(mimi, folder / checkpoint.MIMI_WEIGHTS)
+    checkpoint.save_weights(lm, folder / checkpoint.LM_WEIGHTS)
+    return folder
+
+
+def _randomise_codebooks(mimi: MimiModel) -> None:
+    """Fill the codebooks, which are empty until training runs k-means on them."""
+    for name, buffer in mimi.named_buffers():
+        if name.endswith("embedding_sum"):
+            buffer.normal_()
+        elif name.endswith("_initialized"):
+            buffer.fill_(1)
+
+
+def _bias_text(
+    lm: LMModel, tokenizer: sentencepiece.SentencePieceProcessor, padding_bias: float
+) -> None:
+    """Let the random monologue be padding with words in between."""
+    bias = lm.text_linear.bias
+    for piece_id in range(tokenizer.vocab_size()):
+        piece = tokenizer.id_to_piece(piece_id)
+        is_word = len(piece) > 1 and piece.startswith(WORD_START)
+        bias[piece_id] = 0.0 if is_word else RULED_OUT
+    bias[PADDING_ID] = padding_bias
+    bias[END_OF_PADDING_ID] = END_OF_PADDING_BIAS
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--size", choices=("tiny", "embedded"), default="tiny")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    write_random_checkpoint(options.folder, size=options.size, seed=options.seed)
+
+
+if __name__ == "__main__":
+    main()
