@@ -1,0 +1,174 @@
+"""Stage 1: the speech corpus.
+
+    python -m training.corpus DATA [--kinds agent users kokoro held_out] [--seed 0]
+
+Writes parts ``DATA/speech/KIND-NNN.npz``. A part that exists is left alone, so the command resumes
+where it was stopped; any number of parts is a usable corpus.
+
+    agent     each answer once, in the agent's voice
+    users     questions and backchannels by flite and espeak-ng voices, speeds and pitches
+    kokoro    the same by blends of Kokoro's styles, the voices nearest to people (slow)
+    held_out  the same by voices that no training part contains, for the evaluation
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from training import world
+from training.sizes import SAMPLE_RATE
+from training.speech import AGENT_VOICE, Span, Speech, synthesise
+
+FLITE_VOICES = ("rms", "kal16")
+ESPEAK_ACCENTS = ("en-us", "en-us-nyc", "en-gb", "en-gb-x-rp", "en-gb-scotland")
+ESPEAK_VARIANTS = tuple("m1 m2 m3 m4 m5 m7 m8 f1 f2 f4 f5 klatt klatt3 klatt6".split())
+KOKORO_STYLES = ("jm_kumo", "jf_alpha", "jf_gongitsune", "jf_nezumi")
+HELD_OUT_VOICES = (
+    "flite:awb",
+    "espeak:en-us+f3",
+    "espeak:en-gb+m6",
+    "kokoro:jf_tebukuro*0.4+jm_kumo*0.6",
+)
+SIZES = {"agent": 132, "users": 7_000, "kokoro": 1_200, "held_out": 800}
+PART_SIZES = {"agent": 132, "users": 500, "kokoro": 50, "held_out": 100}
+KIND_WEIGHTS = {
+    "sum": 0.28, "count": 0.09, "day": 0.08, "place": 0.09, "name": 0.04, "greeting": 0.05,
+    "mood": 0.04, "thanks": 0.04, "skills": 0.03, "opens": 0.04, "closes": 0.04, "story": 0.05,
+    "goodbye": 0.05, "stop": 0.08, "outside": 0.10, "backchannel": 0.07,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """A spoken text of the corpus.
+
+    Attributes:
+        text: as in ``world``, with ``|`` where a pause is possible.
+        kind: kind of question, ``backchannel`` or ``answer``.
+        voice: see ``speech.synthesise``.
+        speech: sound and times.
+    """
+
+    text: str
+    kind: str
+    voice: str
+    speech: Speech
+
+
+def questions() -> dict[str, list[str]]:
+    """Everything that users say in training, by kind."""
+    by_kind: dict[str, list[str]] = {"backchannel": list(world.BACKCHANNELS)}
+    for exchange in world.exchanges():
+        by_kind.setdefault(exchange.kind, []).append(exchange.question)
+    return by_kind
+
+
+def draw_question(rng: np.random.Generator) -> tuple[str, str]:
+    """A kind of question by its weight, then one of its texts."""
+    kinds = list(KIND_WEIGHTS)
+    weights = np.array(list(KIND_WEIGHTS.values()))
+    kind = kinds[rng.choice(len(kinds), p=weights / weights.sum())]
+    return kind, str(rng.choice(questions()[kind]))
+
+
+def make_utterance(part: str, index: int, seed: int) -> Utterance:
+    """Utterance ``index`` of a part, the same each time."""
+    if part == "agent":
+        text = world.answers()[index]
+        return Utterance(text, "answer", AGENT_VOICE, synthesise(text, AGENT_VOICE))
+    rng = np.random.default_rng([seed, index, len(part)])
+    while True:
+        kind, text = draw_question(rng)
+        if part == "held_out" and kind == "outside":
+            text = str(rng.choice(world.OUTSIDE_HELD_OUT))
+        voice, rate, pitch = _draw_voice(part, rng)
+        try:
+            speech = synthesise(text.replace("| ", ""), voice, rate, pitch)
+        except ValueError:  # a synthesiser and its phone times disagree: rare, take another text
+            continue
+        return Utterance(text, kind, voice, speech)
+
+
+def _draw_voice(part: str, rng: np.random.Generator) -> tuple[str, float, float]:
+    """Voice, rate and pitch of a user."""
+    if part == "held_out":
+        return str(rng.choice(HELD_OUT_VOICES)), 1.0, 1.0
+    if part == "kokoro":
+        weights = rng.dirichlet((1.2, 0.4, 0.4, 0.4))
+        parts = zip(KOKORO_STYLES, weights, strict=True)
+        name = "+".join(f"{style}*{weight:.2f}" for style, weight in parts)
+        return f"kokoro:{name}", rng.uniform(0.9, 1.2), rng.uniform(0.88, 1.15)
+    if rng.random() < 0.35:
+        return f"flite:{rng.choice(FLITE_VOICES)}", rng.uniform(0.9, 1.25), rng.uniform(0.85, 1.35)
+    name = f"{rng.choice(ESPEAK_ACCENTS)}+{rng.choice(ESPEAK_VARIANTS)}"
+    return f"espeak:{name}", rng.uniform(0.8, 1.2), rng.uniform(0.5, 1.5)
+
+
+def write_part(path: Path, utterances: list[Utterance]) -> None:
+    """Save utterances: all samples in one int16 array, all times in one JSON text."""
+    samples = [np.clip(u.speech.samples, -1, 1) * 32767 for u in utterances]
+    index = [
+        {
+            "text": utterance.text,
+            "kind": utterance.kind,
+            "voice": utterance.voice,
+            "length": len(utterance.speech.samples),
+            "phones": [(s.label, s.start, s.end) for s in utterance.speech.phones],
+            "words": [(s.label, s.start, s.end) for s in utterance.speech.words],
+        }
+        for utterance in utterances
+    ]
+    unfinished = path.with_suffix(".tmp.npz")
+    np.savez(
+        unfinished, samples=np.concatenate(samples).astype(np.int16), index=json.dumps(index)
+    )
+    unfinished.rename(path)
+
+
+def read_corpus(folder: Path, part: str) -> Iterator[Utterance]:
+    """All utterances of a part that have been made so far."""
+    for path in sorted((folder / "speech").glob(f"{part}-[0-9]*.npz")):
+        with np.load(path) as data:
+            samples, start = data["samples"], 0
+            for item in json.loads(str(data["index"])):
+                own = samples[start : start + item["length"]].astype(np.float32) / 32767
+                start += item["length"]
+                phones, words = (
+                    tuple(Span(*span) for span in item[key]) for key in ("phones", "words")
+                )
+                speech = Speech(own, phones, words)
+                yield Utterance(item["text"], item["kind"], item["voice"], speech)
+
+
+def make_parts(folder: Path, part: str, seed: int) -> None:
+    """Make all missing files of one part."""
+    (folder / "speech").mkdir(parents=True, exist_ok=True)
+    size, step = SIZES[part], PART_SIZES[part]
+    for number, start in enumerate(range(0, size, step)):
+        path = folder / "speech" / f"{part}-{number:03}.npz"
+        if path.exists():
+            continue
+        indices = range(start, min(start + step, size))
+        utterances = [make_utterance(part, index, seed) for index in indices]
+        write_part(path, utterances)
+        seconds = sum(len(u.speech.samples) for u in utterances) / SAMPLE_RATE
+        print(f"{path.name}: {len(utterances)} utterances, {seconds:.0f} s", flush=True)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--kinds", nargs="+", choices=list(SIZES), default=list(SIZES))
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    for part in options.kinds:
+        make_parts(options.data, part, options.seed)
+
+
+if __name__ == "__main__":
+    main()
