@@ -1,0 +1,343 @@
+"""Who holds the floor: one observation a step in, turn events out.
+
+The tracker only watches. It never gates what the model hears, and it decides nothing for the
+model: it names what the model did.
+"""
+
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from pipecat_duplex.session import STEP_SECS
+
+
+class UserVoice(Enum):
+    """What a voice activity detector says of the user in one step.
+
+    Attributes:
+        QUIET: No voice.
+        STARTING: Voice, not yet long enough to count.
+        SPEAKING: Voice.
+        STOPPING: Quiet, not yet long enough to count.
+    """
+
+    QUIET = auto()
+    STARTING = auto()
+    SPEAKING = auto()
+    STOPPING = auto()
+
+
+@dataclass(frozen=True)
+class TurnSettings:
+    """When a voice counts, and for how long its silence does not.
+
+    Parameters:
+        open_level_db: Agent audio above this level (dBFS, RMS of a step) opens an utterance.
+        close_level_db: Agent audio below this level counts as silence.
+        agent_stop_secs: Silence that ends an agent utterance.
+        yield_stop_secs: Silence that ends it when the user has spoken over it.
+        yield_window_secs: The agent yielded if it falls silent at most this long after the user's
+            voice; if it is still speaking then, the user's speech was a backchannel.
+        agent_backchannel_secs: Agent speech that begins inside the user's and is shorter than
+            this is the agent's own backchannel: its end is not a yield.
+    """
+
+    open_level_db: float = -45.0
+    close_level_db: float = -50.0
+    agent_stop_secs: float = 0.48
+    yield_stop_secs: float = 0.32
+    yield_window_secs: float = 0.8
+    agent_backchannel_secs: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class TurnEvent:
+    """Something that happened on the floor.
+
+    Parameters:
+        step_index: The step in which it was noticed.
+        time_secs: When it happened, in seconds of the user's audio.
+    """
+
+    step_index: int
+    time_secs: float
+
+
+@dataclass(frozen=True, slots=True)
+class UserStarted(TurnEvent):
+    """The user began to speak.
+
+    Parameters:
+        voice_secs: Voice that had been heard when this was noticed.
+        over_agent: Whether the agent was speaking.
+    """
+
+    voice_secs: float
+    over_agent: bool
+
+
+@dataclass(frozen=True, slots=True)
+class UserStopped(TurnEvent):
+    """The user fell silent.
+
+    Parameters:
+        quiet_secs: Silence that had passed when this was noticed.
+    """
+
+    quiet_secs: float
+
+
+@dataclass(frozen=True, slots=True)
+class AgentStarted(TurnEvent):
+    """The agent began an utterance.
+
+    Parameters:
+        over_user: Whether the user was speaking.
+    """
+
+    over_user: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AgentStopped(TurnEvent):
+    """The agent's utterance is over.
+
+    Parameters:
+        yielded: Whether it gave up the floor to the user; :class:`Yielded` comes just before.
+    """
+
+    yielded: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Yielded(TurnEvent):
+    """The user spoke over the agent, and the model itself fell silent.
+
+    Parameters:
+        delay_secs: From the user's first sound over the agent to the agent's silence.
+    """
+
+    delay_secs: float
+
+
+@dataclass(frozen=True, slots=True)
+class Backchannel(TurnEvent):
+    """The user spoke over the agent, and the agent went on.
+
+    Parameters:
+        duration_secs: How long the user spoke.
+    """
+
+    duration_secs: float
+
+
+@dataclass(slots=True)
+class _Overlap:
+    """The user's speech over the agent: first and last step with the user's voice."""
+
+    first_step: int
+    last_step: int
+
+
+def _steps(secs: float) -> int:
+    return max(1, round(secs / STEP_SECS))
+
+
+class TurnTracker:
+    """Turns one observation a step into turn events.
+
+    Events come in pairs: no stop without a start, none left open after :meth:`finish`. Every
+    overlap ends as exactly one of a yield, a backchannel or, if the agent had finished already,
+    neither.
+    """
+
+    def __init__(self, settings: TurnSettings | None = None):
+        """Initialize the tracker.
+
+        Args:
+            settings: Levels and times.
+        """
+        settings = settings or TurnSettings()
+        self._open_level_db = settings.open_level_db
+        self._close_level_db = settings.close_level_db
+        self._agent_stop_steps = _steps(settings.agent_stop_secs)
+        self._yield_stop_steps = _steps(settings.yield_stop_secs)
+        self._yield_window_steps = _steps(settings.yield_window_secs)
+        self._agent_backchannel_steps = _steps(settings.agent_backchannel_secs)
+
+        self._last_step = -1
+        self._user_speaking = False
+        self._user_voice = UserVoice.QUIET
+        self._starting_steps = 0
+        self._stopping_steps = 0
+        self._agent_speaking = False
+        self._agent_start_step = 0
+        self._agent_began_over_user = False
+        self._agent_quiet_steps = 0
+        self._overlap: _Overlap | None = None
+
+    @property
+    def user_speaking(self) -> bool:
+        """Whether the user is speaking."""
+        return self._user_speaking
+
+    @property
+    def agent_speaking(self) -> bool:
+        """Whether an agent utterance is open."""
+        return self._agent_speaking
+
+    def step(
+        self, index: int, *, user: UserVoice, agent_level_db: float, agent_word: bool
+    ) -> list[TurnEvent]:
+        """Observe one step.
+
+        Args:
+            index: The step. Steps may be missing, but do not go back.
+            user: The detector's state after this step of the user's audio.
+            agent_level_db: Level of the agent's audio in this step, dBFS.
+            agent_word: Whether the monologue holds a word piece in this step.
+
+        Returns:
+            The events of this step, in the order in which they are to be told.
+
+        Raises:
+            ValueError: The index goes back.
+        """
+        if index <= self._last_step:
+            raise ValueError(f"step {index} comes after step {self._last_step}")
+        self._last_step = index
+        # The user comes first, so that an agent that answers in the same step answers a turn
+        # that has ended.
+        events = self._step_user(index, user)
+        events += self._step_agent(index, agent_level_db, agent_word)
+        events += self._step_overlap(index)
+        return events
+
+    def interrupt(self) -> list[TurnEvent]:
+        """Somebody else cut the agent off: end its utterance; what it says next is a new one.
+
+        Returns:
+            The closing event, if an utterance was open.
+        """
+        if not self._agent_speaking:
+            return []
+        return [self._stop_agent(self._last_step, yielded=False)]
+
+    def finish(self) -> list[TurnEvent]:
+        """End the conversation: close whatever is open.
+
+        Returns:
+            The closing events.
+        """
+        events: list[TurnEvent] = []
+        if self._user_speaking:
+            events.append(self._stop_user(self._last_step))
+        return events + self.interrupt()
+
+    def _step_user(self, index: int, user: UserVoice) -> list[TurnEvent]:
+        self._user_voice = user
+        events: list[TurnEvent] = []
+        if user is UserVoice.SPEAKING and not self._user_speaking:
+            events = self._start_user(index)
+        elif user in (UserVoice.QUIET, UserVoice.STARTING) and self._user_speaking:
+            self._stopping_steps += 1
+            events = [self._stop_user(index)]
+        self._starting_steps = self._starting_steps + 1 if user is UserVoice.STARTING else 0
+        self._stopping_steps = self._stopping_steps + 1 if user is UserVoice.STOPPING else 0
+        return events
+
+    def _start_user(self, index: int) -> list[TurnEvent]:
+        events: list[TurnEvent] = []
+        # An agent that has been quiet for most of its hangover was done before the user began.
+        if self._agent_speaking and self._agent_quiet_steps >= self._yield_stop_steps - 1:
+            events.append(self._stop_agent(index, yielded=False))
+        self._user_speaking = True
+        first_step = index - self._starting_steps
+        if self._agent_speaking and self._overlap is None and self._agent_quiet_steps == 0:
+            first_step_over_agent = max(first_step, self._agent_start_step)
+            self._overlap = _Overlap(first_step=first_step_over_agent, last_step=index)
+        events.append(
+            UserStarted(
+                index,
+                first_step * STEP_SECS,
+                voice_secs=(index + 1 - first_step) * STEP_SECS,
+                over_agent=self._agent_speaking,
+            )
+        )
+        return events
+
+    def _stop_user(self, index: int) -> UserStopped:
+        self._user_speaking = False
+        quiet_secs = self._stopping_steps * STEP_SECS
+        return UserStopped(index, (index + 1) * STEP_SECS - quiet_secs, quiet_secs=quiet_secs)
+
+    def _step_agent(self, index: int, level_db: float, word: bool) -> list[TurnEvent]:
+        if not self._agent_speaking:
+            if word or level_db >= self._open_level_db:
+                return self._start_agent(index)
+            return []
+        voiced = word or level_db >= self._close_level_db
+        self._agent_quiet_steps = 0 if voiced else self._agent_quiet_steps + 1
+        if self._agent_quiet_steps >= self._agent_stop_steps:
+            return self._end_utterance(index)
+        if self._overlap and self._agent_quiet_steps >= self._yield_stop_steps:
+            return self._end_utterance(index)
+        return []
+
+    def _start_agent(self, index: int) -> list[TurnEvent]:
+        events: list[TurnEvent] = []
+        # The agent answers before the detector is sure: the user's turn ended when they fell
+        # silent, and observers that measure the answer need to hear of it first.
+        if self._user_speaking and self._user_voice is UserVoice.STOPPING:
+            events.append(self._stop_user(index))
+        self._agent_speaking = True
+        self._agent_start_step = index
+        self._agent_began_over_user = self._user_speaking
+        self._agent_quiet_steps = 0
+        self._overlap = None
+        over_user = self._user_speaking
+        events.append(AgentStarted(index, (index + 1) * STEP_SECS, over_user=over_user))
+        return events
+
+    def _end_utterance(self, index: int) -> list[TurnEvent]:
+        silent_step = index - self._agent_quiet_steps + 1
+        if not self._yields(silent_step):
+            return [self._stop_agent(index, yielded=False)]
+        assert self._overlap is not None
+        delay_secs = max(0, silent_step - self._overlap.first_step) * STEP_SECS
+        return [
+            Yielded(index, (silent_step + 1) * STEP_SECS, delay_secs=delay_secs),
+            self._stop_agent(index, yielded=True),
+        ]
+
+    def _yields(self, silent_step: int) -> bool:
+        if self._overlap is None or silent_step <= self._overlap.first_step:
+            return False
+        if silent_step - self._overlap.last_step > self._yield_window_steps:
+            return False
+        spoken_steps = silent_step - self._agent_start_step
+        return not self._agent_began_over_user or spoken_steps >= self._agent_backchannel_steps
+
+    def _stop_agent(self, index: int, *, yielded: bool) -> AgentStopped:
+        silent_step = index - self._agent_quiet_steps + 1
+        self._agent_speaking = False
+        self._agent_quiet_steps = 0
+        self._overlap = None
+        return AgentStopped(index, (silent_step + 1) * STEP_SECS, yielded=yielded)
+
+    def _step_overlap(self, index: int) -> list[TurnEvent]:
+        if not self._agent_speaking:
+            return []
+        agent_voiced = self._agent_quiet_steps == 0
+        if self._user_speaking and self._user_voice is UserVoice.SPEAKING:
+            if self._overlap is not None:
+                self._overlap.last_step = index
+            elif agent_voiced:
+                self._overlap = _Overlap(first_step=index, last_step=index)
+            return []
+        if self._overlap is None or self._user_speaking or not agent_voiced:
+            return []
+        if index - self._overlap.last_step <= self._yield_window_steps:
+            return []
+        overlap, self._overlap = self._overlap, None
+        duration_secs = (overlap.last_step - overlap.first_step + 1) * STEP_SECS
+        return [Backchannel(index, overlap.first_step * STEP_SECS, duration_secs=duration_secs)]

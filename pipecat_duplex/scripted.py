@@ -1,0 +1,203 @@
+"""A backend that speaks from a script: tests of a pipeline need no model.
+
+It keeps the session contract to the letter, takes a fixed time a step, and can be told to stall or
+to fail. Its agent hears only loudness: it replies when the user falls silent, and it yields when
+the user speaks over it, or does not.
+"""
+
+import asyncio
+import itertools
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from pipecat_duplex.conversation.pcm import level_db
+from pipecat_duplex.session import (
+    SAMPLE_RATE_HZ,
+    STEP_SAMPLES,
+    TEXT_PADDING,
+    AtCapacity,
+    InvalidAudio,
+    SessionConfig,
+    SessionEnded,
+    Step,
+    StepTiming,
+)
+
+WORD_STEPS = 3
+_USER_LEVEL_DB = -40.0
+
+
+@dataclass(frozen=True)
+class Script:
+    """What the agent does.
+
+    Parameters:
+        opening: Words it says first, unasked.
+        opening_step: When.
+        replies: What it says each time the user falls silent, in turn, the last again and again.
+        reply_steps: Quiet steps after the user's voice before it replies.
+        yield_steps: Steps of the user's voice over its own after which it falls silent; ``None``
+            never yields.
+        step_secs: Computing time of a step.
+        stalls: Extra computing time of single steps, by index.
+        fail_step: The step at which the session fails.
+    """
+
+    opening: str | None = None
+    opening_step: int = 5
+    replies: Sequence[str] = ()
+    reply_steps: int = 3
+    yield_steps: int | None = 4
+    step_secs: float = 0.01
+    stalls: Mapping[int, float] = field(default_factory=dict)
+    fail_step: int | None = None
+
+
+class ScriptedBackend:
+    """A :class:`~pipecat_duplex.session.DuplexBackend` whose agent follows a script."""
+
+    def __init__(self, script: Script | None = None, *, slots: int = 1):
+        """Initialize the backend.
+
+        Args:
+            script: What the agent of every session does.
+            slots: Sessions at a time.
+        """
+        self._script = script or Script()
+        self._slots = slots
+        self._ids = itertools.count()
+        self.sessions: list[ScriptedSession] = []
+
+    async def open(self, config: SessionConfig) -> "ScriptedSession":
+        """Begin a conversation.
+
+        Args:
+            config: Not used, beyond its validation.
+
+        Raises:
+            AtCapacity: Every slot is taken.
+        """
+        self.sessions = [session for session in self.sessions if not session.closed]
+        if len(self.sessions) >= self._slots:
+            raise AtCapacity(f"all {self._slots} slots are taken")
+        session = ScriptedSession(f"scripted-{next(self._ids)}", self._script)
+        self.sessions.append(session)
+        return session
+
+    async def close(self) -> None:
+        """End every session."""
+        for session in self.sessions:
+            await session.close()
+
+
+class ScriptedSession:
+    """A conversation with a scripted agent."""
+
+    def __init__(self, session_id: str, script: Script):
+        """Initialize the session.
+
+        Args:
+            session_id: Its name.
+            script: What the agent does.
+        """
+        self._id = session_id
+        self._script = script
+        self._agent = _ScriptedAgent(script)
+        self._sent = 0
+        self._frames: asyncio.Queue[tuple[float, np.ndarray] | None] = asyncio.Queue()
+        self.closed = False
+
+    @property
+    def id(self) -> str:
+        """The session's name."""
+        return self._id
+
+    def send(self, pcm: np.ndarray) -> int:
+        """Take the next step of user audio; see :class:`~pipecat_duplex.session.DuplexSession`."""
+        if self.closed:
+            raise SessionEnded(self._id, "the session is closed")
+        if pcm.shape != (STEP_SAMPLES,) or pcm.dtype != np.float32:
+            raise InvalidAudio(f"a step is float32 ({STEP_SAMPLES},), not {pcm.dtype} {pcm.shape}")
+        self._frames.put_nowait((time.monotonic(), pcm.copy()))
+        self._sent += 1
+        return self._sent - 1
+
+    async def steps(self) -> AsyncIterator[Step]:
+        """Iterate over the agent's steps; see :class:`~pipecat_duplex.session.DuplexSession`."""
+        for index in itertools.count():
+            item = await self._frames.get()
+            if item is None:
+                return
+            sent_secs, pcm = item
+            if index == self._script.fail_step:
+                self.closed = True
+                raise SessionEnded(self._id, "the script says so")
+            started_secs = time.monotonic()
+            await asyncio.sleep(self._script.step_secs + self._script.stalls.get(index, 0.0))
+            token, piece, out = self._agent.step(index, pcm)
+            timing = StepTiming(
+                waited_secs=started_secs - sent_secs, compute_secs=time.monotonic() - started_secs
+            )
+            yield Step(index, out, token, piece, timing)
+
+    async def close(self) -> None:
+        """End the session."""
+        if not self.closed:
+            self.closed = True
+            self._frames.put_nowait(None)
+
+
+class _ScriptedAgent:
+    """What the agent says in each step, given how loud the user is."""
+
+    def __init__(self, script: Script):
+        self._script = script
+        self._replies = list(script.replies)
+        self._words: list[str] = []
+        self._word_step = 0
+        self._user_steps = 0
+        self._over_steps = 0
+        self._quiet_steps = 0
+
+    def step(self, index: int, pcm: np.ndarray) -> tuple[int, str | None, np.ndarray]:
+        self._listen(pcm)
+        if index == self._script.opening_step and self._script.opening:
+            self._words = self._script.opening.split()
+        return self._speak(index)
+
+    def _listen(self, pcm: np.ndarray) -> None:
+        user = level_db(pcm) > _USER_LEVEL_DB
+        self._over_steps = self._over_steps + 1 if user and self._words else 0
+        if self._script.yield_steps is not None and self._over_steps >= self._script.yield_steps:
+            self._words = []
+            self._word_step = 0
+        if user:
+            self._user_steps += 1
+            self._quiet_steps = 0
+            return
+        self._quiet_steps += 1
+        if self._quiet_steps == self._script.reply_steps and self._user_steps and self._replies:
+            self._user_steps = 0
+            if not self._words:
+                reply = self._replies.pop(0) if len(self._replies) > 1 else self._replies[0]
+                self._words = reply.split()
+
+    def _speak(self, index: int) -> tuple[int, str | None, np.ndarray]:
+        if not self._words:
+            return TEXT_PADDING, None, np.zeros(STEP_SAMPLES, np.float32)
+        word = self._words[0]
+        piece = f"▁{word}" if self._word_step == 0 else None
+        pcm = _tone(index, 180 + 17 * (len(word) + ord(word[0]) % 7))
+        self._word_step += 1
+        if self._word_step == WORD_STEPS:
+            self._word_step = 0
+            self._words.pop(0)
+        return (10 if piece else TEXT_PADDING), piece, pcm
+
+
+def _tone(index: int, hz: float) -> np.ndarray:
+    secs = (index * STEP_SAMPLES + np.arange(STEP_SAMPLES)) / SAMPLE_RATE_HZ
+    return (0.3 * np.sin(2 * np.pi * hz * secs)).astype(np.float32)

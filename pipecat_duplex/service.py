@@ -1,0 +1,695 @@
+"""The full-duplex service: the whole speech loop in one Pipecat processor."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from loguru import logger
+from pipecat.audio.vad.vad_analyzer import VADAnalyzer
+from pipecat.frames.frames import (
+    CancelFrame,
+    ClientConnectedFrame,
+    EndFrame,
+    Frame,
+    InputAudioRawFrame,
+    InterruptionFrame,
+    LLMContextFrame,
+    LLMFullResponseEndFrame,
+    LLMFullResponseStartFrame,
+    LLMServiceMetadataFrame,
+    LLMTextFrame,
+    MetricsFrame,
+    ProposedUserStartedSpeakingFrame,
+    ProposedUserStoppedSpeakingFrame,
+    StartFrame,
+    TTSAudioRawFrame,
+    TTSStartedFrame,
+    TTSStoppedFrame,
+    TTSTextFrame,
+    UserStartedSpeakingFrame,
+    VADUserStartedSpeakingFrame,
+    VADUserStoppedSpeakingFrame,
+)
+from pipecat.processors.frame_processor import FrameDirection, FrameProcessorSetup
+from pipecat.services.llm_service import LLMService
+from pipecat.services.settings import LLMSettings
+from pipecat.turns.user_turn_strategies import ExternalUserTurnStrategies
+from pipecat.utils.text.base_text_aggregator import AggregationType
+from pipecat.utils.types import NOT_GIVEN, NotGiven, assert_given
+
+from pipecat_duplex.activity import UserActivity
+from pipecat_duplex.conversation.clock import (
+    QUIET_LEVEL_DB,
+    ClockSettings,
+    InputClock,
+    OutputClock,
+)
+from pipecat_duplex.conversation.intake import Intake
+from pipecat_duplex.conversation.monologue import Monologue, Word
+from pipecat_duplex.conversation.pcm import float_to_pcm16, level_db, pcm16_to_float
+from pipecat_duplex.conversation.resampler import Resampler
+from pipecat_duplex.conversation.turns import (
+    AgentStarted,
+    AgentStopped,
+    Backchannel,
+    TurnEvent,
+    TurnSettings,
+    TurnTracker,
+    UserStarted,
+    UserStopped,
+    UserVoice,
+    Yielded,
+)
+from pipecat_duplex.frames import (
+    AgentYieldedFrame,
+    BackchannelFrame,
+    DuplexMetricsData,
+    MonologueTextFrame,
+)
+from pipecat_duplex.session import (
+    SAMPLE_RATE_HZ,
+    STEP_SAMPLES,
+    STEP_SECS,
+    DuplexBackend,
+    DuplexError,
+    DuplexSession,
+    InvalidAudio,
+    SessionConfig,
+    SessionEnded,
+    Step,
+    StepTiming,
+)
+
+# Steps on their way through the model before the user's audio is dropped: a machine that is too
+# slow for the model must not build up a delay without end.
+MAX_STEPS_IN_FLIGHT = 25
+
+# How long a yield waits for the user aggregator to open the user's turn, so that observers see
+# the turn before the interruption. It takes well under a millisecond when there is one.
+USER_TURN_TIMEOUT_SECS = 0.05
+
+# A step that follows a dropped one fades in, so that the cut does not click.
+FADE_IN_SAMPLES = 120
+
+METRICS_STEPS = 12
+
+
+@dataclass
+class DuplexLLMSettings(LLMSettings):
+    """Settings for DuplexLLMService. A change takes effect with the next session.
+
+    Parameters:
+        text_temperature: Sampling temperature of the monologue; 0 is greedy.
+        text_top_k: The monologue samples among this many most likely tokens.
+        audio_temperature: Sampling temperature of the agent's audio; 0 is greedy.
+        audio_top_k: Each audio codebook samples among this many most likely entries.
+        max_session_secs: The session ends after this much audio. ``None`` is no limit.
+    """
+
+    text_temperature: float | NotGiven = field(default_factory=lambda: NOT_GIVEN)
+    text_top_k: int | NotGiven = field(default_factory=lambda: NOT_GIVEN)
+    audio_temperature: float | NotGiven = field(default_factory=lambda: NOT_GIVEN)
+    audio_top_k: int | NotGiven = field(default_factory=lambda: NOT_GIVEN)
+    max_session_secs: float | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
+
+
+class DuplexLLMService(LLMService):
+    """A full-duplex speech-text model as a Pipecat service.
+
+    User audio goes in; agent audio, words, turn frames and interruptions come out. The model
+    (Kyutai's Moshi family) listens and speaks at the same time and takes and yields the floor by
+    itself: there is no VAD, STT, LLM or TTS around it, and nothing gates what it hears.
+
+    It drops in between the context aggregators::
+
+        pipeline = Pipeline([
+            transport.input(),
+            user_aggregator,
+            DuplexLLMService(checkpoint="embedded"),
+            transport.output(),
+            assistant_aggregator,
+        ])
+
+    The service proposes user turns to the aggregator and broadcasts an interruption when, and only
+    when, the model yields. ``docs/events.md`` lists every frame and handler.
+
+    Event handlers available:
+
+    - on_session_started: Called with the session's id.
+    - on_session_ended: Called with the session's id and the reason, or None after an orderly end.
+    - on_user_started: Called with a :class:`~pipecat_duplex.conversation.turns.UserStarted`.
+    - on_user_stopped: Called with a ``UserStopped``.
+    - on_agent_started: Called with an ``AgentStarted``.
+    - on_agent_stopped: Called with an ``AgentStopped`` and the text of the utterance.
+    - on_yield: Called with a ``Yielded`` and the text said so far.
+    - on_backchannel: Called with a ``Backchannel``.
+
+    Example::
+
+        @duplex.event_handler("on_yield")
+        async def on_yield(service, event, text):
+            print(f"gave up the floor after {event.delay_secs:.2f} s, at: {text}")
+    """
+
+    Settings = DuplexLLMSettings
+    _settings: Settings  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def __init__(
+        self,
+        *,
+        checkpoint: str = "embedded",
+        backend: DuplexBackend | None = None,
+        vad_analyzer: VADAnalyzer | None = None,
+        settings: Settings | None = None,
+        turns: TurnSettings | None = None,
+        clock: ClockSettings | None = None,
+        now_secs: Callable[[], float] = time.monotonic,
+        **kwargs,
+    ):
+        """Initialize the service. Weights are loaded in ``setup``.
+
+        Args:
+            checkpoint: The model to load when no backend is given: ``embedded``, a hub name such
+                as ``kyutai/moshiko-pytorch-bf16``, or a local folder.
+            backend: Where sessions come from instead, e.g. one ``Engine`` that several bots of a
+                process share. It is not closed by the service.
+            vad_analyzer: Observes the user's voice for turn events. Pipecat's Silero by default.
+            settings: Sampling and limits.
+            turns: Levels and times of the turn events.
+            clock: How much lateness is borne on the way in and out.
+            now_secs: The time, for tests and for runs faster than real time.
+            **kwargs: Additional arguments passed to the parent LLMService.
+        """
+        defaults = SessionConfig()
+        default_settings = self.Settings(
+            model=checkpoint,
+            system_instruction=None,
+            temperature=None,
+            max_tokens=None,
+            top_p=None,
+            top_k=None,
+            frequency_penalty=None,
+            presence_penalty=None,
+            seed=None,
+            filter_incomplete_user_turns=False,
+            user_turn_completion_config=None,
+            text_temperature=defaults.text_temperature,
+            text_top_k=defaults.text_top_k,
+            audio_temperature=defaults.audio_temperature,
+            audio_top_k=defaults.audio_top_k,
+            max_session_secs=defaults.max_secs,
+        )
+        if settings is not None:
+            default_settings.apply_update(settings)
+        super().__init__(settings=default_settings, **kwargs)
+
+        self._checkpoint = checkpoint
+        self._backend = backend
+        self._owns_backend = backend is None
+        self._vad_analyzer = vad_analyzer
+        self._activity: UserActivity | None = None
+        self._now_secs = now_secs
+
+        self._session: DuplexSession | None = None
+        self._input: asyncio.Queue[InputAudioRawFrame] = asyncio.Queue()
+        self._input_task: asyncio.Task | None = None
+        self._steps_task: asyncio.Task | None = None
+        self._intake = Intake()
+        self._input_clock = InputClock(clock)
+        self._output_clock = OutputClock(clock)
+        self._user_voices: asyncio.Queue[tuple[int, UserVoice]] = asyncio.Queue()
+        self._sent_steps = 0
+        self._received_steps = 0
+        self._overload_warned = False
+
+        self._tracker = TurnTracker(turns)
+        self._monologue = Monologue()
+        self._out_resampler = Resampler(SAMPLE_RATE_HZ, SAMPLE_RATE_HZ)
+        self._speaking = False
+        self._interrupted = False
+        self._fade_in = False
+        self._unheard_steps: set[int] = set()
+        self._user_turn_proposed = False
+        self._user_turn_opened = asyncio.Event()
+        self._step_timings: list[StepTiming] = []
+
+        for event in (
+            "on_session_started",
+            "on_session_ended",
+            "on_user_started",
+            "on_user_stopped",
+            "on_agent_started",
+            "on_agent_stopped",
+            "on_yield",
+            "on_backchannel",
+        ):
+            self._register_event_handler(event)
+
+    def can_generate_metrics(self) -> bool:
+        """Check if the service can generate usage metrics.
+
+        Returns:
+            True: time to first agent audio, step time and lag.
+        """
+        return True
+
+    def service_metadata_frame(self) -> LLMServiceMetadataFrame:
+        """Recommend external turn strategies that leave interruptions to the model."""
+        return LLMServiceMetadataFrame(
+            service_name=self.name,
+            is_realtime_service=True,
+            user_turn_strategies=ExternalUserTurnStrategies(enable_interruptions=False),
+        )
+
+    @property
+    def step_count(self) -> int:
+        """Steps that have come out of the model."""
+        return self._received_steps
+
+    @property
+    def lag_secs(self) -> float:
+        """Delay of the agent's audio beyond its least delay, at the last step."""
+        return self._output_clock.lag_secs
+
+    #
+    # lifecycle
+    #
+
+    async def setup(self, setup: FrameProcessorSetup):
+        """Load the weights and the voice detector, off the event loop.
+
+        Args:
+            setup: Configuration object containing setup parameters.
+        """
+        await super().setup(setup)
+        self._out_resampler = Resampler(SAMPLE_RATE_HZ, setup.audio_out_sample_rate)
+        self._activity = await asyncio.to_thread(_load_activity, self._vad_analyzer)
+        if self._backend is None:
+            await self._load_engine()
+
+    async def start(self, frame: StartFrame):
+        """Open the session.
+
+        Args:
+            frame: The start frame.
+        """
+        await super().start(frame)
+        if self._backend is None or self._session is not None:
+            return
+        try:
+            self._session = await self._backend.open(self._session_config())
+        except (DuplexError, ValueError) as e:
+            await self.push_error(
+                f"Cannot open a session: {e}", exception=e, force_treat_as_permanent=True
+            )
+            return
+        logger.info(f"{self}: session {self._session.id} started")
+        self._input_task = self.create_task(self._run_input(self._session))
+        self._steps_task = self.create_task(self._run_steps(self._session))
+        await self._call_event_handler("on_session_started", self._session.id)
+
+    async def stop(self, frame: EndFrame):
+        """Close the session, and every bracket that is open.
+
+        Args:
+            frame: The end frame.
+        """
+        await super().stop(frame)
+        await self._close_session()
+        await self._finish_turns()
+
+    async def cancel(self, frame: CancelFrame):
+        """Close the session at once.
+
+        Args:
+            frame: The cancel frame.
+        """
+        await super().cancel(frame)
+        await self._close_session()
+
+    async def cleanup(self):
+        """Release the session, the voice detector and, if it is the service's own, the engine."""
+        await super().cleanup()
+        await self._close_session()
+        if self._activity:
+            await self._activity.cleanup()
+            self._activity = None
+        if self._owns_backend and self._backend:
+            backend, self._backend = self._backend, None
+            await backend.close()
+
+    async def _load_engine(self):
+        try:
+            # Torch is imported here, in a thread, and only by bots that run the model themselves.
+            engine_class = await asyncio.to_thread(_import_engine)
+            self._backend = await engine_class.load(self._checkpoint)
+        except DuplexError as e:
+            await self.push_error(
+                f"Cannot load the model: {e}", exception=e, force_treat_as_permanent=True
+            )
+
+    def _session_config(self) -> SessionConfig:
+        settings = self._settings
+        return SessionConfig(
+            text_temperature=assert_given(settings.text_temperature),
+            text_top_k=assert_given(settings.text_top_k),
+            audio_temperature=assert_given(settings.audio_temperature),
+            audio_top_k=assert_given(settings.audio_top_k),
+            seed=assert_given(settings.seed),
+            max_secs=assert_given(settings.max_session_secs),
+        )
+
+    async def _update_settings(self, delta):
+        changed = await super()._update_settings(delta)
+        self._warn_unhandled_updated_settings(changed)
+        return changed
+
+    async def _close_session(self):
+        session, self._session = self._session, None
+        for task in (self._input_task, self._steps_task):
+            if task:
+                await self.cancel_task(task)
+        self._input_task = self._steps_task = None
+        if session:
+            await session.close()
+            logger.info(f"{self}: session {session.id} closed after {self._received_steps} steps")
+            await self._call_event_handler("on_session_ended", session.id, None)
+
+    async def _fail_session(self, error: SessionEnded):
+        session, self._session = self._session, None
+        await self._finish_turns()
+        await self.push_error(str(error), exception=error, force_treat_as_permanent=True)
+        if session:
+            await session.close()
+        await self._call_event_handler("on_session_ended", error.session_id, error.reason)
+
+    #
+    # frames in
+    #
+
+    async def process_frame(self, frame: Frame, direction: FrameDirection):
+        """Process a frame.
+
+        Args:
+            frame: The frame to process.
+            direction: The direction of frame flow.
+        """
+        await super().process_frame(frame, direction)
+        if isinstance(frame, LLMContextFrame):
+            return  # The model keeps its own memory of the conversation.
+        if isinstance(frame, InputAudioRawFrame):
+            self._input.put_nowait(frame)
+        elif isinstance(frame, ClientConnectedFrame):
+            # From here on somebody listens, muted or not: the conversation runs.
+            self._input_clock.start(self._now_secs())
+        elif isinstance(frame, InterruptionFrame):
+            self._interrupted = True
+        elif isinstance(frame, UserStartedSpeakingFrame):
+            self._user_turn_opened.set()
+        await self.push_frame(frame, direction)
+
+    async def _run_input(self, session: DuplexSession):
+        """Feed the model: audio when it comes, silence when it does not."""
+        try:
+            while True:
+                await self._take_input(session)
+        except SessionEnded:
+            pass  # The step consumer reports why.
+
+    async def _take_input(self, session: DuplexSession):
+        try:
+            frame = await asyncio.wait_for(self._input.get(), self._secs_to_fill())
+        except TimeoutError:
+            await self._fill_silence(session)
+            return
+        for pcm in await self._take_audio(frame):
+            quiet = level_db(pcm) < QUIET_LEVEL_DB
+            if self._input_clock.admit(self._now_secs(), quiet=quiet):
+                await self._send(session, pcm)
+
+    def _secs_to_fill(self) -> float | None:
+        wait_secs = self._input_clock.secs_to_fill(self._now_secs())
+        # Audio that is there already comes before silence.
+        return None if wait_secs is None or not self._input.empty() else max(0.0, wait_secs)
+
+    async def _take_audio(self, frame: InputAudioRawFrame) -> list[np.ndarray]:
+        try:
+            pcm = pcm16_to_float(frame.audio, frame.num_channels)
+            return self._intake.push(pcm, frame.sample_rate)
+        except InvalidAudio as e:
+            await self.push_error(f"Audio of the user was left out: {e}", exception=e)
+            return []
+
+    async def _fill_silence(self, session: DuplexSession):
+        silence = np.zeros(STEP_SAMPLES, np.float32)
+        for _ in range(self._input_clock.fill(self._now_secs())):
+            pending = self._intake.flush()
+            await self._send(session, silence if pending is None else pending)
+
+    async def _send(self, session: DuplexSession, pcm: np.ndarray):
+        if self._sent_steps - self._received_steps >= MAX_STEPS_IN_FLIGHT:
+            self._input_clock.dropped_steps += 1
+            if not self._overload_warned:
+                self._overload_warned = True
+                logger.warning(f"{self}: the model is slower than real time; audio is dropped")
+            return
+        index = session.send(pcm)
+        self._sent_steps += 1
+        voice = await self._activity.observe(pcm) if self._activity else UserVoice.QUIET
+        self._user_voices.put_nowait((index, voice))
+
+    #
+    # steps out
+    #
+
+    async def _run_steps(self, session: DuplexSession):
+        try:
+            async for step in session.steps():
+                await self._handle_step(step)
+        except SessionEnded as e:
+            await self._fail_session(e)
+
+    async def _handle_step(self, step: Step):
+        self._received_steps += 1
+        voice = await self._user_voice(step.index)
+        self._output_clock.observe(self._now_secs(), self._input_clock.due_secs(step.index))
+        if self._interrupted:
+            await self._handle_interrupted()
+        agent_level_db = level_db(step.pcm)
+        # The resampler runs on through silence, so that speech begins on its own sample.
+        pcm = self._out_resampler.push(step.pcm)
+        await self._push_word(self._monologue.feed(step.index, step.text_piece))
+        events = self._tracker.step(
+            step.index,
+            user=voice,
+            agent_level_db=agent_level_db,
+            agent_word=step.text_piece is not None,
+        )
+        for event in events:
+            await self._handle_turn_event(event)
+        if step.text_piece is not None:
+            await self._push_monologue(step)
+        if self._speaking:
+            await self._push_audio(step.index, pcm, quiet=agent_level_db < QUIET_LEVEL_DB)
+        await self._report_step(step)
+
+    async def _user_voice(self, index: int) -> UserVoice:
+        """Return what the detector said of the step; it runs beside the model."""
+        while True:
+            observed, voice = await self._user_voices.get()
+            if observed >= index:
+                return voice
+
+    async def _push_monologue(self, step: Step):
+        assert step.text_piece is not None
+        await self.push_frame(
+            MonologueTextFrame(
+                text=step.text_piece,
+                token=step.text_token,
+                step_index=step.index,
+                time_secs=(step.index + 1) * STEP_SECS,
+            )
+        )
+
+    async def _push_audio(self, index: int, pcm: np.ndarray, *, quiet: bool):
+        if not self._output_clock.admit(self._now_secs(), quiet=quiet):
+            self._fade_in = True
+            self._unheard_steps.add(index)
+            return
+        if self._fade_in:
+            self._fade_in = False
+            samples = min(FADE_IN_SAMPLES, len(pcm))
+            pcm = pcm.copy()
+            pcm[:samples] *= np.linspace(0, 1, samples, dtype=np.float32)
+        frame = TTSAudioRawFrame(float_to_pcm16(pcm), self._out_resampler.out_rate_hz, 1)
+        # Where the sound stands in the conversation, in nanoseconds of the user's audio.
+        frame.pts = round((index + 1) * STEP_SECS * 1e9)
+        await self.push_frame(frame)
+
+    async def _push_word(self, word: Word | None):
+        """Push a word that was heard, for clients and for the context."""
+        if word is None or word.first_step in self._unheard_steps:
+            return
+        llm_frame = LLMTextFrame(word.text)
+        llm_frame.append_to_context = False
+        await self.push_frame(llm_frame)
+        tts_frame = TTSTextFrame(word.text, AggregationType.WORD)
+        tts_frame.includes_inter_frame_spaces = True
+        await self.push_frame(tts_frame)
+
+    #
+    # turns
+    #
+
+    async def _handle_turn_event(self, event: TurnEvent):
+        if isinstance(event, UserStarted):
+            await self._handle_user_started(event)
+        elif isinstance(event, UserStopped):
+            await self._handle_user_stopped(event)
+        elif isinstance(event, AgentStarted):
+            await self._handle_agent_started(event)
+        elif isinstance(event, Yielded):
+            await self._handle_yield(event)
+        elif isinstance(event, AgentStopped):
+            await self._handle_agent_stopped(event)
+        elif isinstance(event, Backchannel):
+            await self.broadcast_frame(
+                BackchannelFrame, time_secs=event.time_secs, duration_secs=event.duration_secs
+            )
+            await self._call_event_handler("on_backchannel", event)
+
+    async def _handle_user_started(self, event: UserStarted):
+        await self.broadcast_frame(
+            VADUserStartedSpeakingFrame,
+            start_secs=event.voice_secs,
+            timestamp=self._wall_secs(event.step_index),
+        )
+        # Over the agent it may be a backchannel. Observers take any user turn that opens while
+        # the agent speaks for an interruption, so the turn waits for the yield.
+        if not self._tracker.agent_speaking:
+            await self._propose_user_turn()
+        await self.cancel_ttfb_metrics()
+        await self._call_event_handler("on_user_started", event)
+
+    async def _handle_user_stopped(self, event: UserStopped):
+        noticed_secs = self._wall_secs(event.step_index)
+        await self.broadcast_frame(
+            VADUserStoppedSpeakingFrame, stop_secs=event.quiet_secs, timestamp=noticed_secs
+        )
+        await self._end_user_turn()
+        if not self._speaking:
+            await self.start_ttfb_metrics(start_time=noticed_secs - event.quiet_secs)
+        await self._call_event_handler("on_user_stopped", event)
+
+    async def _handle_agent_started(self, event: AgentStarted):
+        await self.stop_ttfb_metrics()
+        await self.start_processing_metrics()
+        self._speaking = True
+        await self.push_frame(LLMFullResponseStartFrame())
+        await self.push_frame(TTSStartedFrame())
+        await self._call_event_handler("on_agent_started", event)
+
+    async def _handle_yield(self, event: Yielded):
+        text = self._monologue.utterance
+        if not self._user_turn_proposed:
+            await self._propose_user_turn()
+            await self._wait_for_user_turn()
+        await self.broadcast_frame(
+            AgentYieldedFrame, text=text, time_secs=event.time_secs, delay_secs=event.delay_secs
+        )
+        await self.broadcast_interruption()
+        self._output_clock.flush()
+        await self._call_event_handler("on_yield", event, text)
+
+    async def _handle_agent_stopped(self, event: AgentStopped):
+        await self._push_word(self._monologue.end_utterance())
+        self._unheard_steps.clear()
+        await self._close_brackets()
+        if not self._tracker.user_speaking:
+            await self._end_user_turn()
+        elif not self._user_turn_proposed:
+            # The user spoke over the agent's last words and goes on: their turn now.
+            await self._propose_user_turn()
+        await self._call_event_handler("on_agent_stopped", event, self._monologue.utterance)
+
+    async def _handle_interrupted(self):
+        """Somebody else broadcast an interruption: what was pushed is gone."""
+        self._interrupted = False
+        self._output_clock.flush()
+        for event in self._tracker.interrupt():
+            await self._handle_turn_event(event)
+
+    async def _finish_turns(self):
+        for event in self._tracker.finish():
+            await self._handle_turn_event(event)
+
+    async def _propose_user_turn(self):
+        if self._user_turn_proposed:
+            return
+        self._user_turn_proposed = True
+        self._user_turn_opened.clear()
+        await self.broadcast_frame(ProposedUserStartedSpeakingFrame)
+
+    async def _wait_for_user_turn(self):
+        try:
+            await asyncio.wait_for(self._user_turn_opened.wait(), USER_TURN_TIMEOUT_SECS)
+        except TimeoutError:
+            logger.debug(f"{self}: no user aggregator opened the user's turn")
+
+    async def _end_user_turn(self):
+        if self._user_turn_proposed:
+            self._user_turn_proposed = False
+            await self.broadcast_frame(ProposedUserStoppedSpeakingFrame)
+
+    async def _close_brackets(self):
+        if not self._speaking:
+            return
+        self._speaking = False
+        await self.stop_processing_metrics()
+        await self.push_frame(TTSStoppedFrame())
+        await self.push_frame(LLMFullResponseEndFrame())
+
+    def _wall_secs(self, index: int) -> float:
+        """Return the wall-clock time at which a step's audio was spoken."""
+        return time.time() - (self._now_secs() - self._input_clock.due_secs(index))
+
+    #
+    # metrics
+    #
+
+    async def _report_step(self, step: Step):
+        if not self.metrics_enabled:
+            return
+        self._step_timings.append(step.timing)
+        if len(self._step_timings) < METRICS_STEPS:
+            return
+        timings, self._step_timings = self._step_timings, []
+        data = DuplexMetricsData(
+            processor=self.name,
+            model=self._checkpoint,
+            steps=len(timings),
+            compute_secs=sum(t.compute_secs for t in timings) / len(timings),
+            max_compute_secs=max(t.compute_secs for t in timings),
+            max_waited_secs=max(t.waited_secs for t in timings),
+            lag_secs=self.lag_secs,
+            filled_steps=self._input_clock.filled_steps,
+            dropped_input_steps=self._input_clock.dropped_steps,
+            dropped_output_steps=self._output_clock.dropped_steps,
+        )
+        await self.push_frame(MetricsFrame(data=[data]))
+
+
+def _import_engine():
+    from pipecat_duplex.engine import Engine
+
+    return Engine
+
+
+def _load_activity(analyzer: VADAnalyzer | None) -> UserActivity:
+    if analyzer is None:
+        from pipecat.audio.vad.silero import SileroVADAnalyzer
+
+        analyzer = SileroVADAnalyzer()
+    return UserActivity(analyzer)

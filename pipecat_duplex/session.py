@@ -1,0 +1,192 @@
+"""The one contract between the conversation and the model, wherever the model runs.
+
+A *session* is one conversation. It takes the user's audio one step (80 ms) at a time and gives
+one :class:`Step` of the agent's audio and monologue back for each. In process, over a socket or on
+a cluster, the service sees the same object.
+"""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+SAMPLE_RATE_HZ = 24_000
+"""The sample rate of every session, in both directions."""
+
+STEP_SAMPLES = 1_920
+"""Samples in one step: 80 ms at 24 kHz, the model's 12.5 Hz."""
+
+STEP_SECS = STEP_SAMPLES / SAMPLE_RATE_HZ
+"""Length of one step in seconds."""
+
+TEXT_PADDING = 3
+"""Text token of a step in which the agent begins or continues no word."""
+
+TEXT_END_OF_PADDING = 0
+"""Text token of the step just before a word."""
+
+
+class DuplexError(Exception):
+    """Base of all errors that a person is meant to read and act on."""
+
+
+class AtCapacity(DuplexError):
+    """Every slot is taken. Raised at once by ``open``: callers are never queued."""
+
+
+class CheckpointError(DuplexError):
+    """A checkpoint cannot be found, is incomplete, or does not hold a Moshi-family model."""
+
+
+class MissingExtra(DuplexError):
+    """An optional part of the package is not installed; the message says what to install."""
+
+
+class InvalidAudio(DuplexError, ValueError):
+    """Audio handed to the package has the wrong shape, type, rate or length."""
+
+
+class SessionEnded(DuplexError):
+    """The session is over and takes no more audio.
+
+    Parameters:
+        session_id: The session that ended.
+        reason: Why, in words for a person.
+    """
+
+    def __init__(self, session_id: str, reason: str):
+        """Initialize the error.
+
+        Args:
+            session_id: The session that ended.
+            reason: Why, in words for a person.
+        """
+        super().__init__(f"session {session_id} ended: {reason}")
+        self.session_id = session_id
+        self.reason = reason
+
+
+class SessionConfig(BaseModel):
+    """What one conversation asks of the model.
+
+    The defaults are those published with Moshi (``moshi.models.lm.LMGen``). A temperature of 0 is
+    greedy: the most likely token is taken, and the seed has no effect.
+
+    Parameters:
+        text_temperature: Sampling temperature of the monologue.
+        text_top_k: The monologue samples among this many most likely tokens.
+        audio_temperature: Sampling temperature of the agent's audio codebooks.
+        audio_top_k: Each codebook samples among this many most likely entries.
+        seed: Makes the conversation repeatable. ``None`` draws a new one.
+        max_secs: The session ends, with a reason, after this much audio. ``None`` is no limit.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    text_temperature: float = Field(default=0.7, ge=0, le=10, allow_inf_nan=False)
+    text_top_k: int = Field(default=25, ge=1)
+    audio_temperature: float = Field(default=0.8, ge=0, le=10, allow_inf_nan=False)
+    audio_top_k: int = Field(default=250, ge=1)
+    seed: int | None = Field(default=None, ge=0, lt=2**63)
+    max_secs: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+
+    @classmethod
+    def greedy(cls, **changes) -> "SessionConfig":
+        """Return a config that always takes the most likely token.
+
+        Args:
+            **changes: Other fields to set.
+        """
+        return cls(text_temperature=0, audio_temperature=0, **changes)
+
+
+@dataclass(frozen=True, slots=True)
+class StepTiming:
+    """Where the time of one step went.
+
+    Parameters:
+        waited_secs: From ``send`` to the start of the computation.
+        compute_secs: The computation itself, for the whole batch.
+    """
+
+    waited_secs: float
+    compute_secs: float
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The agent's side of one step.
+
+    Parameters:
+        index: The step of the user's audio that this one answers, counted from 0. The agent's
+            audio of step ``i`` can be heard from second ``(i + 1) * STEP_SECS`` on.
+        pcm: Agent audio, float32 in [-1, 1], shape ``(STEP_SAMPLES,)``, 24 kHz. Silent in the
+            first step, when the acoustic delay has not passed yet.
+        text_token: Monologue token of the step; :data:`TEXT_PADDING` when there is none.
+        text_piece: The token's SentencePiece piece (``▁`` starts a word, ``<0xE2>`` is one byte),
+            or ``None`` for padding and control tokens.
+        timing: Where the time went.
+    """
+
+    index: int
+    pcm: np.ndarray
+    text_token: int
+    text_piece: str | None
+    timing: StepTiming
+
+
+class DuplexSession(Protocol):
+    """One conversation with the model."""
+
+    @property
+    def id(self) -> str:
+        """A name for logs and error messages."""
+        ...
+
+    def send(self, pcm: np.ndarray) -> int:
+        """Give the model the next step of the user's audio. Never waits for the model.
+
+        Args:
+            pcm: Float32, shape ``(STEP_SAMPLES,)``, in [-1, 1], 24 kHz.
+
+        Returns:
+            The index of the step; the :class:`Step` that answers it carries the same one.
+
+        Raises:
+            InvalidAudio: Wrong shape or type; the session is not touched.
+            SessionEnded: The session is closed or has failed.
+        """
+        ...
+
+    def steps(self) -> AsyncIterator[Step]:
+        """Iterate over the agent's steps, one for each ``send``, in order.
+
+        Ends after ``close``. One consumer at a time.
+
+        Raises:
+            SessionEnded: The session failed or reached its limit.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Leave the conversation and free its slot. May be called any number of times."""
+        ...
+
+
+class DuplexBackend(Protocol):
+    """Where sessions come from: an engine in this process, or a server elsewhere."""
+
+    async def open(self, config: SessionConfig) -> DuplexSession:
+        """Begin a conversation.
+
+        Raises:
+            AtCapacity: No slot is free; raised at once.
+            DuplexError: The backend cannot serve the config, or is closed.
+        """
+        ...
+
+    async def close(self) -> None:
+        """End every session and free the model. May be called any number of times."""
+        ...
