@@ -42,7 +42,7 @@ class CodecOptions:
     """What a run can change. Saved with it."""
 
     agent_batch: int = 6
-    user_batch: int = 8
+    user_batch: int = 6
     learning_rate: float = 1e-3
     warmup_steps: int = 100
     quantizer_from: int = 500  # steps before: no quantizer, so that k-means meets useful vectors

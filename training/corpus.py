@@ -33,7 +33,7 @@ HELD_OUT_VOICES = (
     "espeak:en-gb+m6",
     "kokoro:jf_tebukuro*0.4+jm_kumo*0.6",
 )
-SIZES = {"agent": 132, "users": 7_000, "kokoro": 1_200, "held_out": 800}
+SIZES = {"agent": 132, "users": 7_000, "kokoro": 1_200, "held_out": 400}
 PART_SIZES = {"agent": 132, "users": 500, "kokoro": 50, "held_out": 100}
 KIND_WEIGHTS = {
     "sum": 0.28, "count": 0.09, "day": 0.08, "place": 0.09, "name": 0.04, "greeting": 0.05,

@@ -22,7 +22,7 @@ def mimi_config(size: Size = "embedded") -> dict[str, Any]:
     depend on nothing but its last seconds, which lets dialogues be composed from encoded pieces.
     """
     filters, dimension, layers, heads, latent, bins = {
-        "embedded": (24, 128, 2, 4, 64, 512),
+        "embedded": (16, 128, 2, 4, 64, 512),
         "tiny": (4, 32, 1, 2, 16, 64),
     }[size]
     return {

@@ -1,0 +1,262 @@
+"""Stage 3: speech as codes, ready to be composed into dialogues.
+
+    python -m training.bank DATA CODEC_CHECKPOINT [--sessions 1200] [--seed 0]
+
+The codec is causal and looks back about two seconds, so the codes of a stretch depend on its last
+seconds only. Dialogues need not be rendered as sound: they are composed from encoded pieces, which
+costs nothing and never gives the same dialogue twice.
+
+    DATA/bank/agent.npz      each answer from its first step on, and its endings when cut at any step
+    DATA/bank/users.npz      sessions: one microphone, a dozen utterances with silence between them
+    DATA/bank/held_out.npz   the same with voices that training never hears
+"""
+
+import argparse
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from moshi.models import MimiModel, loaders
+
+from training import acoustics
+from training.codec import fade_out
+from training.corpus import Utterance, read_corpus
+from training.sizes import CODEBOOKS, SAMPLE_RATE, STEP_SAMPLES, STEP_SECONDS, mimi_config
+
+UTTERANCES_A_SESSION = 12
+SESSION_STEPS = 560  # longer sessions are cut
+LEAD_STEPS = 30  # silence before the first utterance
+CUT_TAIL_STEPS = 16
+PAUSE_SHARE = 0.35
+_WARM_UP_STEPS = 60  # silence before an answer, so that its codes are those of a long session
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer of the agent in codes.
+
+    Attributes:
+        text: its words.
+        steps: length in steps; ``codes`` go on into silence.
+        word_steps: step of each word's first frame.
+        codes: ``(8, steps + CUT_TAIL_STEPS)``.
+        cuts: ``(steps, 8, CUT_TAIL_STEPS)``: what follows when it fades out from each step on.
+    """
+
+    text: str
+    steps: int
+    word_steps: list[int]
+    codes: np.ndarray
+    cuts: np.ndarray
+
+
+@dataclass(frozen=True)
+class Heard:
+    """An utterance inside a session.
+
+    Attributes:
+        text: with ``|`` where a pause is possible.
+        kind: kind of question or ``backchannel``.
+        onset: first step.
+        end: the step in which the last word ends.
+        word_ends: the step in which each word ends.
+        pause: first and last step of a pause inside the sentence, or None.
+    """
+
+    text: str
+    kind: str
+    onset: int
+    end: int
+    word_ends: list[int]
+    pause: tuple[int, int] | None
+
+
+@dataclass(frozen=True)
+class Session:
+    """One user's channel: codes ``(8, steps)`` and what is said in them."""
+
+    codes: np.ndarray
+    heard: list[Heard]
+
+
+def with_pause(utterance: Utterance, seconds: float) -> tuple[np.ndarray, float]:
+    """The utterance with silence at its pause mark, and the time at which the silence begins."""
+    before = len(utterance.text.split("|")[0].split())
+    time = utterance.speech.words[before].start
+    position = round(time * SAMPLE_RATE)
+    samples = utterance.speech.samples
+    silence = np.zeros(round(seconds * SAMPLE_RATE), np.float32)
+    return np.concatenate([samples[:position], silence, samples[position:]]), time
+
+
+def lay_session(
+    utterances: list[Utterance], rng: np.random.Generator
+) -> tuple[np.ndarray, list[Heard]]:
+    """Sound of a session, ``(SESSION_STEPS * 1920,)``, and what is said in it."""
+    microphone = acoustics.draw_microphone(rng)
+    sound = np.zeros(SESSION_STEPS * STEP_SAMPLES, np.float32)
+    level = float(np.median([acoustics.speech_level(u.speech.samples) for u in utterances]))
+    position, heard = LEAD_STEPS * STEP_SAMPLES, []
+    for utterance in utterances:
+        samples, words = utterance.speech.samples, utterance.speech.words
+        samples = samples * (level / max(acoustics.speech_level(samples), 1e-4))
+        ends, pause = [word.end for word in words], None
+        onset = position / SAMPLE_RATE
+        if "|" in utterance.text and rng.random() < PAUSE_SHARE:
+            seconds = rng.uniform(0.4, 1.2)
+            samples, at = with_pause(utterance, seconds)
+            ends = [end + seconds * (end > at + 0.01) for end in ends]
+            pause = (_step(onset + at), _step(onset + at + seconds))
+        stop = position + len(samples)
+        if stop + 20 * STEP_SAMPLES > len(sound):
+            break
+        sound[position:stop] = samples
+        word_ends = [_step(onset + end) for end in ends]
+        heard.append(
+            Heard(utterance.text, utterance.kind, _step(onset), word_ends[-1], word_ends, pause)
+        )
+        position = stop + round(rng.uniform(0.8, 1.4) * SAMPLE_RATE)
+    return acoustics.record(sound, microphone, level), heard
+
+
+def _step(seconds: float) -> int:
+    """The step that holds this time."""
+    return int(seconds / STEP_SECONDS)
+
+
+@torch.no_grad()
+def encode(mimi: MimiModel, sounds: np.ndarray) -> np.ndarray:
+    """Codes ``(batch, 8, steps)`` of sounds ``(batch, samples)``."""
+    codes = mimi.encode(torch.from_numpy(sounds)[:, None])
+    return codes.numpy().astype(np.uint16)
+
+
+def encode_answer(mimi: MimiModel, utterance: Utterance) -> Answer:
+    """The codes of an answer and of its endings."""
+    samples = utterance.speech.samples
+    steps = -(-len(samples) // STEP_SAMPLES)
+    lead = _WARM_UP_STEPS * STEP_SAMPLES
+    sound = np.zeros((_WARM_UP_STEPS + steps + CUT_TAIL_STEPS) * STEP_SAMPLES, np.float32)
+    sound[lead : lead + len(samples)] = samples
+    codes = encode(mimi, sound[None])[0][:, _WARM_UP_STEPS:]
+    cuts = np.zeros((steps, CODEBOOKS, CUT_TAIL_STEPS), np.uint16)
+    for start in range(0, steps, 16):
+        stops = range(start, min(start + 16, steps))
+        ending = [_ending(sound, _WARM_UP_STEPS + stop) for stop in stops]
+        cuts[start : start + 16] = encode(mimi, np.stack(ending))[:, :, -CUT_TAIL_STEPS:]
+    word_steps = [_step(word.start) for word in utterance.speech.words]
+    return Answer(utterance.text, steps, word_steps, codes, cuts)
+
+
+def _ending(sound: np.ndarray, stop: int) -> np.ndarray:
+    """The last seconds before step ``stop``, the fade, and silence."""
+    first = stop - _WARM_UP_STEPS
+    stretch = sound[first * STEP_SAMPLES : (stop + CUT_TAIL_STEPS) * STEP_SAMPLES]
+    return fade_out(stretch, _WARM_UP_STEPS)
+
+
+def encode_sessions(
+    mimi: MimiModel, utterances: list[Utterance], count: int, seed: int
+) -> Iterator[Session]:
+    """``count`` sessions with utterances in random order, each used about equally often."""
+    rng = np.random.default_rng(seed)
+    order = itertools.chain.from_iterable(
+        rng.permutation(len(utterances)) for _ in itertools.count()
+    )
+    batch = 4
+    for _ in range(0, count, batch):
+        laid = [
+            lay_session([utterances[next(order)] for _ in range(UTTERANCES_A_SESSION)], rng)
+            for _ in range(batch)
+        ]
+        codes = encode(mimi, np.stack([sound for sound, _ in laid]))
+        for own, (_, heard) in zip(codes, laid, strict=True):
+            end = heard[-1].end + 12
+            yield Session(own[:, :end], heard)
+
+
+def write_sessions(path: Path, sessions: list[Session]) -> None:
+    """Save sessions in one file."""
+    index = [
+        {"steps": s.codes.shape[1], "heard": [asdict(heard) for heard in s.heard]}
+        for s in sessions
+    ]
+    codes = np.concatenate([session.codes for session in sessions], 1)
+    np.savez(path, codes=codes, index=json.dumps(index))
+
+
+def read_sessions(path: Path) -> list[Session]:
+    """Load sessions."""
+    with np.load(path) as data:
+        codes, index = data["codes"], json.loads(str(data["index"]))
+    sessions, start = [], 0
+    for item in index:
+        own = codes[:, start : start + item["steps"]]
+        start += item["steps"]
+        sessions.append(Session(own, [Heard(**heard) for heard in item["heard"]]))
+    return sessions
+
+
+def write_answers(path: Path, answers: list[Answer]) -> None:
+    """Save the agent's answers in one file."""
+    arrays = {f"codes_{i}": answer.codes for i, answer in enumerate(answers)}
+    arrays |= {f"cuts_{i}": answer.cuts for i, answer in enumerate(answers)}
+    index = [{"text": a.text, "steps": a.steps, "word_steps": a.word_steps} for a in answers]
+    np.savez(path, index=json.dumps(index), **arrays)
+
+
+def read_answers(path: Path) -> list[Answer]:
+    """Load the agent's answers."""
+    with np.load(path) as data:
+        index = json.loads(str(data["index"]))
+        return [
+            Answer(codes=data[f"codes_{i}"], cuts=data[f"cuts_{i}"], **item)
+            for i, item in enumerate(index)
+        ]
+
+
+def load_codec(path: Path) -> MimiModel:
+    """The codec from exported weights or from a training run's ``last.pt``."""
+    if path.suffix == ".safetensors":
+        return loaders.get_mimi(path, mimi_config(), num_codebooks=CODEBOOKS)
+    mimi = loaders.get_mimi(None, mimi_config(), num_codebooks=CODEBOOKS)
+    mimi.load_state_dict(torch.load(path, weights_only=True)["mimi"])
+    return mimi
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("codec", type=Path)
+    parser.add_argument("--sessions", type=int, default=1_200)
+    parser.add_argument("--held-out-sessions", type=int, default=40)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    torch.set_flush_denormal(True)
+    torch.set_num_threads(2)
+    mimi = load_codec(options.codec)
+    bank = options.data / "bank"
+    bank.mkdir(parents=True, exist_ok=True)
+    answers = [encode_answer(mimi, u) for u in read_corpus(options.data, "agent")]
+    write_answers(bank / "agent.npz", answers)
+    print(f"{len(answers)} answers", flush=True)
+    parts = {"held_out": ["held_out"], "users": ["users", "kokoro", "kokoro", "kokoro"]}
+    counts = {"held_out": options.held_out_sessions, "users": options.sessions}
+    for name, kinds in parts.items():
+        utterances = [u for kind in kinds for u in read_corpus(options.data, kind)]
+        sessions = []
+        for session in encode_sessions(mimi, utterances, counts[name], options.seed):
+            sessions.append(session)
+            if len(sessions) % 100 == 0:
+                write_sessions(bank / f"{name}.npz", sessions)
+                print(f"{name}: {len(sessions)} sessions", flush=True)
+        write_sessions(bank / f"{name}.npz", sessions)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,281 @@
+"""Stage 4: the language model.
+
+    python -m training.lm DATA RUN [--minutes 40]               start, or go on from RUN/last.pt
+    python -m training.lm DATA RUN --cooldown 300               go on, learning rate down to zero
+
+The loss is Moshi's: the next text piece and the agent's next eight codes at each step, computed as
+``LMModel.forward`` does. Two linear heads on the transformer's output serve training only and are not
+exported: one tells the user's latest word, one which answer is owed. They make the model listen from
+the first minutes on; without them it first learns that it was asked, then what kind of question,
+and only late which one.
+
+The depth transformer is trained on a part of the steps: all where the agent speaks, few where it is
+silent.
+"""
+
+import argparse
+import dataclasses
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from moshi.models import LMModel
+from moshi.models.lm_utils import _delay_sequence
+from torch import nn
+from torch.nn import functional
+
+from training import checkpoint, world
+from training.dialogues import NO_LABEL, Composer, Dialogue
+from training.sizes import CODEBOOKS, PADDING_ID, lm_config
+from training.tokenizer import build_tokenizer
+
+NOTHING = -1  # moshi's "no input" code: its embedding is zero
+
+
+@dataclass
+class LMOptions:
+    """What a run can change. Saved with it."""
+
+    batch: int = 4
+    steps: int = 512  # of a dialogue
+    learning_rate: float = 1e-3
+    warmup: int = 100
+    weight_decay: float = 0.02
+    padding_weight: float = 0.3
+    first_codebook_weight: float = 4.0
+    audio_weight: float = 0.5
+    heard_weight: float = 0.5
+    answer_weight: float = 0.5
+    silent_share: float = 0.06  # of silent steps, for the depth transformer
+    speaking_share: float = 0.5  # of speaking steps, for the depth transformer
+    fine_dropout: float = 0.5  # share of dialogues without the user's codebooks 2 to 8
+    code_dropout: float = 0.05  # share of steps without the user's first codebook
+    seed: int = 0
+
+
+class LMTrainer:
+    """The language model in training: loss, optimiser, saved state."""
+
+    def __init__(self, options: LMOptions, text_card: int) -> None:
+        torch.manual_seed(options.seed)
+        self.options = options
+        self.text_card = text_card
+        config = lm_config(text_card)
+        self.lm: LMModel = checkpoint.build_lm(config)
+        self.heard_head = nn.Linear(config["dim"], len(world.user_words()) + 1)
+        self.answer_head = nn.Linear(config["dim"], len(world.answers()))
+        modules = (self.lm, self.heard_head, self.answer_head)
+        self.parameters = [p for module in modules for p in module.parameters()]
+        decayed = [p for p in self.parameters if p.ndim > 1]
+        others = [p for p in self.parameters if p.ndim <= 1]
+        groups = [
+            {"params": decayed, "weight_decay": options.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        self.optimiser = torch.optim.AdamW(groups, options.learning_rate, betas=(0.9, 0.95))
+        self.step = 0
+        self.rng = np.random.default_rng([options.seed, 1])
+
+    def forward(self, dialogues: list[Dialogue]) -> dict[str, torch.Tensor]:
+        """All losses of a batch and some shares of right guesses."""
+        options, lm = self.options, self.lm
+        codes = torch.from_numpy(np.stack([dialogue.codes for dialogue in dialogues]))
+        inputs = self._with_dropout(codes) if lm.training else codes
+        initial = lm._get_initial_token().expand(len(codes), -1, -1)
+        # Position s holds what step s - 1 gave; the model predicts position s + 1 there.
+        seen = torch.cat([initial, _delay_sequence(lm.delays, inputs, initial)], 2)[:, :, :-1]
+        wanted = _delay_sequence(lm.delays, codes, initial)
+        with torch.autocast("cpu", torch.bfloat16):
+            hidden, text_logits = lm.forward_text(seen)
+            text_logits = text_logits[:, 0].float()
+            chosen = self._steps_for_depth(wanted)
+            depth_codes = wanted.transpose(1, 2)[chosen].T[None]  # (1, 17, chosen steps)
+            audio_logits = lm.forward_depformer_training(depth_codes, hidden[chosen][None])[0]
+        text, audio = wanted[:, 0], depth_codes[0, 1 : 1 + CODEBOOKS]
+        terms = self._text_terms(text_logits, text) | self._audio_terms(audio_logits, audio)
+        heard = torch.from_numpy(np.stack([dialogue.heard_word for dialogue in dialogues]))
+        owed = torch.from_numpy(np.stack([dialogue.answer for dialogue in dialogues]))
+        # The label of step s is told from position s + 1, the first that has heard step s.
+        hidden = hidden[:, 1:].float()
+        terms |= self._label_terms("heard", self.heard_head(hidden), heard[:, :-1])
+        terms |= self._label_terms("answer", self.answer_head(hidden), owed[:, :-1])
+        return terms
+
+    def _with_dropout(self, codes: torch.Tensor) -> torch.Tensor:
+        """Hide parts of the user's codes, so that no voice is learned by heart."""
+        codes = codes.clone()
+        user = codes[:, 1 + CODEBOOKS :]
+        hidden = torch.from_numpy(self.rng.random(len(codes)) < self.options.fine_dropout)
+        user[hidden, 1:] = NOTHING
+        lost = torch.from_numpy(self.rng.random(user[:, 0].shape) < self.options.code_dropout)
+        user[:, 0][lost] = NOTHING
+        return codes
+
+    def _steps_for_depth(self, wanted: torch.Tensor) -> torch.Tensor:
+        """Mask ``(batch, steps)`` of the steps on which the depth transformer is trained."""
+        silence = wanted[:, 1 : 1 + CODEBOOKS] == wanted.new_tensor(self.silence)[:, None]
+        share = torch.where(silence[:, 0], self.options.silent_share, self.options.speaking_share)
+        chosen = torch.from_numpy(self.rng.random(share.shape)) < share
+        chosen[:, 0] = False  # there the delayed codebooks are not yet codes
+        return chosen
+
+    silence: np.ndarray  # the agent's codes of silence, ``(8,)``; set from the bank
+
+    def _text_terms(self, logits: torch.Tensor, wanted: torch.Tensor) -> dict[str, torch.Tensor]:
+        losses = functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none")
+        words = (wanted > PADDING_ID).flatten()
+        weights = torch.where(wanted.flatten() == PADDING_ID, self.options.padding_weight, 1.0)
+        right = (logits.argmax(-1).flatten() == wanted.flatten()).float()
+        return {
+            "text": (losses * weights).sum() / weights.sum(),
+            "words_right": right[words].mean().detach(),
+        }
+
+    def _audio_terms(self, logits: torch.Tensor, wanted: torch.Tensor) -> dict[str, torch.Tensor]:
+        losses = functional.cross_entropy(logits.float().transpose(1, 2), wanted, reduction="none")
+        losses = losses.mean(1)
+        first = self.options.first_codebook_weight
+        right = (logits.argmax(-1) == wanted).float()
+        return {
+            "audio": (first * losses[0] + losses[1:].sum()) / (first + CODEBOOKS - 1),
+            "first_right": right[0].mean().detach(),
+            "fine_right": right[1:].mean().detach(),
+        }
+
+    def _label_terms(
+        self, name: str, logits: torch.Tensor, labels: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        labels, logits = labels.flatten(), logits.flatten(0, 1)
+        weights = torch.where(labels == 0, 0.1, 1.0) * (labels != NO_LABEL)
+        losses = functional.cross_entropy(
+            logits, labels, reduction="none", ignore_index=NO_LABEL
+        )
+        right = (logits.argmax(-1) == labels).float()
+        told = (labels != NO_LABEL) & ((labels != 0) | (name == "answer"))
+        return {
+            name: (losses * weights).sum() / weights.sum().clamp(min=1),
+            f"{name}_right": right[told].mean().detach(),
+        }
+
+    def train_step(self, dialogues: list[Dialogue], rate: float) -> dict[str, float]:
+        """One update; ``rate`` scales the learning rate."""
+        options = self.options
+        self.lm.train()
+        terms = self.forward(dialogues)
+        total = (
+            terms["text"]
+            + options.audio_weight * terms["audio"]
+            + options.heard_weight * terms["heard"]
+            + options.answer_weight * terms["answer"]
+        )
+        self.optimiser.zero_grad()
+        total.backward()
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        warmup = min(1.0, (self.step + 1) / options.warmup)
+        for group in self.optimiser.param_groups:
+            group["lr"] = options.learning_rate * warmup * rate
+        self.optimiser.step()
+        self.step += 1
+        return {name: float(value.detach()) for name, value in terms.items()}
+
+    def save(self, path: Path) -> None:
+        """Write all that is needed to go on."""
+        unfinished = path.with_suffix(".tmp")
+        state = {
+            "lm": self.lm.state_dict(),
+            "heads": [self.heard_head.state_dict(), self.answer_head.state_dict()],
+            "optimiser": self.optimiser.state_dict(),
+            "step": self.step,
+            "text_card": self.text_card,
+            "options": dataclasses.asdict(self.options),
+        }
+        torch.save(state, unfinished)
+        unfinished.rename(path)
+
+    @classmethod
+    def load(cls, path: Path, **changes) -> "LMTrainer":
+        """Go on from a saved state; ``changes`` replace options."""
+        state = torch.load(path, weights_only=True)
+        trainer = cls(LMOptions(**(state["options"] | changes)), state["text_card"])
+        trainer.lm.load_state_dict(state["lm"])
+        trainer.heard_head.load_state_dict(state["heads"][0])
+        trainer.answer_head.load_state_dict(state["heads"][1])
+        trainer.optimiser.load_state_dict(state["optimiser"])
+        trainer.step = state["step"]
+        trainer.rng = np.random.default_rng([trainer.options.seed, trainer.step])
+        return trainer
+
+
+@torch.no_grad()
+def validate(trainer: LMTrainer, dialogues: list[Dialogue]) -> dict[str, float]:
+    """Losses on fixed dialogues, in batches."""
+    trainer.lm.eval()
+    batch = trainer.options.batch
+    parts = [
+        trainer.forward(dialogues[start : start + batch])
+        for start in range(0, len(dialogues), batch)
+    ]
+    return {name: float(np.mean([float(part[name]) for part in parts])) for name in parts[0]}
+
+
+def train(data: Path, run: Path, minutes: float, cooldown: int, changes: dict) -> None:
+    """Train for ``minutes``, or for ``cooldown`` steps with the learning rate falling to zero."""
+    run.mkdir(parents=True, exist_ok=True)
+    tokenizer = build_tokenizer(run / checkpoint.TOKENIZER)
+    last = run / "last.pt"
+    if last.exists():
+        trainer = LMTrainer.load(last, **changes)
+    else:
+        trainer = LMTrainer(LMOptions(**changes), tokenizer.vocab_size())
+    composer = Composer(data / "bank", tokenizer)
+    trainer.silence = composer.silence.astype(np.int64)
+    steps = trainer.options.steps
+    held_out = Composer(data / "bank", tokenizer, users="held_out")
+    fixed_rng = np.random.default_rng(1)
+    fixed = [held_out.dialogue(steps, fixed_rng) for _ in range(16)]
+    means: dict[str, float] = {}
+    started, first = time.monotonic(), trainer.step
+
+    def finished() -> bool:
+        if cooldown:
+            return trainer.step - first >= cooldown
+        return time.monotonic() - started > 60 * minutes
+
+    while not finished():
+        rate = 1 - (trainer.step - first) / cooldown if cooldown else 1.0
+        batch = [composer.dialogue(steps, trainer.rng) for _ in range(trainer.options.batch)]
+        terms = trainer.train_step(batch, rate)
+        means = {k: 0.95 * means.get(k, v) + 0.05 * v for k, v in terms.items()}
+        if trainer.step % 20 == 0:
+            seconds = (time.monotonic() - started) / (trainer.step - first)
+            print(f"{trainer.step} {seconds:.2f} s/step {_line(means)}", flush=True)
+        if trainer.step % 100 == 0:
+            trainer.save(last)
+            print(f"{trainer.step} held out {_line(validate(trainer, fixed))}", flush=True)
+    trainer.save(last)
+
+
+def _line(terms: dict[str, float]) -> str:
+    return json.dumps({name: round(value, 3) for name, value in terms.items()})
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--cooldown", type=int, default=0)
+    parser.add_argument("--set", nargs="*", default=[], metavar="OPTION=VALUE")
+    options = parser.parse_args()
+    torch.set_flush_denormal(True)
+    torch.set_num_threads(2)
+    changes = {k: json.loads(v) for k, v in (item.split("=") for item in options.set)}
+    train(options.data, options.run, options.minutes, options.cooldown, changes)
+
+
+if __name__ == "__main__":
+    main()
