@@ -36,7 +36,6 @@ from pipecat.processors.frame_processor import FrameDirection, FrameProcessorSet
 from pipecat.services.llm_service import LLMService
 from pipecat.services.settings import LLMSettings
 from pipecat.turns.user_turn_strategies import ExternalUserTurnStrategies
-from pipecat.utils.text.base_text_aggregator import AggregationType
 from pipecat.utils.types import NOT_GIVEN, NotGiven, assert_given
 
 from pipecat_duplex.activity import UserActivity
@@ -113,6 +112,15 @@ class DuplexLLMSettings(LLMSettings):
     audio_temperature: float | NotGiven = field(default_factory=lambda: NOT_GIVEN)
     audio_top_k: int | NotGiven = field(default_factory=lambda: NOT_GIVEN)
     max_session_secs: float | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
+
+
+@dataclass(frozen=True, slots=True)
+class _UserStep:
+    """The user's side of a step: what the detector said of it, and its level in dBFS."""
+
+    index: int
+    voice: UserVoice
+    level_db: float
 
 
 class DuplexLLMService(LLMService):
@@ -219,9 +227,9 @@ class DuplexLLMService(LLMService):
         self._intake = Intake()
         self._input_clock = InputClock(clock)
         self._output_clock = OutputClock(clock)
-        self._user_voices: asyncio.Queue[tuple[int, UserVoice]] = asyncio.Queue()
+        self._user_steps: asyncio.Queue[_UserStep] = asyncio.Queue()
         self._sent_steps = 0
-        self._received_steps = 0
+        self._handled_steps = 0
         self._overload_warned = False
 
         self._tracker = TurnTracker(turns)
@@ -265,13 +273,18 @@ class DuplexLLMService(LLMService):
 
     @property
     def step_count(self) -> int:
-        """Steps that have come out of the model."""
-        return self._received_steps
+        """Steps that have come out of the model and been pushed."""
+        return self._handled_steps
 
     @property
     def lag_secs(self) -> float:
         """Delay of the agent's audio beyond its least delay, at the last step."""
         return self._output_clock.lag_secs
+
+    @property
+    def dropped_output_steps(self) -> int:
+        """Steps of agent speech that were too old to be heard."""
+        return self._output_clock.dropped_steps
 
     #
     # lifecycle
@@ -317,8 +330,9 @@ class DuplexLLMService(LLMService):
             frame: The end frame.
         """
         await super().stop(frame)
-        await self._close_session()
+        await self._stop_tasks()
         await self._finish_turns()
+        await self._close_session()
 
     async def cancel(self, frame: CancelFrame):
         """Close the session at once.
@@ -366,15 +380,19 @@ class DuplexLLMService(LLMService):
         self._warn_unhandled_updated_settings(changed)
         return changed
 
-    async def _close_session(self):
-        session, self._session = self._session, None
-        for task in (self._input_task, self._steps_task):
+    async def _stop_tasks(self):
+        tasks = (self._input_task, self._steps_task)
+        self._input_task = self._steps_task = None
+        for task in tasks:
             if task:
                 await self.cancel_task(task)
-        self._input_task = self._steps_task = None
+
+    async def _close_session(self):
+        await self._stop_tasks()
+        session, self._session = self._session, None
         if session:
             await session.close()
-            logger.info(f"{self}: session {session.id} closed after {self._received_steps} steps")
+            logger.info(f"{self}: session {session.id} closed after {self._handled_steps} steps")
             await self._call_event_handler("on_session_ended", session.id, None)
 
     async def _fail_session(self, error: SessionEnded):
@@ -449,7 +467,7 @@ class DuplexLLMService(LLMService):
             await self._send(session, silence if pending is None else pending)
 
     async def _send(self, session: DuplexSession, pcm: np.ndarray):
-        if self._sent_steps - self._received_steps >= MAX_STEPS_IN_FLIGHT:
+        if self._sent_steps - self._handled_steps >= MAX_STEPS_IN_FLIGHT:
             self._input_clock.dropped_steps += 1
             if not self._overload_warned:
                 self._overload_warned = True
@@ -458,7 +476,7 @@ class DuplexLLMService(LLMService):
         index = session.send(pcm)
         self._sent_steps += 1
         voice = await self._activity.observe(pcm) if self._activity else UserVoice.QUIET
-        self._user_voices.put_nowait((index, voice))
+        self._user_steps.put_nowait(_UserStep(index, voice, level_db(pcm)))
 
     #
     # steps out
@@ -472,8 +490,7 @@ class DuplexLLMService(LLMService):
             await self._fail_session(e)
 
     async def _handle_step(self, step: Step):
-        self._received_steps += 1
-        voice = await self._user_voice(step.index)
+        user = await self._user_step(step.index)
         self._output_clock.observe(self._now_secs(), self._input_clock.due_secs(step.index))
         if self._interrupted:
             await self._handle_interrupted()
@@ -483,7 +500,8 @@ class DuplexLLMService(LLMService):
         await self._push_word(self._monologue.feed(step.index, step.text_piece))
         events = self._tracker.step(
             step.index,
-            user=voice,
+            user=user.voice,
+            user_level_db=user.level_db,
             agent_level_db=agent_level_db,
             agent_word=step.text_piece is not None,
         )
@@ -494,13 +512,14 @@ class DuplexLLMService(LLMService):
         if self._speaking:
             await self._push_audio(step.index, pcm, quiet=agent_level_db < QUIET_LEVEL_DB)
         await self._report_step(step)
+        self._handled_steps += 1
 
-    async def _user_voice(self, index: int) -> UserVoice:
-        """Return what the detector said of the step; it runs beside the model."""
+    async def _user_step(self, index: int) -> "_UserStep":
+        """Return the user's side of a step; the detector runs beside the model."""
         while True:
-            observed, voice = await self._user_voices.get()
-            if observed >= index:
-                return voice
+            user_step = await self._user_steps.get()
+            if user_step.index >= index:
+                return user_step
 
     async def _push_monologue(self, step: Step):
         assert step.text_piece is not None
@@ -514,7 +533,7 @@ class DuplexLLMService(LLMService):
         )
 
     async def _push_audio(self, index: int, pcm: np.ndarray, *, quiet: bool):
-        if not self._output_clock.admit(self._now_secs(), quiet=quiet):
+        if not self._output_clock.admit(quiet=quiet):
             self._fade_in = True
             self._unheard_steps.add(index)
             return
@@ -535,7 +554,9 @@ class DuplexLLMService(LLMService):
         llm_frame = LLMTextFrame(word.text)
         llm_frame.append_to_context = False
         await self.push_frame(llm_frame)
-        tts_frame = TTSTextFrame(word.text, AggregationType.WORD)
+        # RTVI clients from 2.0 on are shown sentences, not words: each word goes as one.
+        tts_frame = TTSTextFrame(word.text, "sentence")
+        tts_frame.will_be_spoken = True
         tts_frame.includes_inter_frame_spaces = True
         await self.push_frame(tts_frame)
 
@@ -568,7 +589,7 @@ class DuplexLLMService(LLMService):
         )
         # Over the agent it may be a backchannel. Observers take any user turn that opens while
         # the agent speaks for an interruption, so the turn waits for the yield.
-        if not self._tracker.agent_speaking:
+        if not event.over_agent:
             await self._propose_user_turn()
         await self.cancel_ttfb_metrics()
         await self._call_event_handler("on_user_started", event)
@@ -618,6 +639,7 @@ class DuplexLLMService(LLMService):
         """Somebody else broadcast an interruption: what was pushed is gone."""
         self._interrupted = False
         self._output_clock.flush()
+        self._monologue.end_utterance()  # A word that was not finished was not heard.
         for event in self._tracker.interrupt():
             await self._handle_turn_event(event)
 

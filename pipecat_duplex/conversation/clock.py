@@ -25,16 +25,14 @@ class ClockSettings:
         slack_secs: Audio may run this far ahead of the time line (a burst of late packets) before
             it is dropped: its place has been taken by silence.
         max_fill_secs: A longer hole (a machine that slept) is not filled but skipped.
-        tolerance_secs: Lag of the agent's audio that is left alone.
-        max_lag_secs: Agent audio with more lag than this is too old to be heard.
-        settle_secs: After a stall, the lag is back within ``tolerance_secs`` this long after it
-            began to be made up.
+        max_lag_secs: Agent audio that comes later than this is too old to be heard.
+        settle_secs: After a stall, no more than one step waits to be played this long after the
+            lag began.
     """
 
     patience_secs: float = 0.08
     slack_secs: float = 0.24
     max_fill_secs: float = 1.0
-    tolerance_secs: float = 0.08
     max_lag_secs: float = 0.25
     settle_secs: float = 1.5
 
@@ -133,10 +131,13 @@ class InputClock:
 class OutputClock:
     """Decides which of the agent's steps are heard, so that a stall never becomes a delay.
 
-    The lag of a step is its delay beyond the least delay of the last ten seconds. What has been
-    pushed plays in real time, so a burst of steps makes a queue; its length counts as lag too.
-    Silence that is late is left out at once. Speech is left out when it is too old, and the age
-    allowed shrinks until the old delay is back.
+    The lag of a step is its delay beyond the least of the last ten seconds: how late it came, and
+    how long it has to wait for what was pushed before it.
+
+    What is pushed plays in real time, so a burst of steps makes a queue. A step that comes much
+    too late is not heard at all. While there is a queue, silence is left out of it at once, and
+    speech as soon as the queue is longer than is allowed; what is allowed shrinks until no more
+    than one step waits.
     """
 
     def __init__(self, settings: ClockSettings | None = None):
@@ -149,6 +150,9 @@ class OutputClock:
         self._delays_secs: deque[float] = deque(maxlen=round(10 / STEP_SECS))
         self._played_until_secs = -math.inf
         self._late_since_secs: float | None = None
+        self._now_secs = 0.0
+        self._late_secs = 0.0
+        self._queue_secs = 0.0
         self.lag_secs = 0.0
         self.dropped_steps = 0
 
@@ -159,37 +163,40 @@ class OutputClock:
             now_secs: The time.
             due_secs: When the step of user audio that it answers was due.
         """
+        self._now_secs = now_secs
         self._delays_secs.append(now_secs - due_secs)
-        heard_secs = max(now_secs, self._played_until_secs)
-        self.lag_secs = heard_secs - due_secs - min(self._delays_secs)
-        if self.lag_secs <= self._settings.tolerance_secs:
+        self._late_secs = now_secs - due_secs - min(self._delays_secs)
+        self._queue_secs = max(0.0, self._played_until_secs - now_secs)
+        self.lag_secs = self._late_secs + self._queue_secs
+        if self.lag_secs <= STEP_SECS:
             self._late_since_secs = None
         elif self._late_since_secs is None:
             self._late_since_secs = now_secs
 
-    def admit(self, now_secs: float, *, quiet: bool) -> bool:
+    def admit(self, *, quiet: bool) -> bool:
         """Decide whether the step just observed is heard.
 
         Args:
-            now_secs: The time.
             quiet: Whether the step is silence.
 
         Returns:
             Whether to push it.
         """
-        if self.lag_secs > self._allowed_lag_secs(now_secs, quiet=quiet):
+        too_old = self._late_secs > self._settings.max_lag_secs
+        if too_old or self._queue_secs > self._allowed_queue_secs(quiet=quiet):
             self.dropped_steps += 1
             return False
-        self._played_until_secs = max(now_secs, self._played_until_secs) + STEP_SECS
+        self._played_until_secs = max(self._now_secs, self._played_until_secs) + STEP_SECS
         return True
 
     def flush(self) -> None:
         """Note that everything pushed and not yet played was thrown away."""
         self._played_until_secs = -math.inf
 
-    def _allowed_lag_secs(self, now_secs: float, *, quiet: bool) -> float:
-        settings = self._settings
-        if quiet or self._late_since_secs is None:
-            return settings.tolerance_secs
-        passed = (now_secs - self._late_since_secs) / settings.settle_secs
-        return max(settings.tolerance_secs, settings.max_lag_secs * (1 - passed))
+    def _allowed_queue_secs(self, *, quiet: bool) -> float:
+        if quiet:
+            return STEP_SECS / 2
+        if self._late_since_secs is None:
+            return self._settings.max_lag_secs
+        passed = (self._now_secs - self._late_since_secs) / self._settings.settle_secs
+        return max(STEP_SECS, self._settings.max_lag_secs * (1 - passed))

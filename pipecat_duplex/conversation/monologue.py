@@ -61,7 +61,7 @@ class Monologue:
         if not self._bytes:
             self._first_step = step_index
         self._last_step = step_index
-        self._bytes += _piece_bytes(piece)
+        self._bytes += piece_bytes(piece)
         return word
 
     def end_utterance(self) -> Word | None:
@@ -90,7 +90,8 @@ class Monologue:
         return Word(text, self._first_step, self._last_step)
 
 
-def _piece_bytes(piece: str) -> bytes:
+def piece_bytes(piece: str) -> bytes:
+    """Return a piece as UTF-8: a byte piece is one byte, which may be part of a character."""
     match = _BYTE_PIECE.fullmatch(piece)
     if match:
         return bytes([int(match[1], 16)])

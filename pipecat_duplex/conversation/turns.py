@@ -4,6 +4,7 @@ The tracker only watches. It never gates what the model hears, and it decides no
 model: it names what the model did.
 """
 
+from collections import deque
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -130,6 +131,14 @@ class Backchannel(TurnEvent):
     duration_secs: float
 
 
+# A detector is sure of a voice only some steps after its first sound. The sound is searched for in
+# this many steps of the user's level; a pause of so many (a "p" or "t" is one) does not end it.
+ONSET_STEPS = 10
+ONSET_PAUSE_STEPS = 3
+ONSET_BELOW_PEAK_DB = 25.0
+ONSET_ABOVE_FLOOR_DB = 8.0
+
+
 @dataclass(slots=True)
 class _Overlap:
     """The user's speech over the agent: first and last step with the user's voice."""
@@ -167,10 +176,11 @@ class TurnTracker:
         self._last_step = -1
         self._user_speaking = False
         self._user_voice = UserVoice.QUIET
-        self._starting_steps = 0
+        self._user_levels_db: deque[float] = deque(maxlen=ONSET_STEPS)
         self._stopping_steps = 0
         self._agent_speaking = False
         self._agent_start_step = 0
+        self._agent_step = -1
         self._agent_began_over_user = False
         self._agent_quiet_steps = 0
         self._overlap: _Overlap | None = None
@@ -186,13 +196,20 @@ class TurnTracker:
         return self._agent_speaking
 
     def step(
-        self, index: int, *, user: UserVoice, agent_level_db: float, agent_word: bool
+        self,
+        index: int,
+        *,
+        user: UserVoice,
+        user_level_db: float,
+        agent_level_db: float,
+        agent_word: bool,
     ) -> list[TurnEvent]:
         """Observe one step.
 
         Args:
             index: The step. Steps may be missing, but do not go back.
             user: The detector's state after this step of the user's audio.
+            user_level_db: Level of the user's audio in this step, dBFS.
             agent_level_db: Level of the agent's audio in this step, dBFS.
             agent_word: Whether the monologue holds a word piece in this step.
 
@@ -207,7 +224,7 @@ class TurnTracker:
         self._last_step = index
         # The user comes first, so that an agent that answers in the same step answers a turn
         # that has ended.
-        events = self._step_user(index, user)
+        events = self._step_user(index, user, user_level_db)
         events += self._step_agent(index, agent_level_db, agent_word)
         events += self._step_overlap(index)
         return events
@@ -233,28 +250,29 @@ class TurnTracker:
             events.append(self._stop_user(self._last_step))
         return events + self.interrupt()
 
-    def _step_user(self, index: int, user: UserVoice) -> list[TurnEvent]:
+    def _step_user(self, index: int, user: UserVoice, level_db: float) -> list[TurnEvent]:
         self._user_voice = user
+        self._user_levels_db.append(level_db)
         events: list[TurnEvent] = []
         if user is UserVoice.SPEAKING and not self._user_speaking:
             events = self._start_user(index)
         elif user in (UserVoice.QUIET, UserVoice.STARTING) and self._user_speaking:
             self._stopping_steps += 1
             events = [self._stop_user(index)]
-        self._starting_steps = self._starting_steps + 1 if user is UserVoice.STARTING else 0
         self._stopping_steps = self._stopping_steps + 1 if user is UserVoice.STOPPING else 0
         return events
 
     def _start_user(self, index: int) -> list[TurnEvent]:
         events: list[TurnEvent] = []
-        # An agent that has been quiet for most of its hangover was done before the user began.
-        if self._agent_speaking and self._agent_quiet_steps >= self._yield_stop_steps - 1:
-            events.append(self._stop_agent(index, yielded=False))
-        self._user_speaking = True
-        first_step = index - self._starting_steps
-        if self._agent_speaking and self._overlap is None and self._agent_quiet_steps == 0:
+        first_step = max(0, index + 1 - self._onset_steps())
+        if self._agent_speaking and self._overlap is None:
             first_step_over_agent = max(first_step, self._agent_start_step)
-            self._overlap = _Overlap(first_step=first_step_over_agent, last_step=index)
+            if first_step_over_agent < self._silent_step():
+                self._overlap = _Overlap(first_step=first_step_over_agent, last_step=index)
+            elif self._agent_quiet_steps >= self._yield_stop_steps - 1:
+                # The agent was done before the user began.
+                events.append(self._stop_agent(index, yielded=False))
+        self._user_speaking = True
         events.append(
             UserStarted(
                 index,
@@ -265,12 +283,28 @@ class TurnTracker:
         )
         return events
 
+    def _onset_steps(self) -> int:
+        """Return how many steps ago, counting this one, the user's voice began to sound."""
+        threshold_db = max(
+            max(self._user_levels_db) - ONSET_BELOW_PEAK_DB,
+            min(self._user_levels_db) + ONSET_ABOVE_FLOOR_DB,
+        )
+        sounding = pause = 1
+        for steps, level_db in enumerate(reversed(self._user_levels_db), start=1):
+            pause = 0 if level_db >= threshold_db else pause + 1
+            if pause > ONSET_PAUSE_STEPS:
+                break
+            if pause == 0:
+                sounding = steps
+        return sounding
+
     def _stop_user(self, index: int) -> UserStopped:
         self._user_speaking = False
         quiet_secs = self._stopping_steps * STEP_SECS
         return UserStopped(index, (index + 1) * STEP_SECS - quiet_secs, quiet_secs=quiet_secs)
 
     def _step_agent(self, index: int, level_db: float, word: bool) -> list[TurnEvent]:
+        self._agent_step = index
         if not self._agent_speaking:
             if word or level_db >= self._open_level_db:
                 return self._start_agent(index)
@@ -299,7 +333,7 @@ class TurnTracker:
         return events
 
     def _end_utterance(self, index: int) -> list[TurnEvent]:
-        silent_step = index - self._agent_quiet_steps + 1
+        silent_step = self._silent_step()
         if not self._yields(silent_step):
             return [self._stop_agent(index, yielded=False)]
         assert self._overlap is not None
@@ -318,11 +352,15 @@ class TurnTracker:
         return not self._agent_began_over_user or spoken_steps >= self._agent_backchannel_steps
 
     def _stop_agent(self, index: int, *, yielded: bool) -> AgentStopped:
-        silent_step = index - self._agent_quiet_steps + 1
+        silent_secs = (self._silent_step() + 1) * STEP_SECS
         self._agent_speaking = False
         self._agent_quiet_steps = 0
         self._overlap = None
-        return AgentStopped(index, (silent_step + 1) * STEP_SECS, yielded=yielded)
+        return AgentStopped(index, silent_secs, yielded=yielded)
+
+    def _silent_step(self) -> int:
+        """Return the first step of the agent's present silence."""
+        return self._agent_step - self._agent_quiet_steps + 1
 
     def _step_overlap(self, index: int) -> list[TurnEvent]:
         if not self._agent_speaking:

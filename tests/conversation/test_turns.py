@@ -18,6 +18,7 @@ from pipecat_duplex.conversation.turns import (
 from pipecat_duplex.session import STEP_SECS
 
 LOUD_DB, SILENT_DB = -20.0, -80.0
+QUIET_USER = dict(user=UserVoice.QUIET, user_level_db=SILENT_DB)
 VOICES = {
     ".": UserVoice.QUIET,
     "s": UserVoice.STARTING,
@@ -41,6 +42,7 @@ def run(user: str, agent: str) -> list[TurnEvent]:
         events += tracker.step(
             index,
             user=VOICES[u],
+            user_level_db=LOUD_DB if u in "sU" else SILENT_DB,
             agent_level_db=LOUD_DB if a == "A" else SILENT_DB,
             agent_word=a == "w",
         )
@@ -85,7 +87,11 @@ def test_level_between_the_thresholds_neither_opens_nor_closes():
     for index in range(20):
         level_db = LOUD_DB if index == 10 else -48.0
         events = tracker.step(
-            index, user=UserVoice.QUIET, agent_level_db=level_db, agent_word=False
+            index,
+            user=UserVoice.QUIET,
+            user_level_db=SILENT_DB,
+            agent_level_db=level_db,
+            agent_word=False,
         )
         assert kinds(events) == ([AgentStarted] if index == 10 else [])
     assert tracker.agent_speaking
@@ -112,6 +118,39 @@ def test_short_stop_word_still_yields():
     """The user's "stop" is over before the agent has fallen silent."""
     events = run("....ssUUoo..........", "AAAAAAAAAAAA........")
     assert kinds(events) == [AgentStarted, UserStarted, UserStopped, Yielded, AgentStopped]
+
+
+def test_yield_that_is_faster_than_the_detector():
+    """The agent is silent before the detector is sure: the user's level tells who was first."""
+    tracker = TurnTracker()
+    events: list[TurnEvent] = []
+    for index in range(20):
+        events += tracker.step(
+            index,
+            user=UserVoice.SPEAKING if index >= 14 else UserVoice.QUIET,
+            user_level_db=LOUD_DB if index >= 8 and index not in (10, 11) else SILENT_DB,
+            agent_level_db=LOUD_DB if index < 12 else SILENT_DB,
+            agent_word=False,
+        )
+    assert kinds(events)[:4] == [AgentStarted, UserStarted, Yielded, AgentStopped]
+    assert events[1].time_secs == pytest.approx(8 * STEP_SECS)
+    assert events[2].delay_secs == pytest.approx(4 * STEP_SECS)
+
+
+def test_noise_is_not_the_users_onset():
+    tracker = TurnTracker()
+    for index in range(30):
+        speaking = index >= 20
+        events = tracker.step(
+            index,
+            user=UserVoice.SPEAKING if index >= 23 else UserVoice.QUIET,
+            user_level_db=-20.0 if speaking else -35.0,
+            agent_level_db=SILENT_DB,
+            agent_word=False,
+        )
+        if events:
+            (event,) = events
+            assert event.time_secs == pytest.approx(20 * STEP_SECS)
 
 
 def test_backchannel_is_no_interruption():
@@ -144,16 +183,16 @@ def test_quick_answer_ends_the_users_turn_first():
 
 def test_interrupt_ends_the_utterance_and_the_next_sound_opens_one():
     tracker = TurnTracker()
-    quiet = dict(user=UserVoice.QUIET, agent_level_db=LOUD_DB, agent_word=False)
-    assert kinds(tracker.step(0, **quiet)) == [AgentStarted]
+    loud = QUIET_USER | dict(agent_level_db=LOUD_DB, agent_word=False)
+    assert kinds(tracker.step(0, **loud)) == [AgentStarted]
     assert kinds(tracker.interrupt()) == [AgentStopped]
     assert tracker.interrupt() == []
-    assert kinds(tracker.step(1, **quiet)) == [AgentStarted]
+    assert kinds(tracker.step(1, **loud)) == [AgentStarted]
 
 
 def test_steps_do_not_go_back():
     tracker = TurnTracker()
-    step = dict(user=UserVoice.QUIET, agent_level_db=SILENT_DB, agent_word=False)
+    step = QUIET_USER | dict(agent_level_db=SILENT_DB, agent_word=False)
     tracker.step(5, **step)
     with pytest.raises(ValueError, match="step 5 comes after step 5"):
         tracker.step(5, **step)
@@ -162,6 +201,7 @@ def test_steps_do_not_go_back():
 observations = st.tuples(
     st.integers(1, 3),
     st.sampled_from(list(UserVoice)),
+    st.sampled_from([SILENT_DB, -48.0, LOUD_DB]),
     st.sampled_from([SILENT_DB, -48.0, LOUD_DB]),
     st.booleans(),
     st.sampled_from([False] * 19 + [True]),
@@ -173,9 +213,15 @@ def test_any_trace_gives_closed_brackets(trace):
     tracker = TurnTracker()
     events: list[TurnEvent] = []
     index = -1
-    for skip, user, level_db, word, interrupt in trace:
+    for skip, user, user_level_db, agent_level_db, word, interrupt in trace:
         index += skip
-        events += tracker.step(index, user=user, agent_level_db=level_db, agent_word=word)
+        events += tracker.step(
+            index,
+            user=user,
+            user_level_db=user_level_db,
+            agent_level_db=agent_level_db,
+            agent_word=word,
+        )
         if interrupt:
             events += tracker.interrupt()
     events += tracker.finish()
