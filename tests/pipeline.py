@@ -75,10 +75,13 @@ class Tap(FrameProcessor):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         self.seen: list[Seen] = []
+        self.started = asyncio.Event()
 
     async def process_frame(self, frame: Frame, direction: FrameDirection):
         await super().process_frame(frame, direction)
         self.seen.append(Seen(frame, direction, time.monotonic()))
+        if isinstance(frame, StartFrame):
+            self.started.set()
         await self.push_frame(frame, direction)
 
     def of(self, *types: type[Frame], direction: FrameDirection | None = None) -> list[Frame]:
@@ -217,8 +220,7 @@ async def converse(
     async def feed():
         nonlocal fed_secs
         live = True
-        while not tap.of(StartFrame):
-            await asyncio.sleep(0.01)
+        await tap.started.wait()
         chunk = round(rate_hz * CHUNK_SECS)
         begun_secs = time.monotonic()
         for first in range(0, len(audio) - chunk + 1, chunk):

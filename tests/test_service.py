@@ -1,6 +1,7 @@
 """The service in real pipelines, with a scripted agent behind the session contract."""
 
 import asyncio
+import itertools
 
 import numpy as np
 import pytest
@@ -120,7 +121,7 @@ async def test_frames_of_an_utterance_in_their_order():
 async def test_the_text_of_a_step_comes_before_its_sound():
     conversation = await converse(fast(opening="hello there"), silence(2))
     frames = conversation.near.of(MonologueTextFrame, TTSAudioRawFrame)
-    for piece, audio in zip(frames, frames[1:], strict=False):
+    for piece, audio in itertools.pairwise(frames):
         if isinstance(piece, MonologueTextFrame):
             assert isinstance(audio, TTSAudioRawFrame)
             assert audio.pts / 1e9 == pytest.approx(piece.time_secs)

@@ -1,0 +1,157 @@
+"""The engine: a model in this process that serves many conversations at once."""
+
+import asyncio
+from pathlib import Path
+
+import torch
+from loguru import logger
+
+from pipecat_duplex.engine.checkpoint import CheckpointSummary, load_checkpoint
+from pipecat_duplex.engine.loop import StepLoop
+from pipecat_duplex.engine.model import BatchedModel
+from pipecat_duplex.engine.session import EngineSession
+from pipecat_duplex.engine.stats import EngineStats
+from pipecat_duplex.session import AtCapacity, DuplexBackend, DuplexError, SessionConfig
+
+GATHER_MS = 5.0
+"""Default wait for neighbours to share a step, if there are any."""
+
+
+class Engine(DuplexBackend):
+    """A model with ``B`` slots, stepped by a thread of its own.
+
+    Weights are read once a step, whoever takes part. A conversation's tokens do not depend on its
+    neighbours. Past the model's context window a conversation goes on; the model forgets its oldest
+    steps one by one.
+
+    Example::
+
+        engine = await Engine.load("embedded", slots=4)
+        session = await engine.open(SessionConfig(seed=1))
+    """
+
+    def __init__(self, step_loop: StepLoop, summary: CheckpointSummary, slots: int):
+        """Initialize around a running loop; use :meth:`load`."""
+        self._step_loop = step_loop
+        self._summary = summary
+        self._slots = slots
+        self._closed = False
+
+    @classmethod
+    async def load(
+        cls,
+        checkpoint: str | Path = "embedded",
+        *,
+        slots: int = 1,
+        device: str | None = None,
+        gather_ms: float | None = None,
+        cpu_threads: int = 1,
+    ) -> "Engine":
+        """Load a checkpoint, without holding up the asyncio loop.
+
+        Args:
+            checkpoint: ``embedded``, a local folder, or ``owner/name[@revision]`` on the hub.
+            slots: Conversations at a time. Each one costs memory, used or not.
+            device: In torch's words. None is CUDA if there is a GPU, else the CPU.
+            gather_ms: How long a step may wait for frames of other conversations. None is 0 with
+                one slot, else :data:`GATHER_MS`.
+            cpu_threads: Threads that torch shares the work of a step among, on a CPU. Steps of a
+                small model are short, so more than one gains little on a quiet machine, and on a
+                busy one they wait for each other: up to 40 times as long was measured. torch hands
+                this number on to threads that the process starts later.
+
+        Raises:
+            CheckpointError: The checkpoint cannot be found or loaded.
+            ValueError: ``slots`` or ``cpu_threads`` is not positive, or ``gather_ms`` is negative.
+        """
+        if slots < 1 or cpu_threads < 1:
+            raise ValueError("an engine needs at least one slot and one thread")
+        if gather_ms is None:
+            gather_ms = GATHER_MS if slots > 1 else 0.0
+        if gather_ms < 0:
+            raise ValueError(f"gather_ms must not be negative, as {gather_ms} is")
+
+        def load_model() -> BatchedModel:
+            torch.set_num_threads(cpu_threads)  # of the calling thread: the engine's own
+            model = BatchedModel(load_checkpoint(checkpoint, device), slots)
+            model.warm_up()
+            return model
+
+        step_loop = StepLoop(load_model, slots, gather_ms / 1000)
+        try:
+            summary = await asyncio.wrap_future(step_loop.start())
+        except asyncio.CancelledError:
+            step_loop.stop("loading was cancelled")  # the thread is still at it
+            raise
+        logger.info(
+            f"Engine loaded: {summary.name} ({summary.lm_parameters / 1e6:.0f} M parameters"
+            f"{'' if summary.trained else ', random weights'}) on {summary.device} in "
+            f"{summary.dtype}, slots: {slots}"
+        )
+        return cls(step_loop, summary, slots)
+
+    @property
+    def summary(self) -> CheckpointSummary:
+        """What was loaded."""
+        return self._summary
+
+    @property
+    def slots(self) -> int:
+        """Conversations at a time."""
+        return self._slots
+
+    @property
+    def free_slots(self) -> int:
+        """Conversations that could begin now."""
+        if self._closed or self._step_loop.failure is not None:
+            return 0
+        return self._step_loop.count_free()
+
+    def stats(self) -> EngineStats:
+        """Return how the last steps went."""
+        return self._step_loop.recorder.snapshot()
+
+    async def open(self, config: SessionConfig) -> EngineSession:
+        """Begin a conversation.
+
+        Args:
+            config: What it asks of the model.
+
+        Raises:
+            AtCapacity: No slot is free; raised at once.
+            DuplexError: The engine is closed or has failed.
+        """
+        self._check_running()
+        session = EngineSession(
+            config, wake_engine=self._step_loop.wake, leave_slot=self._leave_slot
+        )
+        if not self._step_loop.take_seat(session):
+            self._check_running()
+            raise AtCapacity(
+                f"all {self._slots} slots of the engine are taken"
+                if self._slots > 1
+                else "the engine's only slot is taken"
+            )
+        logger.debug(f"Session {session.id} opened, seed {session.config.seed}")
+        return session
+
+    async def close(self) -> None:
+        """End every session and free the model. May be called any number of times."""
+        first, self._closed = not self._closed, True
+        self._step_loop.stop("the engine was closed")
+        await asyncio.to_thread(self._step_loop.join)
+        if first:
+            stats = self.stats()
+            logger.info(
+                f"Engine closed after {stats.steps} steps, median {stats.compute_ms_p50:.1f} ms"
+            )
+
+    def _leave_slot(self, session: EngineSession) -> None:
+        self._step_loop.leave_seat(session)
+        logger.debug(f"Session {session.id} ended after {session.steps_sent} steps")
+
+    def _check_running(self) -> None:
+        if self._closed:
+            raise DuplexError("the engine is closed")
+        if self._step_loop.failure is not None:
+            raise DuplexError(f"the engine has failed: {self._step_loop.failure}")

@@ -1,0 +1,238 @@
+"""The engine's thread: it gathers the frames that are there and steps the model."""
+
+import asyncio
+import gc
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import Future
+
+import torch
+from loguru import logger
+
+from pipecat_duplex.engine.checkpoint import CheckpointSummary
+from pipecat_duplex.engine.model import BatchedModel
+from pipecat_duplex.engine.session import EngineSession, Frame
+from pipecat_duplex.engine.stats import StepRecorder
+from pipecat_duplex.session import Step, StepTiming
+
+MAX_FAILURES = 3
+"""Failed steps in a row after which the engine gives up."""
+
+Batch = dict[int, tuple[EngineSession, Frame]]
+"""Who takes part in a step, by slot."""
+
+Mail = tuple[EngineSession, Step | str]
+"""A step for a session, or the reason why it ends."""
+
+
+class StepLoop:
+    """Seats sessions in slots and steps them in a thread of its own.
+
+    Sessions take and leave seats from asyncio at any time; the thread follows between two steps.
+    What both sides touch (seats, stopping, the failure) is guarded by one condition.
+    """
+
+    def __init__(self, load_model: Callable[[], BatchedModel], slots: int, gather_secs: float):
+        """Initialize; ``start`` begins.
+
+        Args:
+            load_model: Loads the model, called in the thread.
+            slots: Number of seats.
+            gather_secs: How long a step waits for neighbours that have no frame yet.
+        """
+        self.recorder = StepRecorder()
+        self.failure: str | None = None
+        self._load_model = load_model
+        self._gather_secs = gather_secs
+        self._condition = threading.Condition()
+        self._seats: list[EngineSession | None] = [None] * slots
+        self._stopping = False
+        self._loaded: Future[CheckpointSummary] = Future()
+        self._thread = threading.Thread(target=self._run, name="duplex-engine", daemon=True)
+        # The rest belongs to the thread.
+        self._seated: list[EngineSession | None] = [None] * slots
+        self._failures_in_a_row = 0
+
+    def start(self) -> Future[CheckpointSummary]:
+        """Start the thread; the future tells what was loaded, once steps can begin."""
+        self._thread.start()
+        return self._loaded
+
+    def stop(self, reason: str) -> None:
+        """End every session, and the thread after its step. May be called any number of times."""
+        with self._condition:
+            self._stopping = True
+            self._condition.notify()
+            sessions = self._clear_seats()
+        self._post([(session, reason) for session in sessions])
+
+    def join(self) -> None:
+        """Wait for the thread. Blocks."""
+        self._thread.join()
+
+    def take_seat(self, session: EngineSession) -> bool:
+        """Seat a session, if a slot is free."""
+        with self._condition:
+            if self._is_over() or None not in self._seats:
+                return False
+            self._seats[self._seats.index(None)] = session
+            return True
+
+    def leave_seat(self, session: EngineSession) -> bool:
+        """Free the seat of a session, if it has one."""
+        with self._condition:
+            if session not in self._seats:
+                return False
+            self._seats[self._seats.index(session)] = None
+            return True
+
+    def count_free(self) -> int:
+        """Count the free seats."""
+        return self._seats.count(None)
+
+    def wake(self) -> None:
+        """Tell the thread that a frame is waiting."""
+        with self._condition:
+            self._condition.notify()
+
+    def _run(self) -> None:
+        if not self._loaded.set_running_or_notify_cancel():
+            return
+        # These two belong to the thread. Denormals, which silence is full of, are very slow.
+        torch.set_flush_denormal(True)
+        with torch.inference_mode():
+            try:
+                model = self._load_model()
+            except Exception as error:
+                self._loaded.set_exception(error)
+                return
+            self._loaded.set_result(model.summary)
+            try:
+                while (batch := self._gather()) is not None:
+                    self._step(model, batch)
+            except Exception as error:
+                logger.exception("The engine's loop failed")
+                self._give_up(f"the engine failed: {_describe(error)}")
+        del model
+        gc.collect()  # modules and their streaming states refer to each other
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _gather(self) -> Batch | None:
+        """Wait for frames and take one from each session that has one; None is the end."""
+        with self._condition:
+            self._condition.wait_for(lambda: self._is_over() or self._has_frame(any))
+            if self._gather_secs:
+                self._condition.wait_for(
+                    lambda: self._is_over() or self._has_frame(all), timeout=self._gather_secs
+                )
+            if self._is_over():
+                return None
+            seats = list(self._seats)
+        batch: Batch = {}
+        for slot, session in enumerate(seats):
+            # A session that ends at this moment clears its frames, at no cost to the others.
+            try:
+                if session is not None:
+                    batch[slot] = (session, session.waiting.popleft())
+            except IndexError:
+                pass
+        return batch
+
+    def _step(self, model: BatchedModel, batch: Batch) -> None:
+        if not batch:
+            return
+        started = time.perf_counter()
+        try:
+            self._follow_seats(model, batch)
+            outputs = model.step({slot: frame.pcm for slot, (_, frame) in batch.items()})
+        except Exception as error:
+            logger.opt(exception=error).error("A step of the engine failed")
+            self._recover(model, error)
+            return
+        compute_secs = time.perf_counter() - started
+        self._failures_in_a_row = 0
+        self.recorder.add_step(compute_secs, len(batch))
+        mail: list[Mail] = []
+        for slot, (session, frame) in batch.items():
+            token = outputs[slot].text_token
+            piece = model.pieces[token] if token < len(model.pieces) else None
+            timing = StepTiming(started - frame.sent_at_secs, compute_secs)
+            mail.append((session, Step(frame.step_index, outputs[slot].pcm, token, piece, timing)))
+        self._post(mail)
+
+    def _follow_seats(self, model: BatchedModel, batch: Batch) -> None:
+        """Let the model know who sits where; a conversation joins with its first frame."""
+        for slot, (session, _) in batch.items():
+            if self._seated[slot] is not session:
+                model.join(slot, session.config)
+                self._seated[slot] = session
+        for slot, session in enumerate(self._seated):
+            if session is not None and self._seats[slot] is not session and slot not in batch:
+                model.leave(slot)
+                self._seated[slot] = None
+
+    def _recover(self, model: BatchedModel, error: Exception) -> None:
+        """End every session, since a failed step leaves all their states undefined."""
+        self.recorder.add_failure()
+        self._failures_in_a_row += 1
+        reason = f"a step of the engine failed: {_describe(error)}"
+        if self._failures_in_a_row >= MAX_FAILURES:
+            self._give_up(f"{MAX_FAILURES} steps in a row failed, the last with {_describe(error)}")
+            return
+        self._end_all(reason)
+        try:
+            model.restart()
+        except Exception as restart_error:
+            logger.opt(exception=restart_error).error("The engine cannot recover")
+            self._give_up(f"{reason}, and it could not recover: {_describe(restart_error)}")
+
+    def _give_up(self, reason: str) -> None:
+        with self._condition:
+            self.failure = reason
+        logger.error(f"The engine gives up: {reason}")
+        self._end_all(reason)
+
+    def _end_all(self, reason: str) -> None:
+        with self._condition:
+            sessions = self._clear_seats()
+        self._seated = [None] * len(self._seats)
+        self._post([(session, reason) for session in sessions])
+
+    def _post(self, mail: list[Mail]) -> None:
+        """Hand out a step's results with one call into each asyncio loop, usually the only one."""
+        by_loop: defaultdict[asyncio.AbstractEventLoop, list[Mail]] = defaultdict(list)
+        for item in mail:
+            by_loop[item[0].loop].append(item)
+        for loop, items in by_loop.items():
+            try:
+                loop.call_soon_threadsafe(_hand_out, items)
+            except RuntimeError:  # that loop is closed: nobody is left to listen
+                for session, _ in items:
+                    self.leave_seat(session)
+
+    def _clear_seats(self) -> list[EngineSession]:
+        sessions = [session for session in self._seats if session is not None]
+        self._seats = [None] * len(self._seats)
+        return sessions
+
+    def _is_over(self) -> bool:
+        return self._stopping or self.failure is not None
+
+    def _has_frame(self, quantify: Callable[..., bool]) -> bool:
+        return quantify(bool(s.waiting) for s in self._seats if s is not None)
+
+
+def _hand_out(mail: list[Mail]) -> None:
+    for session, item in mail:
+        if isinstance(item, str):
+            session.end(item)
+        else:
+            session.deliver(item)
+
+
+def _describe(error: Exception) -> str:
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,0 +1,77 @@
+"""How the engine's steps went, as plain data."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+WINDOW_STEPS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """Figures of the engine's steps; times are of the last ``WINDOW_STEPS`` steps.
+
+    Parameters:
+        steps: Steps computed since the engine was loaded.
+        frames: Frames in them, over all slots.
+        failed_steps: Steps that raised.
+        compute_ms_mean: Mean time of a step.
+        compute_ms_p50: Median.
+        compute_ms_p95: 95th percentile.
+        compute_ms_p99: 99th percentile.
+        batch_mean: Mean number of slots that ran in a step.
+        batch_steps: Steps by number of slots that ran in them.
+    """
+
+    steps: int
+    frames: int
+    failed_steps: int
+    compute_ms_mean: float
+    compute_ms_p50: float
+    compute_ms_p95: float
+    compute_ms_p99: float
+    batch_mean: float
+    batch_steps: dict[int, int]
+
+
+class StepRecorder:
+    """Keeps the figures of the last steps in a ring. One thread writes, any may read."""
+
+    def __init__(self):
+        """Initialize without steps."""
+        self._compute_secs = np.zeros(WINDOW_STEPS)
+        self._batches = np.zeros(WINDOW_STEPS, dtype=np.int64)
+        self._steps = 0
+        self._frames = 0
+        self._failed = 0
+
+    def add_step(self, compute_secs: float, batch: int) -> None:
+        """Record a step that went well."""
+        place = self._steps % WINDOW_STEPS
+        self._compute_secs[place] = compute_secs
+        self._batches[place] = batch
+        self._frames += batch
+        self._steps += 1
+
+    def add_failure(self) -> None:
+        """Record a step that raised."""
+        self._failed += 1
+
+    def snapshot(self) -> EngineStats:
+        """Return the figures as they are now; all times are 0 before the first step."""
+        kept = min(self._steps, WINDOW_STEPS)
+        compute_ms = self._compute_secs[:kept] * 1000 if kept else np.zeros(1)
+        batches = self._batches[:kept] if kept else np.zeros(1, dtype=np.int64)
+        p50, p95, p99 = np.percentile(compute_ms, [50, 95, 99])
+        sizes, counts = np.unique(batches[batches > 0], return_counts=True)
+        return EngineStats(
+            steps=self._steps,
+            frames=self._frames,
+            failed_steps=self._failed,
+            compute_ms_mean=float(compute_ms.mean()),
+            compute_ms_p50=float(p50),
+            compute_ms_p95=float(p95),
+            compute_ms_p99=float(p99),
+            batch_mean=float(batches.mean()),
+            batch_steps=dict(zip(sizes.tolist(), counts.tolist(), strict=True)),
+        )

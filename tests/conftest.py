@@ -1,0 +1,13 @@
+"""Fixtures that several rooms share."""
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a checkpoint of random weights: steps of a few ms, a context of 100 steps."""
+    from training.random_checkpoint import write_random_checkpoint
+
+    return write_random_checkpoint(tmp_path_factory.mktemp("tiny"), size="tiny")

@@ -1,0 +1,63 @@
+"""Models and scripted audio for the engine's tests."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import pipecat_duplex.engine  # noqa: F401  (imports moshi without its compiler)
+from pipecat_duplex.engine.checkpoint import Checkpoint, load_checkpoint
+from pipecat_duplex.session import STEP_SAMPLES
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_torch_thread() -> Iterator[None]:
+    """Steps of the tiny model are too short to share, least of all on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def checkpoint_folder(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny checkpoint, made to listen: what it says depends on what it hears.
+
+    Codebooks of random numbers lie far from what the random encoder gives, so that all audio would
+    have the same codes. Here the encoder loses its biases, which drown the audio, and the codebooks
+    are fitted to noise of many levels: near ties between codes, which rounding could turn, become
+    as rare as in a trained codec. The language model's logits are stretched, so that tokens vary.
+    """
+    folder = tmp_path_factory.mktemp("listening") / "tiny"
+    shutil.copytree(tiny_checkpoint, folder)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        mimi = load_checkpoint(tiny_checkpoint, "cpu").mimi
+        for name, parameter in mimi.named_parameters():
+            if name.startswith("encoder.") and name.endswith("bias"):
+                parameter.zero_()
+        levels = torch.logspace(-3, 0, 400).repeat_interleave(STEP_SAMPLES)
+        latents = mimi.encode_to_latent(torch.randn(1, 1, len(levels)) * levels, quantize=False)
+        mimi.quantizer.train()
+        for module in mimi.quantizer.modules():
+            if hasattr(module, "_initialized"):
+                module._initialized.fill_(0)
+                module._cached_initialized = False
+        for _ in range(mimi.num_codebooks):  # one more level of k-means each time
+            mimi.quantizer(latents, mimi.frame_rate)
+        save_file(mimi.state_dict(), folder / "mimi.safetensors")
+    weights = load_file(folder / "model.safetensors")
+    for name, weight in weights.items():
+        if name.startswith(("linears.", "text_linear.weight")):
+            weights[name] = weight * 4
+    save_file(weights, folder / "model.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint(checkpoint_folder: Path) -> Checkpoint:
+    """The checkpoint in memory. Only one model may stream it at a time."""
+    return load_checkpoint(checkpoint_folder, "cpu")

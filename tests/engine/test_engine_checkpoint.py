@@ -1,0 +1,144 @@
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+
+from pipecat_duplex.engine import checkpoint as checkpoints
+from pipecat_duplex.engine.checkpoint import find_checkpoint, load_checkpoint
+from pipecat_duplex.session import CheckpointError
+
+
+@pytest.fixture
+def folder(tiny_checkpoint: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint"))
+
+
+def change_config(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    config = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+
+
+def test_summary(folder: Path) -> None:
+    change_config(folder, model_id={"trained": False})
+    loaded = load_checkpoint(folder, "cpu")
+    summary = loaded.summary
+    assert (summary.name, summary.device, summary.dtype) == (str(folder), "cpu", "float32")
+    assert summary.trained is False
+    assert summary.context_steps == 100
+    assert summary.lm_parameters == sum(p.numel() for p in loaded.lm.parameters())
+    with torch.inference_mode(), loaded.lm.streaming(3):
+        rings = [
+            module._streaming_state.kv_cache.cache
+            for module in loaded.lm.transformer.modules()
+            if hasattr(module, "in_projs")
+        ]
+        lm_bytes = sum(ring.numel() * ring.element_size() for ring in rings) // 3
+    assert lm_bytes < summary.kv_bytes_per_slot < 2 * lm_bytes
+
+
+def test_trained_unless_it_says_otherwise(folder: Path) -> None:
+    for model_id in (None, {"name": "x"}, "x"):
+        change_config(folder, model_id=model_id)
+        assert load_checkpoint(folder).summary.trained
+
+
+def test_pieces_are_none_for_padding_and_control(folder: Path) -> None:
+    pieces = load_checkpoint(folder).pieces
+    assert pieces[:4] == [None] * 4
+    assert "<0xE2>" in pieces
+    assert any(piece and len(piece) > 2 and piece.startswith("▁") for piece in pieces)
+
+
+def test_missing_folder() -> None:
+    for name in ("./no-such-folder", "/no/such/folder", "no-such-name", "a/b/c"):
+        with pytest.raises(CheckpointError, match="no folder"):
+            find_checkpoint(name)
+
+
+def test_embedded_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(checkpoints, "EMBEDDED_FOLDER", tmp_path)
+    with pytest.raises(CheckpointError, match="not part of this installation"):
+        find_checkpoint("embedded")
+
+
+def test_embedded_present(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    monkeypatch.setattr(checkpoints, "EMBEDDED_FOLDER", folder)
+    assert load_checkpoint("embedded").summary.name == "embedded"
+
+
+@pytest.mark.parametrize(
+    "file", ["config.json", "mimi_config.json", "model.safetensors", "tokenizer.model"]
+)
+def test_missing_file_is_named(folder: Path, file: str) -> None:
+    (folder / file).unlink()
+    with pytest.raises(CheckpointError, match=file):
+        find_checkpoint(folder)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "\x00\xff"])
+def test_bad_json(folder: Path, text: str) -> None:
+    (folder / "config.json").write_text(text, encoding="latin-1")
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        find_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"model_type": "hibiki"}, "hibiki"),
+        ({"dep_q": 0, "n_q": 32}, "recognizes"),
+        ({"stt_config": {"audio_delay_seconds": 0.5}}, "recognizes"),
+        ({"tts_config": {"multistream": True}}, "synthesizes"),
+        ({"dep_q": 16}, "16 codebooks"),
+        ({"dep_q": None}, "does not describe"),
+        ({"delays": [0, 1]}, "17 streams"),
+        ({"conditioners": {"speaker": {}}}, "conditions"),
+        ({"existing_text_padding_id": 5}, "padding"),
+    ],
+)
+def test_other_models_are_refused(folder: Path, changes: dict, problem: str) -> None:
+    change_config(folder, **changes)
+    with pytest.raises(CheckpointError, match=problem):
+        find_checkpoint(folder)
+
+
+def test_other_codec_is_refused(folder: Path) -> None:
+    path = folder / "mimi_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"frame_rate": 25}))
+    with pytest.raises(CheckpointError, match="codec"):
+        find_checkpoint(folder)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "mimi.safetensors", "tokenizer.model"])
+def test_broken_file(folder: Path, file: str) -> None:
+    content = (folder / file).read_bytes()
+    (folder / file).write_bytes(content[: len(content) // 2])
+    with pytest.raises(CheckpointError, match="cannot be loaded") as caught:
+        load_checkpoint(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_of_another_size(folder: Path) -> None:
+    change_config(folder, dim=128)
+    with pytest.raises(CheckpointError, match="cannot be loaded"):
+        load_checkpoint(folder)
+
+
+def test_unknown_device(folder: Path) -> None:
+    for device in ("toaster", "meta", "cuda:99"):
+        with pytest.raises(CheckpointError, match=device):
+            load_checkpoint(folder, device)
+
+
+def test_hub_name_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    for name in ("nobody/nothing", "nobody/nothing@v1"):
+        with pytest.raises(CheckpointError, match="cannot be reached") as caught:
+            find_checkpoint(name)
+        assert "\n" not in str(caught.value)

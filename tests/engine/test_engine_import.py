@@ -1,0 +1,39 @@
+"""What importing the engine needs and leaves behind, each in a fresh interpreter."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+
+def run_python(code: str, **environment: str) -> str:
+    kept = {key: value for key, value in os.environ.items() if key != "NO_TORCH_COMPILE"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=kept | environment
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("missing", ["torch", "moshi"])
+def test_missing_extra_says_what_to_install(missing: str) -> None:
+    output = run_python(
+        f"import sys; sys.modules[{missing!r}] = None\n"
+        "from pipecat_duplex.session import MissingExtra\n"
+        "try: import pipecat_duplex.engine\n"
+        "except MissingExtra as error: print(error)"
+    )
+    assert f"needs {missing}" in output
+    assert "pip install 'pipecat-duplex[moshi]'" in output
+
+
+def test_compiler_is_declined_without_a_trace() -> None:
+    code = (
+        "import os, torch; torch.cuda.is_available = lambda: False\n"
+        "import pipecat_duplex.engine\n"
+        "from moshi.modules.rope import apply_rope\n"
+        "print(hasattr(apply_rope, '__wrapped__'), os.environ.get('NO_TORCH_COMPILE'))"
+    )
+    assert run_python(code) == "False None"
+    assert run_python(code, NO_TORCH_COMPILE="") == "True"

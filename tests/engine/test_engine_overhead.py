@@ -1,0 +1,10 @@
+from pathlib import Path
+
+from benchmarks.engine_overhead import measure
+
+
+async def test_benchmark_runs(checkpoint_folder: Path) -> None:
+    """The figure itself needs a quiet machine and a model of real size."""
+    overhead = await measure(str(checkpoint_folder), steps=60, rounds=2)
+    assert len(overhead.engine_secs) == len(overhead.bare_secs) == 2
+    assert 0.3 < overhead.ratio < 3
