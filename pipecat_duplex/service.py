@@ -216,6 +216,7 @@ class DuplexLLMService(LLMService):
         self._checkpoint = checkpoint
         self._backend = backend
         self._owns_backend = backend is None
+        self._load_error: DuplexError | None = None
         self._vad_analyzer = vad_analyzer
         self._activity: UserActivity | None = None
         self._now_secs = now_secs
@@ -309,6 +310,12 @@ class DuplexLLMService(LLMService):
             frame: The start frame.
         """
         await super().start(frame)
+        if self._load_error:
+            await self.push_error(
+                f"Cannot load the model: {self._load_error}",
+                exception=self._load_error,
+                force_treat_as_permanent=True,
+            )
         if self._backend is None or self._session is not None:
             return
         try:
@@ -360,9 +367,7 @@ class DuplexLLMService(LLMService):
             engine_class = await asyncio.to_thread(_import_engine)
             self._backend = await engine_class.load(self._checkpoint)
         except DuplexError as e:
-            await self.push_error(
-                f"Cannot load the model: {e}", exception=e, force_treat_as_permanent=True
-            )
+            self._load_error = e  # Told in start: no frame goes anywhere before StartFrame.
 
     def _session_config(self) -> SessionConfig:
         settings = self._settings

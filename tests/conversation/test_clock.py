@@ -167,7 +167,7 @@ def test_a_small_hiccup_drops_nothing():
 
 def test_flush_forgets_what_was_queued():
     clock = OutputClock()
-    for i in range(10):
+    for _ in range(10):
         clock.observe(1.0, 0.9)
         clock.admit(quiet=False)
     clock.observe(1.02, 0.9)
