@@ -1,15 +1,12 @@
 """Full-duplex speech for Pipecat: the whole speech loop in one processor.
 
-Importing the package does not import torch: that happens when an engine is loaded.
+Importing the package does not import torch: that happens when an engine is loaded. Nor does it
+import Pipecat until a name that needs it is asked for, so that the command line starts at once.
 """
 
-from pipecat_duplex.frames import (
-    AgentYieldedFrame,
-    BackchannelFrame,
-    DuplexMetricsData,
-    MonologueTextFrame,
-)
-from pipecat_duplex.service import DuplexLLMService, DuplexLLMSettings
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from pipecat_duplex.session import (
     AtCapacity,
     CheckpointError,
@@ -24,6 +21,24 @@ from pipecat_duplex.session import (
     StepTiming,
 )
 from pipecat_duplex.version import __version__
+
+if TYPE_CHECKING:
+    from pipecat_duplex.frames import (
+        AgentYieldedFrame,
+        BackchannelFrame,
+        DuplexMetricsData,
+        MonologueTextFrame,
+    )
+    from pipecat_duplex.service import DuplexLLMService, DuplexLLMSettings
+
+_NEEDS_PIPECAT = {
+    "AgentYieldedFrame": "frames",
+    "BackchannelFrame": "frames",
+    "DuplexLLMService": "service",
+    "DuplexLLMSettings": "service",
+    "DuplexMetricsData": "frames",
+    "MonologueTextFrame": "frames",
+}
 
 __all__ = [
     "AgentYieldedFrame",
@@ -45,3 +60,11 @@ __all__ = [
     "StepTiming",
     "__version__",
 ]
+
+
+def __getattr__(name: str):
+    if name not in _NEEDS_PIPECAT:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_NEEDS_PIPECAT[name]}"), name)
+    globals()[name] = value
+    return value

@@ -613,6 +613,7 @@ class DuplexLLMService(LLMService):
         await self.stop_ttfb_metrics()
         await self.start_processing_metrics()
         self._speaking = True
+        self._monologue.begin_utterance()
         await self.push_frame(LLMFullResponseStartFrame())
         await self.push_frame(TTSStartedFrame())
         await self._call_event_handler("on_agent_started", event)
@@ -716,7 +717,7 @@ def _import_engine():
 
 def _load_activity(analyzer: VADAnalyzer | None) -> UserActivity:
     if analyzer is None:
-        from pipecat.audio.vad.silero import SileroVADAnalyzer
+        from pipecat_duplex.voice_detector import VoiceDetector
 
-        analyzer = SileroVADAnalyzer()
+        analyzer = VoiceDetector()
     return UserActivity(analyzer)

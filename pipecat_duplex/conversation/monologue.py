@@ -37,7 +37,6 @@ class Monologue:
         self._first_step = 0
         self._last_step = 0
         self._utterance = ""
-        self._ended = False
 
     @property
     def utterance(self) -> str:
@@ -64,24 +63,23 @@ class Monologue:
         self._bytes += piece_bytes(piece)
         return word
 
+    def begin_utterance(self) -> None:
+        """Begin an utterance; pieces of its first word may have been fed already."""
+        self._utterance = ""
+
     def end_utterance(self) -> Word | None:
-        """End the utterance. Its text stays in :attr:`utterance` until the next word.
+        """End the utterance. Its text stays in :attr:`utterance` until the next one begins.
 
         Returns:
             The word that was still open, if any.
         """
-        word = self._complete()
-        self._ended = True
-        return word
+        return self._complete()
 
     def _complete(self) -> Word | None:
         if not self._bytes:
             return None
         text = self._bytes.decode("utf-8", errors="replace")
         self._bytes.clear()
-        if self._ended:
-            self._ended = False
-            self._utterance = ""
         if not self._utterance:
             text = text.lstrip(" ")
         if not text:

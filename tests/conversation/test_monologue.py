@@ -47,8 +47,18 @@ def test_a_new_utterance_has_no_leading_space():
     assert monologue.end_utterance().text == "one"
     assert monologue.utterance == "one"
     monologue.feed(1, "▁two")
+    monologue.begin_utterance()
     assert monologue.feed(2, None).text == "two"
     assert monologue.utterance == "two"
+
+
+def test_an_utterance_without_words_has_no_text():
+    monologue = Monologue()
+    monologue.feed(0, "▁one")
+    monologue.end_utterance()
+    monologue.begin_utterance()
+    assert monologue.end_utterance() is None
+    assert monologue.utterance == ""
 
 
 text = st.text(st.characters(codec="utf-8", exclude_characters="▁ "), min_size=1, max_size=6)

@@ -1,0 +1,174 @@
+"""The ``pipecat-duplex`` command.
+
+Nothing heavy is imported here: ``--help`` answers at once, with neither Pipecat nor torch.
+"""
+
+import functools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from loguru import logger
+
+from pipecat_duplex.session import DuplexError
+from pipecat_duplex.version import __version__
+
+app = typer.Typer(
+    name="pipecat-duplex",
+    help="Full-duplex speech for Pipecat: an agent that listens while it speaks.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Verbose = Annotated[bool, typer.Option("--verbose", help="Show what goes on inside.")]
+Checkpoint = Annotated[
+    str, typer.Option(help="The model: 'embedded', a local folder, or owner/name on the hub.")
+]
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+def _readable_errors(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Turn errors that a person can act on into one line and exit code 2."""
+
+    @functools.wraps(command)
+    def run(*args, **kwargs):
+        try:
+            return command(*args, **kwargs)
+        except DuplexError as error:
+            typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+
+    return run
+
+
+def _start_logging(verbose: bool) -> None:
+    """Show everything, or the package's own warnings only.
+
+    Pipecat logs a banner while it is imported, and each error that this command turns into a line
+    of its own: this comes first, and leaves both out.
+    """
+    logger.remove()
+    if verbose:
+        logger.add(_write_log, level="DEBUG", colorize=sys.stderr.isatty())
+    else:
+        logger.add(
+            _write_log,
+            level="WARNING",
+            format="{level}: {message}",
+            filter=lambda record: (record["name"] or "").startswith("pipecat_duplex"),
+        )
+
+
+def _write_log(line: str) -> None:
+    # Looked up each time: a progress bar puts its own stream there.
+    sys.stderr.write(line)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"pipecat-duplex {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def pipecat_duplex(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Full-duplex speech for Pipecat: an agent that listens while it speaks."""
+
+
+@app.command()
+@_readable_errors
+def converse(
+    audio: Annotated[Path, typer.Argument(metavar="IN.wav", help="The user: wav or flac.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Write the agent's voice, on the time line of IN.")
+    ] = None,
+    stereo: Annotated[
+        bool, typer.Option("--stereo", help="Write both voices to OUT: user left, agent right.")
+    ] = False,
+    events: Annotated[
+        Path | None, typer.Option(help="Write what happened, one JSON object a line.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the conversation (PNG).")] = None,
+    checkpoint: Checkpoint = "embedded",
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=2**63 - 1, help="Get the same conversation again.")
+    ] = None,
+    greedy: Annotated[
+        bool, typer.Option("--greedy", help="Always take the most likely token.")
+    ] = False,
+    realtime: Annotated[
+        bool, typer.Option(help="Go by the wall clock instead of as fast as possible.")
+    ] = False,
+    tail: Annotated[
+        float, typer.Option(min=0, max=600, help="Seconds of silence after IN, for the answer.")
+    ] = 4.0,
+    verbose: Verbose = False,
+) -> None:
+    """Let a recording talk with the model, and keep what it answers."""
+    _start_logging(verbose)
+    from pipecat_duplex.commands.converse import ConverseOptions, run_converse
+
+    run_converse(
+        ConverseOptions(
+            audio=audio,
+            out=out,
+            stereo=stereo,
+            events=events,
+            plot=plot,
+            checkpoint=checkpoint,
+            seed=seed,
+            greedy=greedy,
+            realtime=realtime,
+            tail_secs=tail,
+        )
+    )
+
+
+@app.command()
+@_readable_errors
+def talk(
+    checkpoint: Checkpoint = "embedded",
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "localhost",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 7860,
+    slots: Annotated[int, typer.Option(min=1, help="Conversations at a time.")] = 1,
+    verbose: Verbose = False,
+) -> None:
+    """Talk with the model in a browser."""
+    _start_logging(verbose)
+    from pipecat_duplex.commands.talk import run_talk
+
+    run_talk(checkpoint=checkpoint, host=host, port=port, slots=slots)
+
+
+@app.command()
+@_readable_errors
+def doctor(
+    checkpoint: Checkpoint = "embedded",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """See whether this machine can hold a conversation, and what is wrong if not."""
+    _start_logging(verbose)
+    from pipecat_duplex.commands.doctor import run_doctor
+
+    raise typer.Exit(run_doctor(checkpoint=checkpoint, as_json=as_json))
+
+
+if __name__ == "__main__":
+    main()

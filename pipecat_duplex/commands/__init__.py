@@ -1,0 +1,1 @@
+"""The subcommands of ``pipecat-duplex``, one a file."""

@@ -1,0 +1,369 @@
+"""``converse``: a file talks with the model, through a real Pipecat pipeline."""
+
+import asyncio
+import math
+import secrets
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+from pipecat.frames.frames import ErrorFrame
+from pipecat.pipeline.pipeline import Pipeline
+from pipecat.pipeline.worker import PipelineParams, PipelineWorker
+from pipecat.processors.aggregators.llm_context import LLMContext
+from pipecat.processors.aggregators.llm_response_universal import LLMContextAggregatorPair
+from pipecat.workers.runner import WorkerRunner
+from rich.console import Console
+from rich.panel import Panel
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from pipecat_duplex.commands.audio_file import AudioFile, read_audio, write_wav
+from pipecat_duplex.commands.file_transport import FileInputTransport, FileOutputTransport
+from pipecat_duplex.commands.pacing import LockStep, RealTime, WatchedBackend
+from pipecat_duplex.commands.recording import Figures, Recording, count, write_events
+from pipecat_duplex.conversation.clock import ClockSettings
+from pipecat_duplex.service import DuplexLLMService, DuplexLLMSettings
+from pipecat_duplex.session import (
+    SAMPLE_RATE_HZ,
+    STEP_SECS,
+    DuplexBackend,
+    DuplexError,
+    SessionConfig,
+    StepTiming,
+)
+
+TAIL_SECS = 4.0
+"""Silence after the file, in which the agent answers."""
+
+MAX_TAIL_SECS = 600.0
+
+MAX_SHOWN = 12
+"""Utterances and delays in the summary on the screen."""
+
+
+@dataclass(frozen=True)
+class ConverseOptions:
+    """What ``converse`` is asked for.
+
+    Parameters:
+        audio: The file that is the user.
+        out: Where the agent's voice goes.
+        stereo: Whether it goes there with the user's: user left, agent right.
+        events: Where the events go, one JSON object a line.
+        plot: Where the picture goes.
+        checkpoint: The model.
+        seed: Makes the conversation repeatable. ``None`` draws one.
+        greedy: Whether the most likely token is always taken.
+        realtime: Whether to go by the wall clock instead of as fast as possible.
+        tail_secs: Silence after the file.
+    """
+
+    audio: Path
+    out: Path | None = None
+    stereo: bool = False
+    events: Path | None = None
+    plot: Path | None = None
+    checkpoint: str = "embedded"
+    seed: int | None = None
+    greedy: bool = False
+    realtime: bool = False
+    tail_secs: float = TAIL_SECS
+
+
+@dataclass(frozen=True)
+class ConverseReport:
+    """What came of it.
+
+    Parameters:
+        recording: Both voices, and every event.
+        figures: The conversation in numbers.
+        timings: Where the time of each step went.
+        elapsed_secs: How long it took.
+        seed: The seed, if it had an effect.
+        trained: Whether the weights mean something; ``None`` where there are none.
+        failure: Why it ended early, if it did.
+    """
+
+    recording: Recording
+    figures: Figures
+    timings: list[StepTiming]
+    elapsed_secs: float
+    seed: int | None
+    trained: bool | None
+    failure: DuplexError | None
+
+
+def run_converse(
+    options: ConverseOptions, *, backend: DuplexBackend | None = None
+) -> ConverseReport:
+    """Hold the conversation with a progress bar, write what was asked for, and sum it up.
+
+    Args:
+        options: What is asked for.
+        backend: Where the session comes from, instead of the checkpoint.
+
+    Raises:
+        DuplexError: The file, the checkpoint or a place to write is not good, or the session
+            failed; what was recorded until then is written.
+    """
+    _check_options(options)
+    screen = Console(stderr=True)
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        TextColumn("{task.fields[said]}", markup=False),
+        TimeElapsedColumn(),
+        console=screen,
+        transient=True,
+    )
+    task = progress.add_task("loading the model", total=None, said="")
+
+    def show(done_secs: float, total_secs: float, said: str) -> None:
+        progress.update(
+            task,
+            description=f"{done_secs:.0f} of {total_secs:.0f} s",
+            completed=done_secs,
+            total=total_secs,
+            said=said[-max(1, screen.width - 50) :],
+        )
+
+    # A bar that is never shown would still end with an empty line.
+    with progress if screen.is_terminal else nullcontext():
+        report = asyncio.run(converse(options, backend=backend, on_progress=show))
+        progress.update(task, description="writing")
+        _write(options, report)
+    if report.failure:
+        raise report.failure
+    _print_summary(options, report)
+    return report
+
+
+async def converse(
+    options: ConverseOptions,
+    *,
+    backend: DuplexBackend | None = None,
+    on_progress: Callable[[float, float, str], None] = lambda done_secs, total_secs, said: None,
+) -> ConverseReport:
+    """Hold the conversation; nothing is written.
+
+    Args:
+        options: What is asked for.
+        backend: Where the session comes from, instead of the checkpoint. It is left open.
+        on_progress: Called with the seconds fed, the seconds in all, and the agent's last words.
+
+    Raises:
+        DuplexError: The file or the checkpoint is not good, or the model has stalled.
+    """
+    user = read_audio(options.audio)
+    if backend is not None:
+        return await _converse(options, user, backend, None, on_progress)
+    from pipecat_duplex.engine import Engine  # torch, only where the model runs here
+
+    engine = await Engine.load(options.checkpoint)
+    try:
+        return await _converse(options, user, engine, engine.summary.trained, on_progress)
+    finally:
+        await engine.close()
+
+
+async def _converse(
+    options: ConverseOptions,
+    user: AudioFile,
+    backend: DuplexBackend,
+    trained: bool | None,
+    on_progress: Callable[[float, float, str], None],
+) -> ConverseReport:
+    seed = _seed(options)
+    tail = np.zeros(round(options.tail_secs * SAMPLE_RATE_HZ), np.float32)
+    recording = Recording(np.concatenate([user.pcm, tail]))
+    watched = WatchedBackend(backend)
+    pacer = RealTime(watched) if options.realtime else LockStep(watched)
+    service = DuplexLLMService(
+        checkpoint=options.checkpoint,
+        backend=watched,
+        settings=_settings(options.greedy, seed),
+        # In lock step no audio is ever late.
+        clock=None if options.realtime else ClockSettings(patience_secs=math.inf),
+        now_secs=pacer.now_secs,
+    )
+    recording.watch(service)
+
+    def on_step(steps: int) -> None:
+        done_secs = min(steps * STEP_SECS, recording.secs)
+        on_progress(done_secs, recording.secs, recording.last_words)
+
+    microphone = FileInputTransport(recording.user_pcm, pacer, on_step)
+    loudspeaker = FileOutputTransport(recording.take_frame, realtime=options.realtime)
+    started_secs = asyncio.get_running_loop().time()
+    await _run_pipeline(microphone, service, loudspeaker, watched, recording)
+    elapsed_secs = asyncio.get_running_loop().time() - started_secs
+    recording.finish()
+    figures = count(recording)
+    summary = asdict(figures) | {"checkpoint": options.checkpoint, "trained": trained, "seed": seed}
+    recording.add("summary", recording.secs, **summary)
+    return ConverseReport(
+        recording, figures, watched.timings, elapsed_secs, seed, trained, watched.failure
+    )
+
+
+async def _run_pipeline(
+    microphone: FileInputTransport,
+    service: DuplexLLMService,
+    loudspeaker: FileOutputTransport,
+    watched: WatchedBackend,
+    recording: Recording,
+) -> None:
+    """Feed the whole file, and wait for the last answer."""
+    aggregators = LLMContextAggregatorPair(LLMContext())
+    pipeline = Pipeline(
+        [microphone, aggregators.user(), service, loudspeaker, aggregators.assistant()]
+    )
+    worker = PipelineWorker(
+        pipeline,
+        params=PipelineParams(
+            audio_in_sample_rate=SAMPLE_RATE_HZ, audio_out_sample_rate=SAMPLE_RATE_HZ
+        ),
+        idle_timeout_secs=None,
+        enable_rtvi=False,
+    )
+    ready = asyncio.Event()
+
+    @worker.event_handler("on_pipeline_started")
+    async def on_pipeline_started(_, frame):
+        ready.set()
+
+    @worker.event_handler("on_pipeline_error")
+    async def on_pipeline_error(_, frame: ErrorFrame):
+        recording.add("error", len(watched.timings) * STEP_SECS, message=str(frame.error))
+
+    async def feed():
+        await ready.wait()
+        try:
+            await microphone.feed()
+        finally:
+            await worker.stop_when_done()
+
+    runner = WorkerRunner(handle_sigint=False)
+    await runner.add_workers(worker)
+    feeding = asyncio.create_task(feed())
+    try:
+        await runner.run()
+        _stop_if_cancelled()
+        # Feeding ends the pipeline, so it is done, unless something else has ended it.
+        done, _ = await asyncio.wait([feeding], timeout=1.0)
+        if not done:
+            raise DuplexError("the pipeline ended by itself: --verbose shows why")
+        feeding.result()
+    finally:
+        feeding.cancel()
+
+
+def _stop_if_cancelled() -> None:
+    """Go on with a Ctrl-C: the runner cleans up after one, and keeps it to itself."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
+def _seed(options: ConverseOptions) -> int | None:
+    """Return the seed to sample with; one is drawn here so that it can be told."""
+    if options.greedy:
+        return None
+    return secrets.randbits(31) if options.seed is None else options.seed
+
+
+def _settings(greedy: bool, seed: int | None) -> DuplexLLMSettings:
+    config = SessionConfig.greedy() if greedy else SessionConfig()
+    return DuplexLLMSettings(
+        seed=seed,
+        text_temperature=config.text_temperature,
+        audio_temperature=config.audio_temperature,
+    )
+
+
+def _check_options(options: ConverseOptions) -> None:
+    """Refuse what cannot be done before an hour is spent on it."""
+    if not 0 <= options.tail_secs <= MAX_TAIL_SECS:
+        raise DuplexError(f"--tail takes 0 to {MAX_TAIL_SECS:.0f} seconds")
+    for path in (options.out, options.events, options.plot):
+        if path is None:
+            continue
+        if path.is_dir():
+            raise DuplexError(f"{path} is a folder: name a file in it")
+        if not path.absolute().parent.is_dir():
+            raise DuplexError(f"there is no folder {path.parent}: make it first")
+        if path.exists() and options.audio.exists() and path.samefile(options.audio):
+            raise DuplexError(f"{path} is the recording itself: write somewhere else")
+    if options.stereo and options.out is None:
+        raise DuplexError("--stereo says what --out holds: give --out a file as well")
+    if options.plot is not None:
+        from pipecat_duplex.commands.plot import require_matplotlib
+
+        require_matplotlib()
+
+
+def _write(options: ConverseOptions, report: ConverseReport) -> None:
+    recording = report.recording
+    try:
+        if options.out:
+            agent = recording.agent_pcm
+            write_wav(options.out, [recording.user_pcm, agent] if options.stereo else [agent])
+        if options.events:
+            write_events(options.events, recording.events)
+        if options.plot:
+            from pipecat_duplex.commands.plot import plot_conversation
+
+            plot_conversation(recording, options.plot)
+    except OSError as error:
+        raise DuplexError(f"{error.filename or 'a file'} cannot be written: {error}") from error
+
+
+def _print_summary(options: ConverseOptions, report: ConverseReport) -> None:
+    """Print what a person wants to know first."""
+    figures = report.figures
+    console = Console()
+    said = [e.fields["text"] for e in report.recording.select("agent_stopped") if e.fields["text"]]
+    if len(said) > MAX_SHOWN:
+        said = [f"(… {len(said) - MAX_SHOWN} times before)", *said[-MAX_SHOWN:]]
+    console.print(
+        Panel(
+            Text("\n".join(said) or "(nothing)"),
+            title="the agent said",
+            title_align="left",
+            border_style="dark_orange3",
+        )
+    )
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim")
+    table.add_column()
+    table.add_row("turns", f"user {figures.user_turns}, agent {figures.agent_turns}")
+    if figures.answer_delays_secs:
+        delays = ", ".join(f"{delay:.2f}" for delay in figures.answer_delays_secs[:MAX_SHOWN])
+        table.add_row("answered after", f"{delays} s")
+    table.add_row("yields", f"{figures.yields}")
+    table.add_row("backchannels", f"{figures.backchannels}")
+    if report.timings:
+        compute_ms = [1000 * timing.compute_secs for timing in report.timings]
+        longest_ms = max(compute_ms)
+        step_ms = 1000 * STEP_SECS
+        table.add_row(
+            "step", f"{median(compute_ms):.1f} ms of {step_ms:.0f} (longest {longest_ms:.0f})"
+        )
+    factor = report.elapsed_secs / report.recording.secs
+    table.add_row(
+        "took", f"{report.elapsed_secs:.1f} s for {report.recording.secs:.1f} s ({factor:.2f}x)"
+    )
+    if report.seed is not None:
+        table.add_row("seed", f"{report.seed} says the same again")
+    files = [str(path) for path in (options.out, options.events, options.plot) if path]
+    if files:
+        table.add_row("written", Text(", ".join(files)))
+    console.print(table)
+    if report.trained is False:
+        line = f"The weights of '{options.checkpoint}' are random: the agent babbles."
+        console.print(Text(line, style="yellow"))
