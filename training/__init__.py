@@ -1,1 +1,1 @@
-"""The recipe of the embedded model: speech -> codec -> dialogues -> language model -> checkpoint."""
+"""The recipe of the embedded model: speech, codec, dialogues, language model, checkpoint."""

@@ -34,9 +34,13 @@ def draw_microphone(rng: np.random.Generator) -> Microphone:
     """A random microphone: a third are perfect, a fifth are telephones, most have some noise."""
     perfect = rng.random() < 0.3
     telephone = rng.random() < 0.2
-    band = (rng.uniform(200, 350), rng.uniform(3_000, 3_600)) if telephone else (
-        rng.uniform(20, 120),
-        rng.choice([7_000.0, 8_000.0, 12_000.0]),
+    band = (
+        (rng.uniform(200, 350), rng.uniform(3_000, 3_600))
+        if telephone
+        else (
+            rng.uniform(20, 120),
+            rng.choice([7_000.0, 8_000.0, 12_000.0]),
+        )
     )
     return Microphone(
         reverberation=0.0 if perfect or rng.random() < 0.4 else rng.uniform(0.1, 0.5),
@@ -60,19 +64,34 @@ def record(samples: np.ndarray, microphone: Microphone, speech_level: float) -> 
     Returns:
         float32 of the same length, within [-1, 1].
     """
-    rng = np.random.default_rng(microphone.seed)
-    target = 10 ** (microphone.level / 20)
-    sound = samples * (target / max(speech_level, 1e-4))
+    heard = through_room(samples, microphone, speech_level) + background(len(samples), microphone)
+    return np.clip(heard, -1, 1).astype(np.float32)
+
+
+def through_room(samples: np.ndarray, microphone: Microphone, speech_level: float) -> np.ndarray:
+    """The speech alone as the microphone picks it up."""
+    sound = samples * (_target(microphone) / max(speech_level, 1e-4))
     spectrum = np.fft.rfft(sound, _fast_length(len(sound) + SAMPLE_RATE // 2))
     length = 2 * (len(spectrum) - 1)
     if microphone.reverberation:
+        rng = np.random.default_rng(microphone.seed)
         spectrum = spectrum * np.fft.rfft(_room(microphone.reverberation, rng), length)
     frequencies = np.fft.rfftfreq(length, 1 / SAMPLE_RATE)
-    heard = np.fft.irfft(spectrum * _response(frequencies, microphone), length)[: len(sound)]
-    if microphone.noise is not None:
-        level = target * 10 ** (microphone.noise / 20)
-        heard = heard + level * _noise(len(sound), microphone.colour, rng)
-    return np.clip(heard, -1, 1).astype(np.float32)
+    return np.fft.irfft(spectrum * _response(frequencies, microphone), length)[: len(sound)]
+
+
+def background(length: int, microphone: Microphone) -> np.ndarray:
+    """``length`` samples of the background alone."""
+    if microphone.noise is None:
+        return np.zeros(length)
+    rng = np.random.default_rng(microphone.seed + 1)
+    level = _target(microphone) * 10 ** (microphone.noise / 20)
+    return level * _noise(length, microphone.colour, rng)
+
+
+def _target(microphone: Microphone) -> float:
+    """Root mean square of speech as a factor of full scale."""
+    return 10 ** (microphone.level / 20)
 
 
 def speech_level(samples: np.ndarray) -> float:

@@ -1,10 +1,10 @@
 """Stage 3: speech as codes, ready to be composed into dialogues.
 
-    python -m training.bank DATA CODEC_CHECKPOINT [--sessions 1200] [--seed 0]
+    python -m training.bank DATA CODEC_CHECKPOINT [--sessions 600] [--seed 0]
 
-The codec is causal and looks back about two seconds, so the codes of a stretch depend on its last
-seconds only. Dialogues need not be rendered as sound: they are composed from encoded pieces, which
-costs nothing and never gives the same dialogue twice.
+The codec is causal and looks back about two seconds, so the codes of a stretch depend on its
+last seconds only. Dialogues need not be rendered as sound: they are composed from encoded pieces,
+which costs nothing and never gives the same dialogue twice.
 
     DATA/bank/agent.npz      each answer from its first step on, and its endings when cut at any step
     DATA/bank/users.npz      sessions: one microphone, a dozen utterances with silence between them
@@ -31,8 +31,9 @@ UTTERANCES_A_SESSION = 12
 SESSION_STEPS = 560  # longer sessions are cut
 LEAD_STEPS = 30  # silence before the first utterance
 CUT_TAIL_STEPS = 16
+FIRST_CUT, CUT_EVERY = 8, 2  # steps of an answer from which its fading end is kept
 PAUSE_SHARE = 0.35
-_WARM_UP_STEPS = 60  # silence before an answer, so that its codes are those of a long session
+_WARM_UP_STEPS = 30  # sound before what is encoded, so that its codes are those of a long session
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class Answer:
         steps: length in steps; ``codes`` go on into silence.
         word_steps: step of each word's first frame.
         codes: ``(8, steps + CUT_TAIL_STEPS)``.
-        cuts: ``(steps, 8, CUT_TAIL_STEPS)``: what follows when it fades out from each step on.
+        cuts: ``(cuts, 8, CUT_TAIL_STEPS)``: what follows when it fades out from step
+            ``FIRST_CUT + i * CUT_EVERY`` on.
     """
 
     text: str
@@ -143,11 +145,12 @@ def encode_answer(mimi: MimiModel, utterance: Utterance) -> Answer:
     sound = np.zeros((_WARM_UP_STEPS + steps + CUT_TAIL_STEPS) * STEP_SAMPLES, np.float32)
     sound[lead : lead + len(samples)] = samples
     codes = encode(mimi, sound[None])[0][:, _WARM_UP_STEPS:]
-    cuts = np.zeros((steps, CODEBOOKS, CUT_TAIL_STEPS), np.uint16)
-    for start in range(0, steps, 16):
-        stops = range(start, min(start + 16, steps))
-        ending = [_ending(sound, _WARM_UP_STEPS + stop) for stop in stops]
-        cuts[start : start + 16] = encode(mimi, np.stack(ending))[:, :, -CUT_TAIL_STEPS:]
+    stops = list(range(FIRST_CUT, steps, CUT_EVERY))
+    cuts = np.zeros((len(stops), CODEBOOKS, CUT_TAIL_STEPS), np.uint16)
+    for start in range(0, len(stops), 16):
+        part = stops[start : start + 16]
+        endings = np.stack([_ending(sound, _WARM_UP_STEPS + stop) for stop in part])
+        cuts[start : start + 16] = encode(mimi, endings)[:, :, -CUT_TAIL_STEPS:]
     word_steps = [_step(word.start) for word in utterance.speech.words]
     return Answer(utterance.text, steps, word_steps, codes, cuts)
 
@@ -173,7 +176,8 @@ def encode_sessions(
             lay_session([utterances[next(order)] for _ in range(UTTERANCES_A_SESSION)], rng)
             for _ in range(batch)
         ]
-        codes = encode(mimi, np.stack([sound for sound, _ in laid]))
+        steps = max(heard[-1].end for _, heard in laid) + 12
+        codes = encode(mimi, np.stack([sound[: steps * STEP_SAMPLES] for sound, _ in laid]))
         for own, (_, heard) in zip(codes, laid, strict=True):
             end = heard[-1].end + 12
             yield Session(own[:, :end], heard)
@@ -182,8 +186,7 @@ def encode_sessions(
 def write_sessions(path: Path, sessions: list[Session]) -> None:
     """Save sessions in one file."""
     index = [
-        {"steps": s.codes.shape[1], "heard": [asdict(heard) for heard in s.heard]}
-        for s in sessions
+        {"steps": s.codes.shape[1], "heard": [asdict(heard) for heard in s.heard]} for s in sessions
     ]
     codes = np.concatenate([session.codes for session in sessions], 1)
     np.savez(path, codes=codes, index=json.dumps(index))
@@ -233,7 +236,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
     parser.add_argument("codec", type=Path)
-    parser.add_argument("--sessions", type=int, default=1_200)
+    parser.add_argument("--sessions", type=int, default=600)
     parser.add_argument("--held-out-sessions", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()

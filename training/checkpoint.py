@@ -26,12 +26,17 @@ def build_lm(config: dict[str, Any]) -> LMModel:
 
 
 def write_configs(
-    folder: Path, lm_config: dict[str, Any], mimi_config: dict[str, Any], model_id: str
+    folder: Path,
+    lm_config: dict[str, Any],
+    mimi_config: dict[str, Any],
+    model_id: str,
+    generation: dict[str, Any] | None = None,
 ) -> None:
-    """Write ``config.json`` and ``mimi_config.json``.
+    """Write ``config.json`` and ``mimi_config.json``; ``generation`` are settings for ``LMGen``.
 
     moshi's loader reads the codec's configuration from a file of its own. Its name carries
-    ``file://`` because the loader would look for a bare name on the hub even when all else is local.
+    ``file://`` because the loader would look for a bare name on the hub, even when all else is
+    local.
     """
     names = {
         "moshi_name": LM_WEIGHTS,
@@ -39,6 +44,7 @@ def write_configs(
         "mimi_config_name": f"file://{MIMI_CONFIG}",
         "tokenizer_name": TOKENIZER,
         "model_type": "moshi",
+        "lm_gen_config": generation or {},
         "model_id": {"name": model_id},
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -46,17 +52,19 @@ def write_configs(
     (folder / MIMI_CONFIG).write_text(json.dumps(mimi_config, indent=2) + "\n")
 
 
-def save_weights(module: torch.nn.Module, path: Path, dtype: torch.dtype = torch.bfloat16) -> None:
-    """Save a module's weights as safetensors; floating point as ``dtype`` to halve the file.
+def save_weights(
+    state: dict[str, torch.Tensor], path: Path, dtype: torch.dtype = torch.bfloat16
+) -> None:
+    """Save weights as safetensors; floating point as ``dtype``, bfloat16 to halve the file.
 
-    Codebook statistics stay float32: their quotient is the codebook, and rounding it would move
+    Codebook statistics stay as they are: their quotient is the codebook, and rounding it would move
     codes of the encoder away from those that the language model was trained on.
     """
-    state = {}
-    for name, value in module.state_dict().items():
+    converted = {}
+    for name, value in state.items():
         keep = not value.is_floating_point() or "_codebook" in name
-        state[name] = value.detach().clone().contiguous().to(value.dtype if keep else dtype)
-    save_file(state, path)
+        converted[name] = value.detach().clone().contiguous().to(value.dtype if keep else dtype)
+    save_file(converted, path)
 
 
 def load_checkpoint(folder: Path) -> loaders.CheckpointInfo:
@@ -69,5 +77,3 @@ def load_checkpoint(folder: Path) -> loaders.CheckpointInfo:
         config_path=folder / CONFIG,
         mimi_config_path=folder / MIMI_CONFIG,
     )
-
-

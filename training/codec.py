@@ -4,10 +4,10 @@
     python -m training.codec DATA RUN --cooldown 600            go on, learning rate down to zero
 
 Only the agent's voice is ever decoded, and only the users' words must survive in the codes. So a
-batch has two halves that share the encoder: stretches of the agent, which are coded and decoded, and
-stretches of users, which are coded by the first codebook only. A linear head on the first codebook's
-vector predicts the phones, two a step; Mimi distils a speech model there for the same end. The head
-serves training and is not exported.
+batch has two parts that share the encoder: stretches of the agent, which are coded and decoded,
+and stretches of users, which are coded by the first codebook only. A linear head on the first
+codebook's vector predicts the phones, two a step; Mimi distils a speech model there for the same
+end. The head serves training and is not exported.
 
 RUN/last.pt holds weights, optimiser, step and configuration; RUN/log.txt a line every 20 steps.
 """
@@ -41,13 +41,13 @@ SILENCE = np.zeros(STRETCH, np.float32)
 class CodecOptions:
     """What a run can change. Saved with it."""
 
-    agent_batch: int = 6
-    user_batch: int = 6
+    agent_batch: int = 4
+    user_batch: int = 8
     learning_rate: float = 1e-3
     warmup_steps: int = 100
-    quantizer_from: int = 500  # steps before: no quantizer, so that k-means meets useful vectors
+    quantizer_from: int = 420  # steps before: no quantizer, so that k-means meets useful vectors
     commitment_weight: float = 0.25
-    phone_weight: float = 1.0
+    phone_weight: float = 2.0
     waveform_weight: float = 0.2
     seed: int = 0
 
@@ -75,7 +75,7 @@ class CodecData:
         return torch.from_numpy(np.stack(sound)), torch.from_numpy(np.stack(phones))
 
     def _agent_stretch(self) -> tuple[np.ndarray, np.ndarray]:
-        """A stretch that begins on a step; one in eight breaks off in the middle, as after a yield."""
+        """A stretch that begins on a step; one in eight breaks off, as after a yield."""
         samples, phones = self.agent[self.rng.integers(len(self.agent))]
         start = int(self.rng.integers(len(samples) // STEP_SAMPLES - STRETCH_STEPS + 1))
         sound = samples[start * STEP_SAMPLES :][:STRETCH].copy()
@@ -104,9 +104,7 @@ def fade_out(sound: np.ndarray, stop: int) -> np.ndarray:
     return sound
 
 
-def user_stretch(
-    utterance: Utterance, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
+def user_stretch(utterance: Utterance, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """A random stretch of one user's question, through a random microphone."""
     speech = utterance.speech.samples
     start = int(rng.uniform(-0.7 * STRETCH, max(len(speech) - 0.4 * STRETCH, 0)))
@@ -119,7 +117,7 @@ def user_stretch(
 
 
 def phone_labels(utterance: Utterance, onset: float, length: int) -> np.ndarray:
-    """Phone id of each half step: the phone at its middle, less 15 ms because the codec is causal."""
+    """Phone id of each half step: that of its middle, less 15 ms as the codec is causal."""
     half = STEP_SAMPLES / HALF_STEPS / SAMPLE_RATE
     times = (np.arange(length // STEP_SAMPLES * HALF_STEPS) + 0.5) * half - 0.015 - onset
     labels = np.zeros(len(times), np.int64)
@@ -139,6 +137,7 @@ class SpectralLoss(nn.Module):
             self.register_buffer(f"mel_{size}", _mel_filters(size, min(size // 8, 80)))
 
     def forward(self, heard: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        """Distance of two batches of sound, ``(batch, samples)`` each."""
         total = heard.new_zeros(())
         for size in self.windows:
             a, b = self._magnitude(heard, size), self._magnitude(wanted, size)
@@ -181,7 +180,11 @@ class CodecTrainer:
         parameters = itertools.chain(self.mimi.parameters(), self.phone_head.parameters())
         self.parameters = [p for p in parameters if p.requires_grad]
         self.optimiser = torch.optim.AdamW(
-            self.parameters, options.learning_rate, betas=(0.8, 0.99), weight_decay=1e-3
+            self.parameters,
+            options.learning_rate,
+            betas=(0.8, 0.99),
+            weight_decay=1e-3,
+            fused=True,
         )
         self.step = 0
 
@@ -208,27 +211,40 @@ class CodecTrainer:
         agents = self.options.agent_batch
         first, rest = self.mimi.quantizer.rvq_first, self.mimi.quantizer.rvq_rest
         latent = self.encode(sound)
+        before = vectors = first.input_proj(latent)
         if self.step < self.options.quantizer_from:
-            vectors = first.input_proj(latent)
             decoded = first.output_proj(vectors) + rest.output_proj(rest.input_proj(latent))
             decoded, commitment = decoded[:agents], latent.new_zeros(())
         else:
-            vectors, _, first_loss, _ = first.vq(first.input_proj(latent))
+            vectors, _, first_loss, _ = first.vq(before)
             fine, _, rest_loss, _ = rest.vq(rest.input_proj(latent[:agents]))
             decoded = first.output_proj(vectors[:agents]) + rest.output_proj(fine)
             commitment = (first_loss.mean() + 7 * rest_loss.mean()) / 8
-        logits = self.phone_head(vectors.transpose(1, 2)).unflatten(-1, (HALF_STEPS, -1))
-        logits = logits.flatten(1, 2)
+        logits = self._phone_logits(vectors)
+        # The vector before quantization is asked too: its gradient does not pass through a codebook
+        # that is still moving.
+        phone = self._phone_loss(logits, phones) + self._phone_loss(
+            self._phone_logits(before), phones
+        )
         made, wanted = self.decode(decoded), sound[:agents]
         right = (logits.argmax(-1) == phones).float()
         return {
             "spectral": self.loss(made, wanted),
             "waveform": (made - wanted).abs().mean() / (wanted.abs().mean() + 1e-2),
             "commitment": commitment,
-            "phone": functional.cross_entropy(logits.flatten(0, 1), phones.flatten()),
+            "phone": phone / 2,
             "agent_phones": right[:agents].mean().detach(),
             "user_phones": right[agents:].mean().detach(),
         }
+
+    def _phone_logits(self, vectors: torch.Tensor) -> torch.Tensor:
+        """``(batch, 2 * steps, phones)`` from ``(batch, latent, steps)``."""
+        logits = self.phone_head(vectors.transpose(1, 2)).unflatten(-1, (HALF_STEPS, -1))
+        return logits.flatten(1, 2)
+
+    @staticmethod
+    def _phone_loss(logits: torch.Tensor, phones: torch.Tensor) -> torch.Tensor:
+        return functional.cross_entropy(logits.flatten(0, 1), phones.flatten())
 
     def train_step(self, sound: torch.Tensor, phones: torch.Tensor, rate: float) -> dict:
         """One update; ``rate`` scales the learning rate."""
@@ -281,7 +297,9 @@ def train(data: Path, run: Path, steps: int, cooldown: int, changes: dict) -> No
     run.mkdir(parents=True, exist_ok=True)
     last = run / "last.pt"
     trainer = (
-        CodecTrainer.load(last, **changes) if last.exists() else CodecTrainer(CodecOptions(**changes))
+        CodecTrainer.load(last, **changes)
+        if last.exists()
+        else CodecTrainer(CodecOptions(**changes))
     )
     source = CodecData(data, trainer.options, trainer.step)
     means: dict[str, float] = {}

@@ -123,9 +123,7 @@ def write_part(path: Path, utterances: list[Utterance]) -> None:
         for utterance in utterances
     ]
     unfinished = path.with_suffix(".tmp.npz")
-    np.savez(
-        unfinished, samples=np.concatenate(samples).astype(np.int16), index=json.dumps(index)
-    )
+    np.savez(unfinished, samples=np.concatenate(samples).astype(np.int16), index=json.dumps(index))
     unfinished.rename(path)
 
 

@@ -16,7 +16,16 @@ import numpy as np
 import sentencepiece
 
 from training import world
-from training.bank import LEAD_STEPS, Answer, Heard, Session, read_answers, read_sessions
+from training.bank import (
+    CUT_EVERY,
+    FIRST_CUT,
+    LEAD_STEPS,
+    Answer,
+    Heard,
+    Session,
+    read_answers,
+    read_sessions,
+)
 from training.sizes import CODEBOOKS, END_OF_PADDING_ID, PADDING_ID
 from training.tokenizer import WORD_START
 
@@ -34,7 +43,7 @@ class Habits:
     barge_in: float = 0.25
     barge_in_stop: float = 0.35
     backchannel: float = 0.2
-    yield_steps: tuple[int, ...] = (3, 4)
+    yield_steps: int = 4  # at most: an answer can be cut at every second step
     long_answer: int = 16  # steps from which an answer can be talked over
 
 
@@ -46,7 +55,7 @@ class Dialogue:
         codes: ``(17, steps)``: text, the agent's eight codebooks, the user's eight.
         heard_word: ``(steps,)``: the user's latest complete word, by number, while the user speaks;
             a label for training only.
-        answer: ``(steps,)``: number of the owed answer from the end of the question to the end of the
+        answer: ``(steps,)``: number of the owed answer, from the end of the question into the
             answer's first word; else ``NO_LABEL``. A label for training only.
         notes: what happens when, for people and tests.
     """
@@ -137,7 +146,7 @@ class _Layout:
             interruption = self._next_heard(stop=rng.random() < habits.barge_in_stop)
             if interruption.kind != "backchannel":
                 onset = start + int(rng.integers(5, answer.steps - 6))
-                self._speak(text, start, until=onset + int(rng.choice(habits.yield_steps)))
+                self._speak(text, start, until=onset + habits.yield_steps)
                 self._note(onset, f"barge-in: {interruption.text}")
                 return self._exchange(interruption, onset)
         stop = self._speak(text, start)
@@ -163,7 +172,7 @@ class _Layout:
         return self.session.heard[self.ready.pop()]
 
     def _background(self, steps: int) -> np.ndarray:
-        """The user's channel while nobody speaks: the session's start, then its gaps in random order."""
+        """The user's channel while nobody speaks: the session's start, then its gaps shuffled."""
         codes, heard = self.session.codes, self.session.heard
         parts, length = [codes[:, : LEAD_STEPS - 2]], LEAD_STEPS - 2
         gaps = [
@@ -199,8 +208,9 @@ class _Layout:
         answer: Answer = self.composer.answers[text]
         codes, stop = answer.codes, start + answer.steps
         if until is not None and until < stop:
-            cut = until - start
-            codes, stop = np.concatenate([codes[:, :cut], answer.cuts[cut]], 1), until
+            index = max(until - start - FIRST_CUT, 0) // CUT_EVERY
+            cut = FIRST_CUT + index * CUT_EVERY
+            codes, stop = np.concatenate([codes[:, :cut], answer.cuts[index]], 1), start + cut
         length = min(codes.shape[1], self.steps - start)
         if length <= 0:
             return stop

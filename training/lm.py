@@ -3,11 +3,11 @@
     python -m training.lm DATA RUN [--minutes 40]               start, or go on from RUN/last.pt
     python -m training.lm DATA RUN --cooldown 300               go on, learning rate down to zero
 
-The loss is Moshi's: the next text piece and the agent's next eight codes at each step, computed as
-``LMModel.forward`` does. Two linear heads on the transformer's output serve training only and are not
-exported: one tells the user's latest word, one which answer is owed. They make the model listen from
-the first minutes on; without them it first learns that it was asked, then what kind of question,
-and only late which one.
+The loss is Moshi's: the next text piece and the agent's next eight codes at each step, computed
+as ``LMModel.forward`` does. Two linear heads on the transformer's output serve training only and
+are not exported: one tells the user's latest word, one which answer is owed. They make the model
+listen from the first minutes on; without them it first learns that it was asked, then what kind of
+question, and only late which one.
 
 The depth transformer is trained on a part of the steps: all where the agent speaks, few where it is
 silent.
@@ -75,13 +75,15 @@ class LMTrainer:
             {"params": decayed, "weight_decay": options.weight_decay},
             {"params": others, "weight_decay": 0.0},
         ]
-        self.optimiser = torch.optim.AdamW(groups, options.learning_rate, betas=(0.9, 0.95))
+        self.optimiser = torch.optim.AdamW(
+            groups, options.learning_rate, betas=(0.9, 0.95), fused=True
+        )
         self.step = 0
         self.rng = np.random.default_rng([options.seed, 1])
 
     def forward(self, dialogues: list[Dialogue]) -> dict[str, torch.Tensor]:
         """All losses of a batch and some shares of right guesses."""
-        options, lm = self.options, self.lm
+        lm = self.lm
         codes = torch.from_numpy(np.stack([dialogue.codes for dialogue in dialogues]))
         inputs = self._with_dropout(codes) if lm.training else codes
         initial = lm._get_initial_token().expand(len(codes), -1, -1)
@@ -150,9 +152,7 @@ class LMTrainer:
     ) -> dict[str, torch.Tensor]:
         labels, logits = labels.flatten(), logits.flatten(0, 1)
         weights = torch.where(labels == 0, 0.1, 1.0) * (labels != NO_LABEL)
-        losses = functional.cross_entropy(
-            logits, labels, reduction="none", ignore_index=NO_LABEL
-        )
+        losses = functional.cross_entropy(logits, labels, reduction="none", ignore_index=NO_LABEL)
         right = (logits.argmax(-1) == labels).float()
         told = (labels != NO_LABEL) & ((labels != 0) | (name == "answer"))
         return {

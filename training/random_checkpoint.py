@@ -3,9 +3,9 @@
     python -m training.random_checkpoint FOLDER [--size tiny] [--seed 0]
 
 A random language model would say nothing but letters and bytes. Its text logits are therefore
-biased: pieces that are no words are ruled out and padding is raised, so that the monologue is mostly
-padding with words in between. With Moshi's default sampling four to nine tenths of the steps carry
-padding, depending on the seed (tiny, seed 0: about two thirds). Greedy decoding picks padding more often:
+biased: pieces that are no words are ruled out and padding is raised, so that the monologue is
+mostly padding with words in between. With Moshi's default sampling four to nine tenths of the steps
+carry padding, depending on seed and input. Greedy decoding picks more padding:
 ``tiny`` with seeds 0 and 1 still says a word about every tenth step, ``embedded`` nearly none.
 """
 
@@ -30,7 +30,7 @@ def write_random_checkpoint(folder: Path | str, *, size: Size = "tiny", seed: in
 
     Args:
         folder: created if missing; files of the same names are replaced.
-        size: ``tiny`` (a step in a few ms, context of 100 steps) or ``embedded`` (the sizes that ship).
+        size: ``tiny`` (a step in a few ms, context of 100 steps) or ``embedded`` (as shipped).
         seed: the same seed gives the same weights.
     """
     folder = Path(folder)
@@ -44,8 +44,8 @@ def write_random_checkpoint(folder: Path | str, *, size: Size = "tiny", seed: in
         lm = checkpoint.build_lm(language)
         _bias_text(lm, tokenizer, PADDING_BIAS[size])
     checkpoint.write_configs(folder, language, codec, model_id=f"random-{size}-{seed}")
-    checkpoint.save_weights(mimi, folder / checkpoint.MIMI_WEIGHTS)
-    checkpoint.save_weights(lm, folder / checkpoint.LM_WEIGHTS)
+    checkpoint.save_weights(mimi.state_dict(), folder / checkpoint.MIMI_WEIGHTS)
+    checkpoint.save_weights(lm.state_dict(), folder / checkpoint.LM_WEIGHTS)
     return folder
 
 

