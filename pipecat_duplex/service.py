@@ -116,9 +116,10 @@ class DuplexLLMSettings(LLMSettings):
 
 @dataclass(frozen=True, slots=True)
 class _UserStep:
-    """The user's side of a step: what the detector said of it, and its level in dBFS."""
+    """The user's side of a step: when it was due, what the detector said, its level in dBFS."""
 
     index: int
+    due_secs: float
     voice: UserVoice
     level_db: float
 
@@ -229,6 +230,7 @@ class DuplexLLMService(LLMService):
         self._input_clock = InputClock(clock)
         self._output_clock = OutputClock(clock)
         self._user_steps: asyncio.Queue[_UserStep] = asyncio.Queue()
+        self._due_secs = 0.0
         self._sent_steps = 0
         self._handled_steps = 0
         self._overload_warned = False
@@ -467,7 +469,7 @@ class DuplexLLMService(LLMService):
 
     async def _fill_silence(self, session: DuplexSession):
         silence = np.zeros(STEP_SAMPLES, np.float32)
-        for _ in range(self._input_clock.fill(self._now_secs())):
+        while self._input_clock.fill(self._now_secs()):
             pending = self._intake.flush()
             await self._send(session, silence if pending is None else pending)
 
@@ -478,10 +480,11 @@ class DuplexLLMService(LLMService):
                 self._overload_warned = True
                 logger.warning(f"{self}: the model is slower than real time; audio is dropped")
             return
+        due_secs = self._input_clock.due_secs
         index = session.send(pcm)
         self._sent_steps += 1
         voice = await self._activity.observe(pcm) if self._activity else UserVoice.QUIET
-        self._user_steps.put_nowait(_UserStep(index, voice, level_db(pcm)))
+        self._user_steps.put_nowait(_UserStep(index, due_secs, voice, level_db(pcm)))
 
     #
     # steps out
@@ -496,7 +499,8 @@ class DuplexLLMService(LLMService):
 
     async def _handle_step(self, step: Step):
         user = await self._user_step(step.index)
-        self._output_clock.observe(self._now_secs(), self._input_clock.due_secs(step.index))
+        self._due_secs = user.due_secs
+        self._output_clock.observe(self._now_secs(), user.due_secs)
         if self._interrupted:
             await self._handle_interrupted()
         agent_level_db = level_db(step.pcm)
@@ -590,7 +594,7 @@ class DuplexLLMService(LLMService):
         await self.broadcast_frame(
             VADUserStartedSpeakingFrame,
             start_secs=event.voice_secs,
-            timestamp=self._wall_secs(event.step_index),
+            timestamp=self._wall_secs(),
         )
         # Over the agent it may be a backchannel. Observers take any user turn that opens while
         # the agent speaks for an interruption, so the turn waits for the yield.
@@ -600,7 +604,7 @@ class DuplexLLMService(LLMService):
         await self._call_event_handler("on_user_started", event)
 
     async def _handle_user_stopped(self, event: UserStopped):
-        noticed_secs = self._wall_secs(event.step_index)
+        noticed_secs = self._wall_secs()
         await self.broadcast_frame(
             VADUserStoppedSpeakingFrame, stop_secs=event.quiet_secs, timestamp=noticed_secs
         )
@@ -679,9 +683,9 @@ class DuplexLLMService(LLMService):
         await self.push_frame(TTSStoppedFrame())
         await self.push_frame(LLMFullResponseEndFrame())
 
-    def _wall_secs(self, index: int) -> float:
-        """Return the wall-clock time at which a step's audio was spoken."""
-        return time.time() - (self._now_secs() - self._input_clock.due_secs(index))
+    def _wall_secs(self) -> float:
+        """Return the wall-clock time at which the user's side of this step had been spoken."""
+        return time.time() - (self._now_secs() - self._due_secs)
 
     #
     # metrics

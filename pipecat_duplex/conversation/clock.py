@@ -66,18 +66,10 @@ class InputClock:
         if self._origin_secs is None:
             self._origin_secs = now_secs
 
-    def due_secs(self, index: int) -> float:
-        """Return when a step's last sample can have been spoken.
-
-        Args:
-            index: The step.
-
-        Raises:
-            RuntimeError: The clock has not started.
-        """
-        if self._origin_secs is None:
-            raise RuntimeError("the clock has not started")
-        return self._origin_secs + (index + 1) * STEP_SECS
+    @property
+    def due_secs(self) -> float:
+        """When the last sample of the step admitted or filled last can have been spoken."""
+        return self._end_secs(self._steps - 1)
 
     def admit(self, now_secs: float, *, quiet: bool) -> bool:
         """Decide on the next step of real audio.
@@ -90,7 +82,7 @@ class InputClock:
             Whether the model is to hear it. If so, it has its place on the time line.
         """
         self.start(now_secs - STEP_SECS)
-        ahead_secs = self.due_secs(self._steps) - now_secs
+        ahead_secs = self._end_secs(self._steps) - now_secs
         # A little is allowed for: a step ahead of time by less than itself was merely early.
         if ahead_secs > self._settings.slack_secs or (quiet and ahead_secs >= STEP_SECS):
             self.dropped_steps += 1
@@ -98,24 +90,21 @@ class InputClock:
         self._steps += 1
         return True
 
-    def fill(self, now_secs: float) -> int:
-        """Return how many steps of silence are to be fed now, and give them their places.
+    def fill(self, now_secs: float) -> bool:
+        """Decide whether a step of silence is to be fed now, and give it its place if so.
 
         Args:
             now_secs: The time.
         """
         wait_secs = self.secs_to_fill(now_secs)
         if wait_secs is None or wait_secs > 0:
-            return 0
-        overdue_secs = -wait_secs
-        if overdue_secs > self._settings.max_fill_secs:
+            return False
+        if -wait_secs > self._settings.max_fill_secs:
             assert self._origin_secs is not None
-            self._origin_secs += overdue_secs
-            overdue_secs = 0.0
-        steps = 1 + math.floor(overdue_secs / STEP_SECS)
-        self._steps += steps
-        self.filled_steps += steps
-        return steps
+            self._origin_secs -= wait_secs
+        self._steps += 1
+        self.filled_steps += 1
+        return True
 
     def secs_to_fill(self, now_secs: float) -> float | None:
         """Return the time until silence is needed, or ``None`` if it never is.
@@ -125,7 +114,12 @@ class InputClock:
         """
         if self._origin_secs is None or math.isinf(self._settings.patience_secs):
             return None
-        return self.due_secs(self._steps) + self._settings.patience_secs - now_secs
+        return self._end_secs(self._steps) + self._settings.patience_secs - now_secs
+
+    def _end_secs(self, step: int) -> float:
+        if self._origin_secs is None:
+            raise RuntimeError("the clock has not started")
+        return self._origin_secs + (step + 1) * STEP_SECS
 
 
 class OutputClock:

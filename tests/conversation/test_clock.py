@@ -30,7 +30,7 @@ def feed(clock: InputClock, arrivals: list[float], until: float, quiet: bool = F
             arrivals.pop(0)
             heard += "a" if clock.admit(now, quiet=quiet) else ""
         else:
-            heard += "." * clock.fill(now)
+            heard += "." if clock.fill(now) else ""
 
 
 def on_time(first: int, count: int) -> list[float]:
@@ -81,7 +81,7 @@ def test_no_silence_before_the_start_and_none_with_infinite_patience():
     assert InputClock().secs_to_fill(5.0) is None
     clock = InputClock(ClockSettings(patience_secs=math.inf))
     clock.admit(0.0, quiet=False)
-    assert clock.secs_to_fill(100.0) is None and clock.fill(100.0) == 0
+    assert clock.secs_to_fill(100.0) is None and not clock.fill(100.0)
 
 
 def test_started_clock_fills_before_any_audio():
@@ -93,13 +93,22 @@ def test_started_clock_fills_before_any_audio():
 def test_a_machine_that_slept_does_not_fill_an_hour():
     clock = InputClock()
     clock.admit(0.0, quiet=False)
-    assert clock.fill(3600.0) == 1
+    assert clock.fill(3600.0) and not clock.fill(3600.0)
     assert clock.secs_to_fill(3600.0) > 0
 
 
 def test_due_needs_a_start():
     with pytest.raises(RuntimeError):
-        InputClock().due_secs(0)
+        _ = InputClock().due_secs
+
+
+def test_due_is_the_end_of_the_last_step():
+    clock = InputClock()
+    clock.start(10.0)
+    assert clock.admit(10.1, quiet=False)
+    assert clock.due_secs == pytest.approx(10.08)
+    assert clock.fill(10.25)
+    assert clock.due_secs == pytest.approx(10.16)
 
 
 @given(st.lists(st.floats(0, 10, allow_nan=False), max_size=150), st.booleans())
