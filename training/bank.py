@@ -6,7 +6,7 @@ The codec is causal and looks back about two seconds, so the codes of a stretch 
 last seconds only. Dialogues need not be rendered as sound: they are composed from encoded pieces,
 which costs nothing and never gives the same dialogue twice.
 
-    DATA/bank/agent.npz      each answer from its first step on, and its endings when cut at any step
+    DATA/bank/agent.npz      each answer from its first step on, and its endings when cut
     DATA/bank/users.npz      sessions: one microphone, a dozen utterances with silence between them
     DATA/bank/held_out.npz   the same with voices that training never hears
 """

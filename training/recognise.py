@@ -64,6 +64,7 @@ def main() -> None:
     parser.add_argument("codec", type=Path)
     parser.add_argument("--answers", type=int, default=40)
     options = parser.parse_args()
+    torch.set_flush_denormal(True)
     torch.set_num_threads(2)
     mimi, recogniser = load_codec(options.codec), Recogniser()
     answers = list(read_corpus(options.data, "agent"))
