@@ -31,8 +31,12 @@ def write_configs(
     mimi_config: dict[str, Any],
     model_id: str,
     generation: dict[str, Any] | None = None,
+    *,
+    trained: bool = True,
 ) -> None:
     """Write ``config.json`` and ``mimi_config.json``; ``generation`` are settings for ``LMGen``.
+
+    ``trained`` tells users of the checkpoint whether its weights mean anything.
 
     moshi's loader reads the codec's configuration from a file of its own. Its name carries
     ``file://`` because the loader would look for a bare name on the hub, even when all else is
@@ -45,7 +49,7 @@ def write_configs(
         "tokenizer_name": TOKENIZER,
         "model_type": "moshi",
         "lm_gen_config": generation or {},
-        "model_id": {"name": model_id},
+        "model_id": {"name": model_id, "trained": trained},
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).write_text(json.dumps(lm_config | names, indent=2) + "\n")

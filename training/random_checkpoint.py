@@ -43,7 +43,9 @@ def write_random_checkpoint(folder: Path | str, *, size: Size = "tiny", seed: in
         _randomise_codebooks(mimi)
         lm = checkpoint.build_lm(language)
         _bias_text(lm, tokenizer, PADDING_BIAS[size])
-    checkpoint.write_configs(folder, language, codec, model_id=f"random-{size}-{seed}")
+    checkpoint.write_configs(
+        folder, language, codec, model_id=f"random-{size}-{seed}", trained=False
+    )
     checkpoint.save_weights(mimi.state_dict(), folder / checkpoint.MIMI_WEIGHTS)
     checkpoint.save_weights(lm.state_dict(), folder / checkpoint.LM_WEIGHTS)
     return folder
