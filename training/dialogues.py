@@ -9,6 +9,7 @@ follows the behaviour that the model should have:
 - it goes on through backchannels, and never answers one.
 """
 
+import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -177,7 +178,7 @@ class _Layout:
         parts, length = [codes[:, : LEAD_STEPS - 2]], LEAD_STEPS - 2
         gaps = [
             (before.end + AFTER_STEPS + 1, after.onset - 1)
-            for before, after in zip(heard, heard[1:], strict=False)
+            for before, after in itertools.pairwise(heard)
         ]
         while length < steps:
             start, stop = gaps[self.rng.integers(len(gaps))]
@@ -194,7 +195,7 @@ class _Layout:
         self.out.codes[1 + CODEBOOKS :, onset : onset + length] = codes[:, :length]
         words = heard.text.replace("| ", "").split()
         ends = [onset + end - heard.onset for end in heard.word_ends]
-        for word, start, stop in zip(words, ends, ends[1:] + [ends[-1] + 3], strict=True):
+        for word, start, stop in zip(words, ends, [*ends[1:], ends[-1] + 3], strict=True):
             number = self.composer.word_ids.get(word, 0)
             self.out.heard_word[start + 1 : max(stop, start + 1) + 1] = number
         self._note(onset, f"user: {heard.text}")

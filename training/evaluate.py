@@ -113,7 +113,7 @@ class Script:
     def pick(self, *kinds: str) -> Utterance:
         """A random utterance, of these kinds if given, never a backchannel otherwise."""
         fitting = [
-            u for u in self.utterances if u.kind in kinds or not kinds and u.kind != "backchannel"
+            u for u in self.utterances if u.kind in kinds or (not kinds and u.kind != "backchannel")
         ]
         return fitting[self.rng.integers(len(fitting))]
 

@@ -80,7 +80,7 @@ def _varint(value: int) -> bytes:
     while value > 127:
         octets.append(value & 127 | 128)
         value >>= 7
-    return bytes(octets + [value])
+    return bytes([*octets, value])
 
 
 def _read_varint(data: bytes, position: int) -> tuple[int, int]:
