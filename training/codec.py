@@ -41,13 +41,13 @@ SILENCE = np.zeros(STRETCH, np.float32)
 class CodecOptions:
     """What a run can change. Saved with it."""
 
-    agent_batch: int = 4
-    user_batch: int = 8
+    agent_batch: int = 3
+    user_batch: int = 14
     learning_rate: float = 1e-3
     warmup_steps: int = 100
     quantizer_from: int = 420  # steps before: no quantizer, so that k-means meets useful vectors
     commitment_weight: float = 0.25
-    phone_weight: float = 2.0
+    phone_weight: float = 3.0
     waveform_weight: float = 0.2
     seed: int = 0
 
@@ -58,7 +58,11 @@ class CodecData:
     def __init__(self, folder: Path, options: CodecOptions, step: int) -> None:
         self.options = options
         self.rng = np.random.default_rng([options.seed, step])
-        self.agent = [agent_timeline(u) for u in read_corpus(folder, "agent")]
+        answers = list(read_corpus(folder, "agent"))
+        self.agent = [agent_timeline(u) for u in answers]
+        # Sums are most of the answers and share their words: the others come more often.
+        weights = np.array([len(u.text.split()) * (1 if " plus " in u.text else 4) for u in answers])
+        self.agent_weights = weights / weights.sum()
         parts = [read_corpus(folder, part) for part in ("users", "kokoro")]
         self.users = [u for u in itertools.chain(*parts)]
         kokoro = sum(u.voice.startswith("kokoro") for u in self.users)
@@ -76,7 +80,7 @@ class CodecData:
 
     def _agent_stretch(self) -> tuple[np.ndarray, np.ndarray]:
         """A stretch that begins on a step; one in eight breaks off, as after a yield."""
-        samples, phones = self.agent[self.rng.integers(len(self.agent))]
+        samples, phones = self.agent[self.rng.choice(len(self.agent), p=self.agent_weights)]
         start = int(self.rng.integers(len(samples) // STEP_SAMPLES - STRETCH_STEPS + 1))
         sound = samples[start * STEP_SAMPLES :][:STRETCH].copy()
         phones = phones[start * HALF_STEPS :][: STRETCH_STEPS * HALF_STEPS].copy()
@@ -105,21 +109,36 @@ def fade_out(sound: np.ndarray, stop: int) -> np.ndarray:
 
 
 def user_stretch(utterance: Utterance, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A random stretch of one user's question, through a random microphone."""
+    """A random stretch of one user's question, through a random microphone.
+
+    The question is played faster or slower, which makes another speaker of each voice.
+    """
+    factor = rng.uniform(0.85, 1.18)
     speech = utterance.speech.samples
+    speech = np.interp(np.arange(0, len(speech) - 1, factor), np.arange(len(speech)), speech)
     start = int(rng.uniform(-0.7 * STRETCH, max(len(speech) - 0.4 * STRETCH, 0)))
     sound = np.zeros(STRETCH, np.float32)
     part = speech[max(start, 0) : start + STRETCH]
     sound[max(-start, 0) :][: len(part)] = part
     microphone = acoustics.draw_microphone(rng)
     heard = acoustics.record(sound, microphone, acoustics.speech_level(speech))
-    return heard, phone_labels(utterance, -start / SAMPLE_RATE, STRETCH)
+    return heard, phone_labels(utterance, -start / SAMPLE_RATE, STRETCH, factor)
 
 
-def phone_labels(utterance: Utterance, onset: float, length: int) -> np.ndarray:
-    """Phone id of each half step: that of its middle, less 15 ms as the codec is causal."""
+def phone_labels(
+    utterance: Utterance, onset: float, length: int, factor: float = 1.0
+) -> np.ndarray:
+    """Phone id of each half step: that of its middle, less 15 ms as the codec is causal.
+
+    Args:
+        utterance: its phones are used.
+        onset: when it begins, in seconds.
+        length: of the sound, in samples.
+        factor: how much faster it is played.
+    """
     half = STEP_SAMPLES / HALF_STEPS / SAMPLE_RATE
     times = (np.arange(length // STEP_SAMPLES * HALF_STEPS) + 0.5) * half - 0.015 - onset
+    times = times * factor
     labels = np.zeros(len(times), np.int64)
     for span in utterance.speech.phones:
         labels[(times >= span.start) & (times < span.end)] = PHONES.index(span.label)
