@@ -158,6 +158,34 @@ def talk(
 
 @app.command()
 @_readable_errors
+def bench(
+    callers: Annotated[str, typer.Option(help="Loads to try, one after another.")] = "1,4,8,16",
+    secs: Annotated[float, typer.Option(min=2, max=3600, help="Length of each.")] = 20.0,
+    checkpoint: Checkpoint = "embedded",
+    url: Annotated[str | None, typer.Option(help="Call this server instead.")] = None,
+    speech: Annotated[
+        Path | None, typer.Option(help="What the callers say: wav or flac. A murmur by default.")
+    ] = None,
+    come_and_go: Annotated[
+        bool, typer.Option("--come-and-go", help="Callers hang up now and then, and call again.")
+    ] = False,
+    json: Annotated[Path | None, typer.Option(help="Write the figures (JSON).")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the delays (PNG).")] = None,
+    verbose: Verbose = False,
+) -> None:
+    """See how many conversations this machine, or a server, holds in real time."""
+    _start_logging(verbose)
+    from pipecat_duplex.commands.bench import BenchOptions, run_bench
+
+    try:
+        loads = tuple(int(number) for number in callers.split(","))
+    except ValueError:
+        raise DuplexError(f"--callers takes numbers such as 1,4,8, not {callers!r}") from None
+    run_bench(BenchOptions(loads, secs, checkpoint, url, speech, come_and_go, json, plot))
+
+
+@app.command()
+@_readable_errors
 def doctor(
     checkpoint: Checkpoint = "embedded",
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,

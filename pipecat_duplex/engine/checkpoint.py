@@ -6,14 +6,21 @@ a hub name ``owner/name[@revision]``. All three are read by moshi's own loaders.
 
 import json
 import re
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import sentencepiece
 import torch
+from huggingface_hub import constants as hub_constants
 from huggingface_hub import errors as hub_errors
 from huggingface_hub import hf_hub_download
+from huggingface_hub.utils import reset_sessions
 from moshi.models import loaders
 from moshi.models.compression import MimiModel
 from moshi.models.lm import LMModel
@@ -30,6 +37,7 @@ from pipecat_duplex.session import (
 EMBEDDED = "embedded"
 EMBEDDED_FOLDER = Path(__file__).parent.parent / "checkpoints" / "embedded"
 CODEBOOKS = 8
+HUB_TIMEOUT_SECS = 4.0
 HUB_NAME = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[^@]+))?")
 
 
@@ -178,6 +186,36 @@ def _find_local(folder: Path) -> loaders.CheckpointInfo:
 
 
 def _find_on_hub(name: str, repo: str, revision: str | None) -> loaders.CheckpointInfo:
+    with nullcontext() if _hub_answers() else _hub_offline():
+        return _fetch_from_hub(name, repo, revision)
+
+
+def _hub_answers() -> bool:
+    """Whether the hub can be reached; where a proxy is set, only the hub's client can tell."""
+    if getproxies():
+        return True
+    hub = urlsplit(hub_constants.ENDPOINT)
+    port = hub.port or {"http": 80}.get(hub.scheme, 443)
+    try:
+        socket.create_connection((hub.hostname or "", port), HUB_TIMEOUT_SECS).close()
+    except OSError:
+        return False
+    return True
+
+
+@contextmanager
+def _hub_offline() -> Iterator[None]:
+    """Let the hub's client look into its cache only: its own retries take half a minute a file."""
+    before, hub_constants.HF_HUB_OFFLINE = hub_constants.HF_HUB_OFFLINE, True
+    reset_sessions()
+    try:
+        yield
+    finally:
+        hub_constants.HF_HUB_OFFLINE = before
+        reset_sessions()
+
+
+def _fetch_from_hub(name: str, repo: str, revision: str | None) -> loaders.CheckpointInfo:
     try:
         # The small file first: a wrong kind of model is refused before gigabytes are fetched.
         try:

@@ -10,7 +10,7 @@ from pipecat_duplex.engine.checkpoint import CheckpointSummary, load_checkpoint
 from pipecat_duplex.engine.loop import StepLoop
 from pipecat_duplex.engine.model import BatchedModel
 from pipecat_duplex.engine.session import EngineSession
-from pipecat_duplex.engine.stats import EngineStats
+from pipecat_duplex.engine.stats import WINDOW_STEPS, EngineStats
 from pipecat_duplex.session import AtCapacity, DuplexBackend, DuplexError, SessionConfig
 
 GATHER_MS = 5.0
@@ -107,9 +107,13 @@ class Engine(DuplexBackend):
             return 0
         return self._step_loop.count_free()
 
-    def stats(self) -> EngineStats:
-        """Return how the last steps went."""
-        return self._step_loop.recorder.snapshot()
+    def stats(self, last_steps: int = WINDOW_STEPS) -> EngineStats:
+        """Return how the last steps went.
+
+        Args:
+            last_steps: How many, at most ``WINDOW_STEPS``.
+        """
+        return self._step_loop.recorder.snapshot(last_steps)
 
     async def open(self, config: SessionConfig) -> EngineSession:
         """Begin a conversation.

@@ -57,11 +57,16 @@ class StepRecorder:
         """Record a step that raised."""
         self._failed += 1
 
-    def snapshot(self) -> EngineStats:
-        """Return the figures as they are now; all times are 0 before the first step."""
-        kept = min(self._steps, WINDOW_STEPS)
-        compute_ms = self._compute_secs[:kept] * 1000 if kept else np.zeros(1)
-        batches = self._batches[:kept] if kept else np.zeros(1, dtype=np.int64)
+    def snapshot(self, last_steps: int = WINDOW_STEPS) -> EngineStats:
+        """Return the figures as they are now; all times are 0 before the first step.
+
+        Args:
+            last_steps: Take times and batches from this many steps, at most ``WINDOW_STEPS``.
+        """
+        kept = min(self._steps, WINDOW_STEPS, last_steps)
+        places = np.arange(self._steps - kept, self._steps) % WINDOW_STEPS
+        compute_ms = self._compute_secs[places] * 1000 if kept else np.zeros(1)
+        batches = self._batches[places] if kept else np.zeros(1, dtype=np.int64)
         p50, p95, p99 = np.percentile(compute_ms, [50, 95, 99])
         sizes, counts = np.unique(batches[batches > 0], return_counts=True)
         return EngineStats(

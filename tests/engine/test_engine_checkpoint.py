@@ -142,3 +142,13 @@ def test_hub_name_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
         with pytest.raises(CheckpointError, match="cannot be reached") as caught:
             find_checkpoint(name)
         assert "\n" not in str(caught.value)
+
+
+def test_a_hub_that_does_not_answer_is_not_asked_again_and_again(monkeypatch, caplog):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setattr("pipecat_duplex.engine.checkpoint.getproxies", dict)
+    with pytest.raises(CheckpointError, match="hub cannot be reached"):
+        find_checkpoint("nobody/nothing")
+    assert "Retry" not in caplog.text
