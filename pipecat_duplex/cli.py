@@ -7,7 +7,7 @@ import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from loguru import logger
@@ -154,6 +154,59 @@ def talk(
     from pipecat_duplex.commands.talk import run_talk
 
     run_talk(checkpoint=checkpoint, host=host, port=port, slots=slots)
+
+
+@app.command()
+@_readable_errors
+def serve(
+    checkpoint: Checkpoint = "embedded",
+    slots: Annotated[int, typer.Option(min=1, help="Conversations at a time.")] = 1,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "localhost",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on.")] = 8998,
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar="PIPECAT_DUPLEX_API_KEY", help="Callers must show it; may be given again."
+        ),
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(help="Web pages that may call, such as https://bot.example, or '*'."),
+    ] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain (PEM).")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its key (PEM).")] = None,
+    max_session_secs: Annotated[
+        float | None, typer.Option(min=1, help="End a session after this much audio.")
+    ] = None,
+    drain_secs: Annotated[
+        float, typer.Option(min=0, help="How long sessions may go on after SIGTERM.")
+    ] = 30.0,
+    log_format: Annotated[
+        Literal["text", "json"], typer.Option(help="One line a session, in words or in JSON.")
+    ] = "text",
+    device: Annotated[str | None, typer.Option(help="'cpu' or 'cuda'.")] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Serve the model to callers elsewhere, in Moshi's protocol."""
+    _start_logging(verbose)
+    from pipecat_duplex.commands.serve import ServeOptions, run_serve
+
+    run_serve(
+        ServeOptions(
+            checkpoint=checkpoint,
+            slots=slots,
+            host=host,
+            port=port,
+            api_keys=tuple(api_key or ()),
+            allowed_origins=tuple(allow_origin or ()),
+            tls_cert=tls_cert,
+            tls_key=tls_key,
+            max_session_secs=max_session_secs,
+            drain_secs=drain_secs,
+            log_format=log_format,
+            device=device,
+        )
+    )
 
 
 @app.command()

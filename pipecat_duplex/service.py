@@ -94,6 +94,9 @@ FADE_IN_SAMPLES = 120
 
 METRICS_STEPS = 12
 
+FIRST_REOPEN_PAUSE_SECS = 0.25
+MAX_REOPEN_PAUSE_SECS = 2.0
+
 
 @dataclass
 class DuplexLLMSettings(LLMSettings):
@@ -170,10 +173,13 @@ class DuplexLLMService(LLMService):
         *,
         checkpoint: str = "embedded",
         backend: DuplexBackend | None = None,
+        url: str | None = None,
+        api_key: str | None = None,
         vad_analyzer: VADAnalyzer | None = None,
         settings: Settings | None = None,
         turns: TurnSettings | None = None,
         clock: ClockSettings | None = None,
+        reopen_secs: float = 10.0,
         now_secs: Callable[[], float] = time.monotonic,
         **kwargs,
     ):
@@ -184,13 +190,24 @@ class DuplexLLMService(LLMService):
                 as ``kyutai/moshiko-pytorch-bf16``, or a local folder.
             backend: Where sessions come from instead, e.g. one ``Engine`` that several bots of a
                 process share. It is not closed by the service.
+            url: A server to call instead, such as ``ws://gpu:8998/api/chat``: one of ours, or any
+                that speaks Moshi's protocol.
+            api_key: The server's key, if it wants one.
             vad_analyzer: Observes the user's voice for turn events. Pipecat's Silero by default.
             settings: Sampling and limits.
             turns: Levels and times of the turn events.
             clock: How much lateness is borne on the way in and out.
+            reopen_secs: When a session fails, a fresh one is tried for this long. 0 gives up at
+                once.
             now_secs: The time, for tests and for runs faster than real time.
             **kwargs: Additional arguments passed to the parent LLMService.
+
+        Raises:
+            ValueError: Both a backend and a URL are given.
+            DuplexError: The URL is not one.
         """
+        if url is not None and backend is not None:
+            raise ValueError("give url or backend, not both")
         defaults = SessionConfig()
         default_settings = self.Settings(
             model=checkpoint,
@@ -217,34 +234,23 @@ class DuplexLLMService(LLMService):
         self._checkpoint = checkpoint
         self._backend = backend
         self._owns_backend = backend is None
+        if url is not None:
+            from pipecat_duplex.remote import RemoteBackend
+
+            self._backend = RemoteBackend(url, api_key=api_key)
         self._load_error: DuplexError | None = None
         self._vad_analyzer = vad_analyzer
         self._activity: UserActivity | None = None
         self._now_secs = now_secs
 
+        self._turn_settings = turns
+        self._clock_settings = clock
+        self._reopen_secs = reopen_secs
         self._session: DuplexSession | None = None
-        self._input: asyncio.Queue[InputAudioRawFrame] = asyncio.Queue()
         self._input_task: asyncio.Task | None = None
-        self._steps_task: asyncio.Task | None = None
-        self._intake = Intake()
-        self._input_clock = InputClock(clock)
-        self._output_clock = OutputClock(clock)
-        self._user_steps: asyncio.Queue[_UserStep] = asyncio.Queue()
-        self._due_secs = 0.0
-        self._sent_steps = 0
-        self._handled_steps = 0
-        self._overload_warned = False
-
-        self._tracker = TurnTracker(turns)
-        self._monologue = Monologue()
+        self._session_task: asyncio.Task | None = None
         self._out_resampler = Resampler(SAMPLE_RATE_HZ, SAMPLE_RATE_HZ)
-        self._speaking = False
-        self._interrupted = False
-        self._fade_in = False
-        self._unheard_steps: set[int] = set()
-        self._user_turn_proposed = False
-        self._user_turn_opened = asyncio.Event()
-        self._step_timings: list[StepTiming] = []
+        self._begin_conversation()
 
         for event in (
             "on_session_started",
@@ -257,6 +263,28 @@ class DuplexLLMService(LLMService):
             "on_backchannel",
         ):
             self._register_event_handler(event)
+
+    def _begin_conversation(self):
+        """Set up what belongs to one session; a fresh session begins at second 0."""
+        self._input: asyncio.Queue[InputAudioRawFrame] = asyncio.Queue()
+        self._intake = Intake()
+        self._input_clock = InputClock(self._clock_settings)
+        self._output_clock = OutputClock(self._clock_settings)
+        self._user_steps: asyncio.Queue[_UserStep] = asyncio.Queue()
+        self._due_secs = 0.0
+        self._sent_steps = 0
+        self._handled_steps = 0
+        self._overload_warned = False
+
+        self._tracker = TurnTracker(self._turn_settings)
+        self._monologue = Monologue()
+        self._speaking = False
+        self._interrupted = False
+        self._fade_in = False
+        self._unheard_steps: set[int] = set()
+        self._user_turn_proposed = False
+        self._user_turn_opened = asyncio.Event()
+        self._step_timings: list[StepTiming] = []
 
     def can_generate_metrics(self) -> bool:
         """Check if the service can generate usage metrics.
@@ -327,10 +355,7 @@ class DuplexLLMService(LLMService):
                 f"Cannot open a session: {e}", exception=e, force_treat_as_permanent=True
             )
             return
-        logger.info(f"{self}: session {self._session.id} started")
-        self._input_task = self.create_task(self._run_input(self._session))
-        self._steps_task = self.create_task(self._run_steps(self._session))
-        await self._call_event_handler("on_session_started", self._session.id)
+        self._session_task = self.create_task(self._run_sessions(self._session))
 
     async def stop(self, frame: EndFrame):
         """Close the session, and every bracket that is open.
@@ -388,8 +413,8 @@ class DuplexLLMService(LLMService):
         return changed
 
     async def _stop_tasks(self):
-        tasks = (self._input_task, self._steps_task)
-        self._input_task = self._steps_task = None
+        tasks = (self._input_task, self._session_task)
+        self._input_task = self._session_task = None
         for task in tasks:
             if task:
                 await self.cancel_task(task)
@@ -402,13 +427,62 @@ class DuplexLLMService(LLMService):
             logger.info(f"{self}: session {session.id} closed after {self._handled_steps} steps")
             await self._call_event_handler("on_session_ended", session.id, None)
 
-    async def _fail_session(self, error: SessionEnded):
-        session, self._session = self._session, None
+    async def _run_sessions(self, session: DuplexSession):
+        """Hold the conversation, with a fresh session when one fails."""
+        while True:
+            self._session = session
+            logger.info(f"{self}: session {session.id} started")
+            await self._call_event_handler("on_session_started", session.id)
+            self._input_task = self.create_task(self._run_input(session))
+            try:
+                async for step in session.steps():
+                    await self._handle_step(step)
+                return
+            except SessionEnded as e:
+                await self._end_failed_session(session, e)
+            fresh = None if self._limit_reached() else await self._reopen()
+            if fresh is None:
+                return
+            session = fresh
+
+    async def _end_failed_session(self, session: DuplexSession, error: SessionEnded):
+        self._session = None
+        task, self._input_task = self._input_task, None
+        if task:
+            await self.cancel_task(task)
         await self._finish_turns()
-        await self.push_error(str(error), exception=error, force_treat_as_permanent=True)
-        if session:
-            await session.close()
+        await session.close()
+        over = self._limit_reached() or not self._reopen_secs
+        await self.push_error(str(error), exception=error, force_treat_as_permanent=over)
         await self._call_event_handler("on_session_ended", error.session_id, error.reason)
+
+    def _limit_reached(self) -> bool:
+        limit_secs = assert_given(self._settings.max_session_secs)
+        return limit_secs is not None and self._handled_steps * STEP_SECS >= limit_secs
+
+    async def _reopen(self) -> DuplexSession | None:
+        """Open a fresh session; None if none can be had in time."""
+        if self._backend is None or not self._reopen_secs:
+            return None
+        give_up_secs = time.monotonic() + self._reopen_secs
+        pause_secs = FIRST_REOPEN_PAUSE_SECS
+        while True:
+            try:
+                session = await self._backend.open(self._session_config())
+                break
+            except DuplexError as e:
+                if time.monotonic() + pause_secs > give_up_secs:
+                    await self.push_error(
+                        f"Cannot open a fresh session: {e}",
+                        exception=e,
+                        force_treat_as_permanent=True,
+                    )
+                    return None
+            await asyncio.sleep(pause_secs)
+            pause_secs = min(2 * pause_secs, MAX_REOPEN_PAUSE_SECS)
+        self._begin_conversation()
+        self._input_clock.start(self._now_secs())
+        return session
 
     #
     # frames in
@@ -489,13 +563,6 @@ class DuplexLLMService(LLMService):
     #
     # steps out
     #
-
-    async def _run_steps(self, session: DuplexSession):
-        try:
-            async for step in session.steps():
-                await self._handle_step(step)
-        except SessionEnded as e:
-            await self._fail_session(e)
 
     async def _handle_step(self, step: Step):
         user = await self._user_step(step.index)

@@ -29,6 +29,7 @@ from pipecat.processors.frame_processor import FrameDirection
 
 from pipecat_duplex import (
     AgentYieldedFrame,
+    AtCapacity,
     BackchannelFrame,
     DuplexLLMService,
     DuplexMetricsData,
@@ -297,11 +298,44 @@ async def test_stereo_input_is_heard():
 
 
 async def test_a_failing_session_ends_with_a_reason_and_closed_brackets():
-    conversation = await converse(fast(opening=LONG, fail_step=20), silence(3))
+    conversation = await converse(fast(opening=LONG, fail_step=20), silence(3), reopen_secs=0)
     (error,) = conversation.near_user.of(ErrorFrame)
     assert "the script says so" in error.error
     assert not conversation.service.is_usable
     assert ("on_session_ended", "scripted-0", "the script says so") in conversation.events
+    assert_brackets(conversation)
+
+
+async def test_a_fresh_session_takes_over_from_a_failed_one():
+    """Once a session fails, the bot hears of it and the caller goes on with another."""
+    backend = fast(opening="hello there", fail_step=20)
+    conversation = await converse(backend, silence(6), realtime=True)
+    started = [event[1] for event in conversation.events if event[0] == "on_session_started"]
+    ended = [event for event in conversation.events if event[0] == "on_session_ended"]
+    assert started[:2] == ["scripted-0", "scripted-1"]
+    assert ended[0] == ("on_session_ended", "scripted-0", "the script says so")
+    assert len(conversation.near_user.of(ErrorFrame)) == len(started) - 1
+    assert conversation.service.is_usable
+    assert conversation.assistant_words()[:2] == ["hello there", "hello there"]
+    assert_brackets(conversation)
+
+
+async def test_no_fresh_session_to_be_had_is_an_error_in_the_end():
+    class Backend(ScriptedBackend):
+        async def open(self, config):
+            if self.sessions:
+                raise AtCapacity("no slot anywhere")
+            return await super().open(config)
+
+    conversation = await converse(
+        Backend(Script(opening="hello", fail_step=10)),
+        silence(3),
+        realtime=True,
+        reopen_secs=1.0,
+    )
+    errors = [frame.error for frame in conversation.near_user.of(ErrorFrame)]
+    assert "the script says so" in errors[0] and "no slot anywhere" in errors[1]
+    assert not conversation.service.is_usable
     assert_brackets(conversation)
 
 

@@ -30,7 +30,8 @@ EXTRAS = {
     "webrtc": ("aiortc",),
     "telephony": ("fastapi", "websockets"),
     "daily": ("daily",),
-    "server": ("aiohttp",),
+    "opus": ("sphn",),
+    "server": ("aiohttp", "sphn"),
 }
 """Modules that each extra of the package brings."""
 

@@ -20,7 +20,7 @@ import torch
 from huggingface_hub import constants as hub_constants
 from huggingface_hub import errors as hub_errors
 from huggingface_hub import hf_hub_download
-from huggingface_hub.utils import reset_sessions
+from huggingface_hub.utils import reset_sessions  # pyright: ignore[reportPrivateImportUsage]
 from moshi.models import loaders
 from moshi.models.compression import MimiModel
 from moshi.models.lm import LMModel

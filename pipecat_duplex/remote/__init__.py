@@ -1,0 +1,8 @@
+"""Sessions on servers elsewhere that speak Moshi's protocol.
+
+Needs neither torch nor moshi.
+"""
+
+from pipecat_duplex.remote.backend import RemoteBackend
+
+__all__ = ["RemoteBackend"]

@@ -1,0 +1,287 @@
+"""A server elsewhere as a source of sessions."""
+
+import asyncio
+import json
+import random
+import ssl
+from typing import Any, Literal
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+from loguru import logger
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import (
+    ConnectionClosed,
+    InvalidHandshake,
+    InvalidStatus,
+    WebSocketException,
+)
+
+from pipecat_duplex import wire
+from pipecat_duplex.opus import has_opus
+from pipecat_duplex.remote.session import RemoteLimits, RemoteSession
+from pipecat_duplex.session import (
+    AtCapacity,
+    DuplexBackend,
+    DuplexError,
+    MissingExtra,
+    SessionConfig,
+)
+
+CHAT_PATH = "/api/chat"
+
+HANDSHAKE_SECS = 5.0
+"""How long a server may take to be ready for audio."""
+
+PROMPTED_HANDSHAKE_SECS = 60.0
+"""The same where it has to read prompts first."""
+
+FIRST_PAUSE_SECS = 0.2
+TRY_AGAIN_LATER = 1013
+
+# Two Opus streams of a Moshi server cannot be told apart by their form, their delay can: the
+# handshake with versions is the Rust backend's, whose acoustic delay is two steps.
+LEAD_STEPS = 1
+RUST_LEAD_STEPS = 2
+
+
+class RemoteBackend(DuplexBackend):
+    """Opens sessions on a server that speaks Moshi's protocol.
+
+    That is ``pipecat-duplex serve``, ``moshi.server``, the Rust ``moshi-backend`` or PersonaPlex's
+    server. Each session is a connection of its own.
+
+    Example::
+
+        backend = RemoteBackend("ws://gpu.example:8998/api/chat", api_key="secret")
+        session = await backend.open(SessionConfig())
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        api_key: str | None = None,
+        voice_prompt: str | None = None,
+        text_prompt: str | None = None,
+        audio_format: Literal["auto", "opus"] = "auto",
+        ssl_context: ssl.SSLContext | None = None,
+        connect_secs: float = 5.0,
+        handshake_secs: float | None = None,
+        attempts: int = 3,
+        limits: RemoteLimits | None = None,
+    ):
+        """Initialize; nothing is connected yet.
+
+        Args:
+            url: ``ws://`` or ``wss://``, with the host and, if it is not ``/api/chat``, the path.
+                Parameters in it are kept.
+            api_key: Shown to the server as a bearer token.
+            voice_prompt: Voice for PersonaPlex, a file name of its server. PersonaPlex needs both
+                prompts; give one, and the other is sent empty.
+            text_prompt: Role for PersonaPlex.
+            audio_format: ``auto`` asks for raw audio, which this package's server knows, and goes
+                on in Opus with all others. ``opus`` does not ask.
+            ssl_context: For servers whose certificate is not publicly known.
+            connect_secs: How long a connection may take.
+            handshake_secs: How long the server may take from there to being ready. None is 5, or
+                60 with prompts, which it has to read first.
+            attempts: Connections that are tried, with growing pauses, if one fails.
+            limits: When a server counts as dead.
+
+        Raises:
+            DuplexError: The URL cannot be used.
+        """
+        self._url = _normal_url(url)
+        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._prompts: dict[str, str] = {}
+        if voice_prompt is not None or text_prompt is not None:
+            self._prompts = {"voice_prompt": voice_prompt or "", "text_prompt": text_prompt or ""}
+        self._audio_format: wire.AudioFormat = "pcm" if audio_format == "auto" else "opus"
+        self._ssl_context = ssl_context
+        self._connect_secs = connect_secs
+        if handshake_secs is None:
+            handshake_secs = PROMPTED_HANDSHAKE_SECS if self._prompts else HANDSHAKE_SECS
+        self._handshake_secs = handshake_secs
+        self._attempts = attempts
+        self._limits = limits or RemoteLimits()
+        self._sessions: set[RemoteSession] = set()
+        self._closed = False
+
+    @property
+    def host(self) -> str:
+        """The server, for logs and errors: never the query, which may hold a key."""
+        return urlsplit(self._url).netloc.rpartition("@")[2]
+
+    async def open(self, config: SessionConfig) -> RemoteSession:
+        """Begin a conversation.
+
+        A connection that fails is tried again, a refusal is not.
+
+        Args:
+            config: What it asks of the model. What a server does not know it ignores.
+
+        Raises:
+            AtCapacity: The server has no slot, or accepted the call and did not get ready.
+            DuplexError: It cannot be reached or refuses the call; the message says why.
+        """
+        if self._closed:
+            raise DuplexError(f"the connection to {self.host} was closed")
+        connection = await self._connect(self._session_url(config))
+        try:
+            session = await self._shake_hands(connection)
+        except BaseException:
+            await connection.close()
+            raise
+        self._sessions = {s for s in self._sessions if not s.ended}
+        self._sessions.add(session)
+        logger.debug(f"Session {session.id} on {self.host} opened, audio: {session.audio_format}")
+        return session
+
+    async def close(self) -> None:
+        """End every session. May be called any number of times."""
+        self._closed = True
+        sessions, self._sessions = self._sessions, set()
+        await asyncio.gather(*(session.close() for session in sessions))
+
+    def _session_url(self, config: SessionConfig) -> str:
+        parts = urlsplit(self._url)
+        query = wire.build_query(config, self._audio_format) | self._prompts
+        query |= dict(parse_qsl(parts.query, keep_blank_values=True))
+        return urlunsplit(parts._replace(query=urlencode(query)))
+
+    #
+    # connecting
+    #
+
+    async def _connect(self, url: str) -> ClientConnection:
+        pause_secs = FIRST_PAUSE_SECS
+        problem: Exception = DuplexError("no attempt was made")
+        for left in reversed(range(self._attempts)):
+            try:
+                return await self._connect_once(url)
+            except InvalidStatus as e:
+                if e.response.status_code not in (500, 502, 504) or not left:
+                    raise self._refusal(e) from e
+                problem = e
+            except (OSError, InvalidHandshake, EOFError, ConnectionClosed) as e:
+                problem = e
+            except WebSocketException as e:
+                raise DuplexError(f"cannot talk to {self.host}: {e}") from e
+            if left:
+                logger.debug(f"{self.host}: {_describe(problem)}; next try in {pause_secs:.1f} s")
+                await asyncio.sleep(pause_secs * random.uniform(0.75, 1.25))
+                pause_secs *= 2
+        raise DuplexError(f"cannot reach {self.host}: {_describe(problem)}") from problem
+
+    async def _connect_once(self, url: str) -> ClientConnection:
+        ssl_args: dict[str, Any] = {} if self._ssl_context is None else {"ssl": self._ssl_context}
+        connecting = connect(
+            url,
+            additional_headers=self._headers,
+            compression=None,
+            open_timeout=self._connect_secs,
+            ping_interval=None,  # the session watches by itself, once the server is ready
+            close_timeout=self._limits.close_secs,
+            max_size=1024 * 1024,
+            max_queue=256,
+            **ssl_args,
+        )
+        # A plain await does not try again by itself, as connect's iterator would.
+        return await connecting
+
+    def _refusal(self, error: InvalidStatus) -> DuplexError:
+        response = error.response
+        reason = _response_reason(response.body) or response.reason_phrase or "no reason given"
+        text = f"{self.host} refused the call with HTTP {response.status_code}: {reason}"
+        if response.status_code in (429, 503):
+            return AtCapacity(text)
+        return DuplexError(text)
+
+    #
+    # the handshake
+    #
+
+    async def _shake_hands(self, connection: ClientConnection) -> RemoteSession:
+        metadata: dict = {}
+        try:
+            async with asyncio.timeout(self._handshake_secs):
+                while True:
+                    message = wire.parse(await connection.recv())
+                    # The Rust backend sends metadata before the handshake, others after it.
+                    if isinstance(message, wire.Metadata):
+                        metadata |= message.fields
+                    elif isinstance(message, wire.Error):
+                        raise DuplexError(f"{self.host} refused the call: {message.reason}")
+                    elif isinstance(message, wire.Handshake):
+                        return self._make_session(connection, message, metadata)
+        except TimeoutError as e:
+            raise AtCapacity(
+                f"{self.host} accepted the call and was not ready within "
+                f"{self._handshake_secs:g} s: it serves others, or is still preparing"
+            ) from e
+        except ConnectionClosed as e:
+            raise self._closed_early(e) from e
+        except wire.WireError as e:
+            raise DuplexError(f"{self.host} does not speak Moshi's protocol: {e}") from e
+
+    def _make_session(
+        self, connection: ClientConnection, handshake: wire.Handshake, metadata: dict
+    ) -> RemoteSession:
+        ours = metadata.get("pipecat_duplex")
+        ours = ours if isinstance(ours, dict) else {}
+        audio_format: wire.AudioFormat = "opus"
+        if self._audio_format == "pcm" and ours.get("format") == "pcm":
+            audio_format = "pcm"
+        elif not has_opus():
+            raise MissingExtra(
+                f"{self.host} speaks Opus, which needs sphn: pip install 'pipecat-duplex[opus]'"
+            )
+        is_rust = handshake.versions is not None
+        return RemoteSession(
+            connection,
+            host=self.host,
+            audio_format=audio_format,
+            lead_steps=RUST_LEAD_STEPS if is_rust else LEAD_STEPS,
+            strips_first_space=is_rust,
+            limits=self._limits,
+            remote_id=str(ours.get("session", "")),
+        )
+
+    def _closed_early(self, error: ConnectionClosed) -> DuplexError:
+        code = error.rcvd.code if error.rcvd else 1006
+        reason = (error.rcvd.reason if error.rcvd else "") or f"close code {code}"
+        if code == TRY_AGAIN_LATER:
+            return AtCapacity(f"{self.host} has no room: {reason}")
+        hint = "" if self._prompts else " (PersonaPlex needs voice_prompt and text_prompt)"
+        return DuplexError(f"{self.host} hung up before it was ready: {reason}{hint}")
+
+
+def _normal_url(url: str) -> str:
+    # Told without the query, which may hold a key.
+    problem = f"{url.partition('?')[0]!r} is not the address of a server, such as ws://host:8998"
+    try:
+        parts = urlsplit(url)
+        has_host = bool(parts.hostname) and parts.port != 0
+    except ValueError as e:
+        raise DuplexError(f"{problem}: {e}") from e
+    scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
+    if scheme not in ("ws", "wss") or not has_host:
+        raise DuplexError(problem)
+    path = parts.path if parts.path.strip("/") else CHAT_PATH
+    return urlunsplit(parts._replace(scheme=scheme, path=path, fragment=""))
+
+
+def _response_reason(body: bytes | bytearray | None) -> str:
+    """What a server says in its answer: ours in JSON, others in a line of text."""
+    text = (body or b"").decode(errors="replace").strip()
+    try:
+        fields = json.loads(text)
+    except (ValueError, RecursionError):
+        return text.splitlines()[0][:200] if text and not text.startswith("<") else ""
+    return str(fields.get("reason", ""))[:500] if isinstance(fields, dict) else ""
+
+
+def _describe(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    return str(error) or type(error).__name__

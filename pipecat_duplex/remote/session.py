@@ -1,0 +1,335 @@
+"""One conversation on a server elsewhere."""
+
+import asyncio
+import secrets
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+from loguru import logger
+from websockets.asyncio.client import ClientConnection
+from websockets.exceptions import ConnectionClosed
+
+from pipecat_duplex import wire
+from pipecat_duplex.opus import OpusDecoder, OpusEncoder
+from pipecat_duplex.remote.pairing import Pairing
+from pipecat_duplex.remote.words import PieceQueue
+from pipecat_duplex.session import (
+    STEP_SAMPLES,
+    TEXT_PADDING,
+    DuplexSession,
+    InvalidAudio,
+    SessionEnded,
+    Step,
+    StepTiming,
+)
+
+UNKNOWN_TOKEN = -1
+"""Text token of a step with a word whose server sends text only."""
+
+MAX_PENDING_STEPS = 4096
+"""Frames that may be sent beyond the last step taken from ``steps()``, as with an engine."""
+
+
+@dataclass(frozen=True)
+class RemoteLimits:
+    """When a server counts as dead.
+
+    Parameters:
+        ping_secs: Time between two pings.
+        dead_secs: A server that sends nothing for so long, not even an answer to a ping, is gone.
+        stall_secs: A server that answers pings but no frames for so long is stuck.
+        close_secs: How long a server may take to say goodbye.
+    """
+
+    ping_secs: float = 0.4
+    dead_secs: float = 1.5
+    stall_secs: float = 5.0
+    close_secs: float = 0.5
+
+
+class RemoteSession(DuplexSession):
+    """A conversation over a WebSocket.
+
+    Belongs to the asyncio loop in which it was opened.
+    """
+
+    def __init__(
+        self,
+        connection: ClientConnection,
+        *,
+        host: str,
+        audio_format: wire.AudioFormat,
+        lead_steps: int,
+        strips_first_space: bool,
+        limits: RemoteLimits,
+        remote_id: str = "",
+    ):
+        """Initialize around a connection whose server is ready.
+
+        Args:
+            connection: The connection.
+            host: Its server, for errors.
+            audio_format: How audio travels.
+            lead_steps: Frames at the beginning that an Opus stream leaves without audio.
+            strips_first_space: Whether the server leaves out the space of the first word.
+            limits: When the server counts as dead.
+            remote_id: Name that the server gave the session.
+        """
+        self._connection = connection
+        self._host = host
+        self._audio_format: wire.AudioFormat = audio_format
+        self._limits = limits
+        self._id = f"remote-{remote_id or secrets.token_hex(4)}"
+        self._pairing = Pairing(0 if audio_format == "pcm" else lead_steps)
+        self._pieces = PieceQueue(strips_first=strips_first_space)
+        self._encoder = OpusEncoder() if audio_format == "opus" else None
+        self._decoder = OpusDecoder() if audio_format == "opus" else None
+        self._pending = np.zeros(0, np.float32)
+        self._taken = 0
+        self._sent = 0
+        self._ready: deque[Step] = deque()
+        self._consumer: asyncio.Future[None] | None = None
+        self._end_reason: str | None = None
+        self._closed = False
+        self._alive_secs = self._answered_secs = time.monotonic()
+        self._out: asyncio.Queue[bytes] = asyncio.Queue()
+        self._tasks = [
+            asyncio.create_task(self._run(work), name=f"{self._id}-{work.__name__}")
+            for work in (self._write, self._read, self._watch)
+        ]
+        self._goodbye: asyncio.Task[None] | None = None
+
+    @property
+    def id(self) -> str:
+        """A name for logs and error messages."""
+        return self._id
+
+    @property
+    def audio_format(self) -> wire.AudioFormat:
+        """How audio travels."""
+        return self._audio_format
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is over, for whatever reason."""
+        return self._closed or self._end_reason is not None
+
+    def send(self, pcm: np.ndarray) -> int:
+        """Send the server the next step of the user's audio. Never waits for it.
+
+        Args:
+            pcm: Float32, shape ``(STEP_SAMPLES,)``, in [-1, 1], 24 kHz.
+
+        Returns:
+            The index of the step; the :class:`Step` that answers it carries the same one.
+
+        Raises:
+            InvalidAudio: Wrong shape or type, or not finite; the session is not touched.
+            SessionEnded: The session is closed, has failed, or nobody takes its steps.
+        """
+        _check_audio(pcm)
+        if self._closed:
+            raise SessionEnded(self._id, "it was closed")
+        if self._end_reason is None and self._sent - self._taken >= MAX_PENDING_STEPS:
+            self._end(f"{MAX_PENDING_STEPS} steps were sent whose answers nobody has taken")
+        if self._end_reason is not None:
+            raise SessionEnded(self._id, self._end_reason)
+        if self._encoder is None:
+            self._out.put_nowait(wire.encode_pcm(pcm))
+        else:
+            self._out.put_nowait(wire.encode_audio(self._encoder.encode(pcm)))
+        now_secs = time.monotonic()
+        index, silent = self._pairing.send(now_secs)
+        self._sent += 1
+        if silent:
+            self._deliver_silence(index, 0.0)
+        return index
+
+    async def steps(self) -> AsyncIterator[Step]:
+        """Iterate over the agent's steps, one for each ``send``, in order.
+
+        A consumer that was cancelled may call it again and goes on where it stopped.
+
+        Yields:
+            The next step.
+
+        Raises:
+            SessionEnded: The server failed, hung up or is gone; steps that came before come first.
+            RuntimeError: There is another consumer.
+        """
+        while not self._closed:
+            if self._ready:
+                self._taken += 1
+                yield self._ready.popleft()
+            elif self._end_reason is not None:
+                raise SessionEnded(self._id, self._end_reason)
+            else:
+                await self._wait_for_news()
+
+    async def close(self) -> None:
+        """Hang up. May be called any number of times."""
+        self._closed = True
+        self._ready.clear()
+        self._wake_consumer()
+        self._hang_up()
+        assert self._goodbye is not None
+        await asyncio.shield(self._goodbye)
+
+    #
+    # the three tasks
+    #
+
+    async def _run(self, work) -> None:
+        """Let a task end the session for the reason it gives, or failed with."""
+        try:
+            reason = await work()
+        except ConnectionClosed as e:
+            if work != self._read:
+                return  # What came before the end is read first.
+            reason = self._describe_close(e)
+        except (wire.WireError, InvalidAudio) as e:
+            reason = f"{self._host} sent something wrong: {e}"
+        except Exception as e:
+            logger.opt(exception=e).error(f"Session {self._id} failed")
+            reason = f"the connection to {self._host} failed: {e}"
+        self._end(reason)
+
+    async def _write(self) -> str:
+        while True:
+            await self._connection.send(await self._out.get())
+
+    async def _read(self) -> str:
+        while True:
+            message = wire.parse(await self._connection.recv())
+            self._alive_secs = time.monotonic()
+            if isinstance(message, wire.Audio):
+                self._take_audio(message.data)
+            elif isinstance(message, wire.AgentStep):
+                self._take_step(message.step)
+            elif isinstance(message, wire.Text):
+                self._pieces.put(message.text)
+            elif isinstance(message, wire.Error):
+                return f"{self._host} reports: {message.reason}"
+
+    async def _watch(self) -> str:
+        """Ping the server, and notice when it is gone or stuck."""
+        limits = self._limits
+        while True:
+            pong = asyncio.ensure_future(await self._connection.ping())
+            pong.add_done_callback(self._note_pong)
+            await asyncio.sleep(limits.ping_secs)
+            now_secs = time.monotonic()
+            if now_secs - self._alive_secs > limits.dead_secs:
+                return f"{self._host} has given no sign of life for {limits.dead_secs:g} s"
+            oldest_secs = self._pairing.oldest_sent_secs
+            if oldest_secs is None:
+                continue
+            if now_secs - max(oldest_secs, self._answered_secs) > limits.stall_secs:
+                return f"{self._host} has answered no audio for {limits.stall_secs:g} s"
+
+    def _note_pong(self, pong: asyncio.Future) -> None:
+        if not pong.cancelled() and pong.exception() is None:
+            self._alive_secs = time.monotonic()
+
+    #
+    # from the server
+    #
+
+    def _take_step(self, step: Step) -> None:
+        mine = self._pairing.answer_oldest()
+        if self._audio_format != "pcm" or mine is None or mine[0] != step.index:
+            raise wire.WireError(f"a step {step.index} that answers no frame")
+        self._answered_secs = time.monotonic()
+        under_way_secs = self._answered_secs - mine[1]
+        compute_secs = step.timing.compute_secs
+        timing = StepTiming(max(0.0, under_way_secs - compute_secs), compute_secs)
+        self._deliver(replace(step, timing=timing))
+
+    def _take_audio(self, data: bytes) -> None:
+        if self._decoder is None:
+            raise wire.WireError("audio in Opus, where raw audio was agreed on")
+        pending = np.concatenate([self._pending, self._decoder.decode(data)])
+        for start in range(0, len(pending) - STEP_SAMPLES + 1, STEP_SAMPLES):
+            self._take_block(pending[start : start + STEP_SAMPLES].copy())
+        self._pending = pending[len(pending) - len(pending) % STEP_SAMPLES :].copy()
+
+    def _take_block(self, pcm: np.ndarray) -> None:
+        self._answered_secs = now_secs = time.monotonic()
+        lost, mine = self._pairing.answer(now_secs)
+        for index, sent_secs in lost:
+            self._deliver_silence(index, now_secs - sent_secs)
+        if lost:
+            logger.debug(f"Session {self._id}: {len(lost)} steps of {self._host} were lost")
+        if mine is None:
+            return
+        index, sent_secs = mine
+        self._deliver_block(index, pcm, now_secs - sent_secs)
+
+    def _deliver_silence(self, index: int, under_way_secs: float) -> None:
+        pcm = np.zeros(STEP_SAMPLES, np.float32)
+        self._deliver(Step(index, pcm, TEXT_PADDING, None, StepTiming(under_way_secs, 0.0)))
+
+    def _deliver_block(self, index: int, pcm: np.ndarray, under_way_secs: float) -> None:
+        piece = self._pieces.take()
+        token = TEXT_PADDING if piece is None else UNKNOWN_TOKEN
+        self._deliver(Step(index, pcm, token, piece, StepTiming(under_way_secs, 0.0)))
+
+    def _deliver(self, step: Step) -> None:
+        if not self.ended:
+            self._ready.append(step)
+            self._wake_consumer()
+
+    #
+    # the end
+    #
+
+    def _end(self, reason: str) -> None:
+        if self.ended:
+            return
+        self._end_reason = reason
+        logger.debug(f"Session {self._id} ended: {reason}")
+        self._wake_consumer()
+        self._hang_up()
+
+    def _hang_up(self) -> None:
+        if self._goodbye is None:
+            self._goodbye = asyncio.create_task(self._say_goodbye(), name=f"{self._id}-goodbye")
+
+    async def _say_goodbye(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._connection.close()
+
+    def _describe_close(self, error: ConnectionClosed) -> str:
+        if error.rcvd is None:
+            return f"the connection to {self._host} was lost"
+        reason = error.rcvd.reason or "no reason given"
+        return f"{self._host} hung up: {reason} (close code {error.rcvd.code})"
+
+    async def _wait_for_news(self) -> None:
+        if self._consumer is not None:
+            raise RuntimeError(f"session {self._id} has a consumer of its steps already")
+        self._consumer = asyncio.get_running_loop().create_future()
+        try:
+            await self._consumer
+        finally:
+            self._consumer = None
+
+    def _wake_consumer(self) -> None:
+        if self._consumer is not None and not self._consumer.done():
+            self._consumer.set_result(None)
+
+
+def _check_audio(pcm: np.ndarray) -> None:
+    if not isinstance(pcm, np.ndarray):
+        raise InvalidAudio(f"audio must be a numpy array, not {type(pcm).__name__}")
+    if pcm.dtype != np.float32:
+        raise InvalidAudio(f"audio must be float32, not {pcm.dtype}")
+    if pcm.shape != (STEP_SAMPLES,):
+        raise InvalidAudio(f"audio must have shape ({STEP_SAMPLES},), not {pcm.shape}")
+    if not np.isfinite(pcm).all():
+        raise InvalidAudio("audio must be finite, but holds NaN or infinity")

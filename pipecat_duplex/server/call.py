@@ -1,0 +1,454 @@
+"""One caller: a socket on one side, a session on the other."""
+
+import asyncio
+import socket as sockets
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
+from loguru import logger
+
+from pipecat_duplex import wire
+from pipecat_duplex.opus import OpusDecoder, OpusEncoder
+from pipecat_duplex.server.limit import RateLimit
+from pipecat_duplex.server.metrics import Metrics
+from pipecat_duplex.server.settings import ServerSettings
+from pipecat_duplex.session import (
+    SAMPLE_RATE_HZ,
+    STEP_SAMPLES,
+    STEP_SECS,
+    DuplexSession,
+    InvalidAudio,
+    SessionEnded,
+    Step,
+)
+from pipecat_duplex.version import __version__
+
+# A caller who stops reading is noticed when the buffers on the way are full: keep ours short.
+SEND_BUFFER_BYTES = 64 * 1024
+WRITE_BUFFER_BYTES = 16 * 1024
+
+# What is read at once is parsed at once, and holds up everybody else: thousands of messages, if
+# somebody wants to.
+RECEIVE_BUFFER_BYTES = 32 * 1024
+
+FLOOD_CLOSE_SECS = 0.05
+"""How long the goodbye to somebody may take whose messages come too fast to be read to the end."""
+
+BURST_SECS = 4.0
+"""Messages and bytes are counted over about this time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a call ended.
+
+    Parameters:
+        kind: One word for the metrics.
+        code: Close code of the WebSocket.
+        reason: In words for a person.
+    """
+
+    kind: str
+    code: int
+    reason: str
+
+
+CLIENT_LEFT = Ending("client", WSCloseCode.OK, "the caller hung up")
+CLIENT_LOST = Ending("lost", WSCloseCode.ABNORMAL_CLOSURE, "the connection was lost")
+DEAF = Ending("deaf", WSCloseCode.POLICY_VIOLATION, "the caller does not read what it is sent")
+
+
+@dataclass
+class CallRecord:
+    """What is known of a call, for the log.
+
+    Parameters:
+        session: Name of the session.
+        peer: Address of the caller.
+        audio_format: How audio travelled.
+        secs: How long the call took.
+        steps: Steps that were answered.
+        late_steps: Those among them that took longer than a step.
+        mean_delay_ms: From frame to answer, on average.
+        max_delay_ms: From frame to answer, at worst.
+        ending: One word.
+        reason: In words.
+    """
+
+    session: str
+    peer: str
+    audio_format: str
+    secs: float = 0.0
+    steps: int = 0
+    late_steps: int = 0
+    mean_delay_ms: float = 0.0
+    max_delay_ms: float = 0.0
+    ending: str = ""
+    reason: str = ""
+
+
+@dataclass
+class CallDelays:
+    """Delays of the steps of one call.
+
+    Parameters:
+        steps: How many steps.
+        late_steps: How many took longer than a step.
+        total_secs: Sum.
+        max_secs: Longest.
+        last_secs: Last.
+    """
+
+    steps: int = 0
+    late_steps: int = 0
+    total_secs: float = 0.0
+    max_secs: float = 0.0
+    last_secs: float = 0.0
+
+    def add(self, secs: float) -> None:
+        """Count a step."""
+        self.steps += 1
+        self.late_steps += secs > STEP_SECS
+        self.total_secs += secs
+        self.max_secs = max(self.max_secs, secs)
+        self.last_secs = secs
+
+
+class Call:
+    """Carries audio from a socket to a session and back, until one of them ends."""
+
+    def __init__(
+        self,
+        socket: web.WebSocketResponse,
+        request: web.Request,
+        session: DuplexSession,
+        asked: wire.SessionRequest,
+        settings: ServerSettings,
+        metrics: Metrics,
+    ):
+        """Initialize.
+
+        Args:
+            socket: The socket, open.
+            request: The request that opened it.
+            session: The session, open.
+            asked: What the caller asked for.
+            settings: What the server allows.
+            metrics: Where steps are counted.
+        """
+        self._socket = socket
+        self._request = request
+        self._session = session
+        self._asked = asked
+        self._settings = settings
+        self._metrics = metrics
+        self._stopped: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
+        now_secs = time.monotonic()
+        self._started_secs = self._audio_at_secs = self._pong_at_secs = now_secs
+        rate = settings.messages_per_sec
+        self._messages = RateLimit(rate, BURST_SECS * rate)
+        self._bytes = RateLimit(settings.bytes_per_sec, BURST_SECS * settings.bytes_per_sec)
+        self._audio = RateLimit(SAMPLE_RATE_HZ, settings.ahead_secs * SAMPLE_RATE_HZ)
+        self._uses_opus = asked.audio_format == "opus"
+        # Of this call only: no state of a codec outlives it.
+        self._decoder = OpusDecoder() if self._uses_opus else None
+        self._encoder = OpusEncoder() if self._uses_opus else None
+        self._pending = np.zeros(0, np.float32)
+        self._delays = CallDelays()
+
+    @property
+    def lag_secs(self) -> float:
+        """Delay of the last step beyond a step's length."""
+        return max(0.0, self._delays.last_secs - STEP_SECS)
+
+    def stop(self, ending: Ending) -> None:
+        """End the call from outside."""
+        if not self._stopped.done():
+            self._stopped.set_result(ending)
+
+    async def run(self) -> CallRecord:
+        """Carry audio until the caller, the session or the server ends the call.
+
+        Returns:
+            What is to be said about it.
+        """
+        self._shorten_buffers()
+        pumps = [
+            asyncio.ensure_future(pump)
+            for pump in (self._receive(), self._send(), self._watch(), self._stopped)
+        ]
+        try:
+            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+            ending = _first_ending(pumps)
+        finally:
+            for pump in pumps:
+                pump.cancel()
+            await asyncio.gather(*pumps, return_exceptions=True)
+        # The slot is free before the goodbyes, which can take a moment.
+        await self._session.close()
+        await self._close(ending)
+        return self._record(ending)
+
+    #
+    # from the caller
+    #
+
+    async def _receive(self) -> Ending:
+        while True:
+            message = await self._socket.receive()
+            if message.type == WSMsgType.BINARY:
+                ending = self._take(message.data)
+            elif message.type == WSMsgType.PING:
+                await self._socket.pong(message.data)
+                ending = self._check_rate(len(message.data))
+            elif message.type == WSMsgType.PONG:
+                self._pong_at_secs = time.monotonic()
+                ending = self._check_rate(len(message.data))
+            else:
+                ending = self._explain_end(message)
+            if ending is not None:
+                return ending
+
+    def _take(self, data: bytes) -> Ending | None:
+        too_fast = self._check_rate(len(data))
+        if too_fast:
+            return too_fast
+        try:
+            message = wire.parse(data)
+            if isinstance(message, wire.Audio):
+                self._take_opus(message.data)
+            elif isinstance(message, wire.Pcm):
+                self._take_pcm(message.pcm)
+        except (wire.WireError, InvalidAudio) as e:
+            return Ending("protocol", WSCloseCode.INVALID_TEXT, str(e))
+        except SessionEnded:
+            return None  # The steps that are still on their way come first, then the reason.
+        except _TooFast:
+            return Ending(
+                "rate",
+                WSCloseCode.POLICY_VIOLATION,
+                f"audio runs more than {self._settings.ahead_secs:g} s ahead of the clock",
+            )
+        return None
+
+    def _take_opus(self, data: bytes) -> None:
+        if self._decoder is None:
+            raise wire.WireError("audio in Opus, where raw audio was agreed on")
+        # Minutes of Opus silence fit into a small message: what is too much is not decoded.
+        room = max(0, int(self._audio.room(time.monotonic()))) + SAMPLE_RATE_HZ
+        pcm = self._decoder.decode(data, max_samples=room)
+        if not len(pcm):
+            return
+        self._count_audio(len(pcm))
+        pending = np.concatenate([self._pending, pcm])
+        self._pending = pending[len(pending) - len(pending) % STEP_SAMPLES :].copy()
+        for start in range(0, len(pending) - STEP_SAMPLES + 1, STEP_SAMPLES):
+            self._session.send(pending[start : start + STEP_SAMPLES])
+
+    def _take_pcm(self, pcm: np.ndarray) -> None:
+        if self._uses_opus:
+            raise wire.WireError("raw audio, which was not agreed on: ask for format=pcm")
+        self._count_audio(len(pcm))
+        self._session.send(pcm)
+
+    def _count_audio(self, samples: int) -> None:
+        self._audio_at_secs = time.monotonic()
+        if not self._audio.take(samples, self._audio_at_secs):
+            raise _TooFast
+
+    def _check_rate(self, size: int) -> Ending | None:
+        now_secs = time.monotonic()
+        if self._messages.take(1, now_secs) and self._bytes.take(size, now_secs):
+            return None
+        return Ending("rate", WSCloseCode.POLICY_VIOLATION, "too many messages, or too long ones")
+
+    def _explain_end(self, message: WSMessage) -> Ending:
+        if message.type == WSMsgType.TEXT:
+            reason = "a text message came where the protocol has binary ones"
+            return Ending("protocol", WSCloseCode.UNSUPPORTED_DATA, reason)
+        if message.type == WSMsgType.ERROR:
+            code = self._socket.close_code or WSCloseCode.PROTOCOL_ERROR
+            return Ending("protocol", code, f"the WebSocket broke: {message.data}")
+        if message.type == WSMsgType.CLOSE and message.data != WSCloseCode.ABNORMAL_CLOSURE:
+            return CLIENT_LEFT
+        return CLIENT_LOST
+
+    #
+    # to the caller
+    #
+
+    async def _send(self) -> Ending:
+        try:
+            await self._greet()
+            async for step in self._session.steps():
+                await self._send_step(step)
+        except TimeoutError:
+            return DEAF
+        except SessionEnded as e:
+            return self._session_ending(e)
+        except ConnectionError:
+            return CLIENT_LOST
+        return Ending("closed", WSCloseCode.GOING_AWAY, "the session was closed")
+
+    def _session_ending(self, error: SessionEnded) -> Ending:
+        max_secs = self._asked.config.max_secs
+        if max_secs is not None and self._delays.steps * STEP_SECS > max_secs - 1e-6:
+            return Ending("limit", WSCloseCode.OK, error.reason)
+        return Ending("error", WSCloseCode.INTERNAL_ERROR, error.reason)
+
+    async def _greet(self) -> None:
+        metadata = wire.encode_metadata(self._metadata())
+        greeting = [wire.encode_handshake(), metadata]
+        # Simple clients take the first message for the handshake. Those who want raw audio must
+        # know before the handshake whether they have it.
+        for message in greeting if self._uses_opus else reversed(greeting):
+            await self._send_message(message)
+
+    async def _send_step(self, step: Step) -> None:
+        delay_secs = self._metrics.add_step(step.timing)
+        self._delays.add(delay_secs)
+        if self._encoder is None:
+            await self._send_message(wire.encode_step(step))
+            return
+        # A word comes before its sound, so that nobody has to wait to see whether one follows.
+        if step.text_piece is not None:
+            await self._send_message(wire.encode_text(step.text_piece.replace("▁", " ")))
+        # The first step has no sound yet, and moshi.server sends none for it either.
+        if step.index > 0:
+            await self._send_message(wire.encode_audio(self._encoder.encode(step.pcm)))
+
+    async def _send_message(self, message: bytes) -> None:
+        async with asyncio.timeout(self._settings.send_secs):
+            await self._socket.send_bytes(message)
+
+    def _metadata(self) -> dict:
+        config = self._asked.config
+        # Kyutai's page shows these, if all of them are there.
+        fields = {
+            "text_temperature": config.text_temperature,
+            "text_topk": config.text_top_k,
+            "audio_temperature": config.audio_temperature,
+            "audio_topk": config.audio_top_k,
+            "pad_mult": 0.0,
+            "repetition_penalty_context": 32,
+            "repetition_penalty": 1.0,
+            "lm_model_file": "",
+            "mimi_model_file": "",
+            "instance_name": "pipecat-duplex",
+            "build_info": {},
+        }
+        fields["pipecat_duplex"] = {
+            "version": __version__,
+            "session": self._session.id,
+            "format": self._asked.audio_format,
+            "max_secs": config.max_secs,
+            "ignored": self._asked.ignored,
+        }
+        return fields
+
+    #
+    # around it
+    #
+
+    async def _watch(self) -> Ending:
+        """End the call when the caller is gone, deaf or asleep."""
+        settings = self._settings
+        pinged_secs = time.monotonic()
+        interval_secs = min(1.0, settings.ping_secs, settings.idle_secs / 4)
+        while True:
+            await asyncio.sleep(interval_secs)
+            now_secs = time.monotonic()
+            if now_secs - self._pong_at_secs > settings.dead_secs:
+                return DEAF
+            if now_secs - self._audio_at_secs > settings.idle_secs:
+                reason = f"no audio came for {settings.idle_secs:g} s"
+                return Ending("idle", WSCloseCode.POLICY_VIOLATION, reason)
+            if now_secs - pinged_secs >= settings.ping_secs:
+                pinged_secs = now_secs
+                try:
+                    async with asyncio.timeout(settings.send_secs):
+                        await self._socket.ping()
+                except TimeoutError:
+                    return DEAF
+                except ConnectionError:
+                    return CLIENT_LOST
+
+    async def _close(self, ending: Ending) -> None:
+        """Say why, and close; a caller who does not read is cut off."""
+        secs = FLOOD_CLOSE_SECS if ending.kind == "rate" else 2 * self._settings.close_secs
+        try:
+            async with asyncio.timeout(secs):
+                if ending.code not in (WSCloseCode.OK, WSCloseCode.ABNORMAL_CLOSURE):
+                    if not self._socket.closed and ending is not DEAF:
+                        await self._socket.send_bytes(wire.encode_error(ending.reason))
+                if ending is not DEAF:
+                    await self._socket.close(code=ending.code, message=_close_text(ending.reason))
+        except (TimeoutError, ConnectionError, RuntimeError):
+            pass
+        transport = self._request.transport
+        if transport is not None and (ending is DEAF or not self._socket.closed):
+            transport.abort()
+
+    def _shorten_buffers(self) -> None:
+        transport = self._request.transport
+        if transport is None:
+            return
+        transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
+        connection = transport.get_extra_info("socket")
+        if connection is not None:
+            connection.setsockopt(sockets.SOL_SOCKET, sockets.SO_SNDBUF, SEND_BUFFER_BYTES)
+            connection.setsockopt(sockets.SOL_SOCKET, sockets.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
+
+    def _record(self, ending: Ending) -> CallRecord:
+        delays = self._delays
+        return CallRecord(
+            session=self._session.id,
+            peer=self._request.remote or "unknown",
+            audio_format=self._asked.audio_format,
+            secs=round(time.monotonic() - self._started_secs, 3),
+            steps=delays.steps,
+            late_steps=delays.late_steps,
+            mean_delay_ms=round(1000 * delays.total_secs / max(1, delays.steps), 1),
+            max_delay_ms=round(1000 * delays.max_secs, 1),
+            ending=ending.kind,
+            reason=" ".join(ending.reason.split()),
+        )
+
+
+class _TooFast(Exception):
+    """Audio comes faster than it may."""
+
+
+def log_call(record: CallRecord) -> None:
+    """Write the one line that a call leaves in the log: in words, and as data in ``line``."""
+    fields = {"event": "session", **asdict(record)}
+    logger.bind(line=fields).info(
+        "session {session} of {peer}: {ending} ({reason}) after {secs} s, {steps} steps in "
+        "{audio_format}, {late_steps} late, delay {mean_delay_ms} ms, at most {max_delay_ms} ms",
+        **fields,
+    )
+
+
+def _first_ending(pumps: Sequence[asyncio.Future[Ending]]) -> Ending:
+    """The ending that counts: what the server or the session said, before what the socket did."""
+    endings = []
+    for pump in reversed(pumps):
+        if not pump.done() or pump.cancelled():
+            continue
+        error = pump.exception()
+        if error is None:
+            endings.append(pump.result())
+        elif isinstance(error, ConnectionError):
+            endings.append(CLIENT_LOST)
+        else:
+            logger.opt(exception=error).error("A call failed")
+            endings.append(Ending("error", WSCloseCode.INTERNAL_ERROR, "the server failed"))
+    return min(endings, key=lambda ending: ending is CLIENT_LOST)
+
+
+def _close_text(reason: str) -> bytes:
+    """The reason as it fits into a close frame: 123 bytes of whole characters."""
+    return reason.encode()[:123].decode(errors="ignore").encode()

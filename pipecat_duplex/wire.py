@@ -1,0 +1,425 @@
+"""The messages of Moshi's protocol: what the bytes of a WebSocket message mean.
+
+The first byte of a binary message is its kind. Kinds 0 to 6 are Moshi's own; 16 and 17 are this
+package's raw audio, used only between two that have agreed on it (``docs/protocol.md``). No I/O
+happens here, and whatever the bytes, :func:`parse` raises nothing but :class:`WireError`.
+"""
+
+import json
+import math
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import ValidationError
+
+from pipecat_duplex.session import (
+    STEP_SAMPLES,
+    STEP_SECS,
+    DuplexError,
+    SessionConfig,
+    Step,
+    StepTiming,
+)
+
+MAX_MESSAGE_BYTES = 64 * 1024
+"""Longest message that is read at all; the longest that is sent has under 8 KiB."""
+
+MAX_TEXT_BYTES = 4096
+"""Longest text, error or piece."""
+
+MAX_SEED = 2**64 - 1
+"""The Rust backend's seeds are of 64 bits."""
+
+AudioFormat = Literal["opus", "pcm"]
+"""How audio travels: Ogg-Opus, as everywhere, or raw steps."""
+
+_PCM_BYTES = 4 * STEP_SAMPLES
+_STEP_HEADER = struct.Struct("<Iiff")
+_HANDSHAKE = struct.Struct("<II")
+
+
+class WireError(DuplexError, ValueError):
+    """Bytes or query parameters that do not follow the protocol."""
+
+
+class Kind(IntEnum):
+    """First byte of a message."""
+
+    HANDSHAKE = 0
+    AUDIO = 1
+    TEXT = 2
+    CONTROL = 3
+    METADATA = 4
+    ERROR = 5
+    PING = 6
+    PCM = 16
+    STEP = 17
+
+
+@dataclass(frozen=True, slots=True)
+class Handshake:
+    """The server is ready for audio.
+
+    Parameters:
+        versions: Protocol and model version, which only the Rust backend sends.
+    """
+
+    versions: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Audio:
+    """A piece of the Ogg-Opus stream, 24 kHz mono.
+
+    Parameters:
+        data: Bytes of the stream, cut anywhere.
+    """
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A piece of the monologue, with a space where SentencePiece has ``▁``.
+
+    Parameters:
+        text: The piece.
+    """
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """A command, of which full-duplex servers take none.
+
+    Parameters:
+        action: 0 start, 1 end of turn, 2 pause, 3 restart.
+    """
+
+    action: int
+
+
+@dataclass(frozen=True, slots=True)
+class Metadata:
+    """What a server says about itself and the session.
+
+    Parameters:
+        fields: A JSON object.
+    """
+
+    fields: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Error:
+    """What went wrong, for a person.
+
+    Parameters:
+        reason: The reason.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """A sign of life."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pcm:
+    """One step of the user's audio, raw.
+
+    Parameters:
+        pcm: Float32 in [-1, 1], shape ``(STEP_SAMPLES,)``, 24 kHz.
+    """
+
+    pcm: np.ndarray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AgentStep:
+    """One step of the agent, with raw audio.
+
+    Parameters:
+        step: The step; its timing is the server's.
+    """
+
+    step: Step
+
+
+Message = Handshake | Audio | Text | Control | Metadata | Error | Ping | Pcm | AgentStep
+
+
+#
+# messages to bytes
+#
+
+
+def encode_handshake() -> bytes:
+    """Return the handshake in its short form, which every client understands."""
+    return bytes([Kind.HANDSHAKE])
+
+
+def encode_audio(data: bytes) -> bytes:
+    """Return a message with a piece of the Ogg-Opus stream."""
+    return bytes([Kind.AUDIO]) + data
+
+
+def encode_text(text: str) -> bytes:
+    """Return a message with a piece of the monologue."""
+    return bytes([Kind.TEXT]) + text.encode("utf-8", errors="replace")
+
+
+def encode_metadata(fields: Mapping[str, Any]) -> bytes:
+    """Return a message with a JSON object."""
+    return bytes([Kind.METADATA]) + json.dumps(fields).encode()
+
+
+def encode_error(reason: str) -> bytes:
+    """Return a message that says what went wrong."""
+    return bytes([Kind.ERROR]) + reason.encode("utf-8", errors="replace")[:MAX_TEXT_BYTES]
+
+
+def encode_ping() -> bytes:
+    """Return a sign of life."""
+    return bytes([Kind.PING])
+
+
+def encode_pcm(pcm: np.ndarray) -> bytes:
+    """Return a message with a step of the user's audio.
+
+    Args:
+        pcm: Float32, shape ``(STEP_SAMPLES,)``.
+    """
+    return bytes([Kind.PCM]) + pcm.astype("<f4", copy=False).tobytes()
+
+
+def encode_step(step: Step) -> bytes:
+    """Return a message with a step of the agent."""
+    header = _STEP_HEADER.pack(
+        step.index, step.text_token, step.timing.waited_secs, step.timing.compute_secs
+    )
+    pcm = step.pcm.astype("<f4", copy=False).tobytes()
+    return bytes([Kind.STEP]) + header + pcm + (step.text_piece or "").encode()
+
+
+#
+# bytes to messages
+#
+
+
+def parse(message: object) -> Message | None:
+    """Say what a message means.
+
+    Args:
+        message: What came out of the socket.
+
+    Returns:
+        The message, or ``None`` where the protocol says to ignore it: unknown kinds, and nothing.
+
+    Raises:
+        WireError: It is too long, no bytes, or its content does not fit its kind.
+    """
+    if not isinstance(message, bytes | bytearray | memoryview):
+        raise WireError("a text message came where the protocol has binary ones")
+    message = bytes(message)
+    if len(message) > MAX_MESSAGE_BYTES:
+        raise WireError(f"a message of {len(message)} bytes; at most {MAX_MESSAGE_BYTES} are taken")
+    if not message:
+        return None
+    parse_kind = _PARSERS.get(message[0])
+    return parse_kind(message[1:]) if parse_kind else None
+
+
+def _parse_handshake(payload: bytes) -> Handshake:
+    if len(payload) != _HANDSHAKE.size:
+        return Handshake()
+    return Handshake(_HANDSHAKE.unpack(payload))
+
+
+def _parse_text(payload: bytes) -> Text:
+    return Text(_decode_text(payload))
+
+
+def _parse_control(payload: bytes) -> Control | None:
+    return Control(payload[0]) if payload else None
+
+
+def _parse_metadata(payload: bytes) -> Metadata:
+    try:
+        fields = json.loads(payload)
+    except (ValueError, RecursionError) as e:
+        raise WireError(f"metadata that is not JSON: {e}") from e
+    if not isinstance(fields, dict):
+        raise WireError("metadata that is not a JSON object")
+    return Metadata(fields)
+
+
+def _parse_error(payload: bytes) -> Error:
+    return Error(_decode_text(payload[:MAX_TEXT_BYTES]))
+
+
+def _parse_ping(_payload: bytes) -> Ping:
+    return Ping()
+
+
+def _parse_pcm(payload: bytes) -> Pcm:
+    if len(payload) != _PCM_BYTES:
+        raise WireError(f"a raw step has {_PCM_BYTES} bytes, not {len(payload)}")
+    return Pcm(_decode_pcm(payload))
+
+
+def _parse_step(payload: bytes) -> AgentStep:
+    rest = _STEP_HEADER.size + _PCM_BYTES
+    if len(payload) < rest:
+        raise WireError(f"a step has at least {rest} bytes, not {len(payload)}")
+    index, token, waited_secs, compute_secs = _STEP_HEADER.unpack_from(payload)
+    pcm = _decode_pcm(payload[_STEP_HEADER.size : rest])
+    piece = _decode_text(payload[rest:]) or None
+    timing = StepTiming(_finite(waited_secs), _finite(compute_secs))
+    return AgentStep(Step(index, pcm, token, piece, timing))
+
+
+_PARSERS: dict[int, Callable[[bytes], Message | None]] = {
+    Kind.HANDSHAKE: _parse_handshake,
+    Kind.AUDIO: Audio,
+    Kind.TEXT: _parse_text,
+    Kind.CONTROL: _parse_control,
+    Kind.METADATA: _parse_metadata,
+    Kind.ERROR: _parse_error,
+    Kind.PING: _parse_ping,
+    Kind.PCM: _parse_pcm,
+    Kind.STEP: _parse_step,
+}
+
+
+def _decode_text(payload: bytes) -> str:
+    if len(payload) > MAX_TEXT_BYTES:
+        raise WireError(f"a text of {len(payload)} bytes; at most {MAX_TEXT_BYTES} are taken")
+    return payload.decode("utf-8", errors="replace")
+
+
+def _decode_pcm(payload: bytes) -> np.ndarray:
+    pcm = np.frombuffer(payload, dtype="<f4")
+    if not np.isfinite(pcm).all():
+        raise WireError("raw audio that holds NaN or infinity")
+    return np.clip(pcm, -1, 1).astype(np.float32, copy=False)
+
+
+def _finite(secs: float) -> float:
+    return secs if 0 <= secs < 1e6 else 0.0
+
+
+#
+# query parameters
+#
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRequest:
+    """What a caller asks for in the query of the URL.
+
+    Parameters:
+        config: The session's settings.
+        audio_format: How audio is to travel.
+        ignored: Names of parameters that make no difference here.
+    """
+
+    config: SessionConfig
+    audio_format: AudioFormat = "opus"
+    ignored: list[str] = field(default_factory=list)
+
+
+_CONFIG_NAMES = {
+    "text_temperature": "text_temperature",
+    "text_topk": "text_top_k",
+    "audio_temperature": "audio_temperature",
+    "audio_topk": "audio_top_k",
+}
+"""The Rust backend's names, and ours."""
+
+# Not part of the session, so no reason to call them ignored.
+_ACCESS_NAMES = {"api_key", "worker_auth_id"}
+
+
+def build_query(config: SessionConfig, audio_format: AudioFormat = "opus") -> dict[str, str]:
+    """Return the query parameters that ask for a session, in the Rust backend's names.
+
+    ``seed`` is none of them: it breaks PersonaPlex's server.
+
+    Args:
+        config: The session's settings.
+        audio_format: How audio is to travel, if the server can.
+    """
+    query = {name: str(getattr(config, ours)) for name, ours in _CONFIG_NAMES.items()}
+    if config.seed is not None:
+        query["text_seed"] = query["audio_seed"] = str(config.seed)
+    if config.max_secs is not None:
+        query["max_steps"] = str(max(1, math.ceil(config.max_secs / STEP_SECS - 1e-6)))
+    if audio_format != "opus":
+        query["format"] = audio_format
+    return query
+
+
+def parse_query(query: Mapping[str, str]) -> SessionRequest:
+    """Read the query parameters of a caller.
+
+    Args:
+        query: Names and values; of several equal names, one.
+
+    Raises:
+        WireError: A value cannot be read or is out of range.
+    """
+    fields: dict[str, Any] = {
+        ours: query[name] for name, ours in _CONFIG_NAMES.items() if query.get(name)
+    }
+    seeds = [_parse_int(query, name, MAX_SEED) for name in ("text_seed", "audio_seed")]
+    fields["seed"] = _one_seed(*seeds)
+    max_steps = _parse_int(query, "max_steps", 2**31)
+    if max_steps is not None:
+        fields["max_secs"] = max_steps * STEP_SECS
+    audio_format = query.get("format") or "opus"
+    if audio_format not in ("opus", "pcm"):
+        raise WireError(f"format={audio_format!r}: there are 'opus' and 'pcm'")
+    for name in ("text_prompt", "voice_prompt"):
+        if query.get(name):
+            raise WireError(f"{name}: this server has no personas")
+    known = {*_CONFIG_NAMES, *_ACCESS_NAMES, "text_seed", "audio_seed", "max_steps", "format"}
+    try:
+        config = SessionConfig(**fields)
+    except ValidationError as e:
+        raise WireError(_explain(e)) from e
+    return SessionRequest(config, audio_format, sorted(set(query) - known))
+
+
+def _parse_int(query: Mapping[str, str], name: str, highest: int) -> int | None:
+    value = query.get(name)
+    if not value:
+        return None
+    if not (value.isascii() and value.isdigit() and len(value) <= 20 and int(value) <= highest):
+        raise WireError(f"{name}={value[:40]!r}: not a whole number from 0 to {highest}")
+    return int(value)
+
+
+def _one_seed(text_seed: int | None, audio_seed: int | None) -> int | None:
+    """A session has one seed: the same two numbers make the same one."""
+    if text_seed is None or audio_seed is None or text_seed == audio_seed:
+        seed = text_seed if audio_seed is None else audio_seed
+    else:
+        seed = text_seed * 0x9E3779B97F4A7C15 + audio_seed
+    return None if seed is None else seed % 2**63
+
+
+def _explain(error: ValidationError) -> str:
+    names = {ours: name for name, ours in _CONFIG_NAMES.items()} | {"max_secs": "max_steps"}
+    problems = []
+    for detail in error.errors():
+        name = str(detail["loc"][0]) if detail["loc"] else ""
+        problems.append(f"{names.get(name, name)}={str(detail['input'])[:40]!r}: {detail['msg']}")
+    return "; ".join(problems)

@@ -1,0 +1,51 @@
+"""The service with its model elsewhere."""
+
+import subprocess
+import sys
+
+import numpy as np
+from pipecat.frames.frames import ErrorFrame, TTSAudioRawFrame
+
+from pipecat_duplex import MonologueTextFrame
+from pipecat_duplex.remote import RemoteBackend
+from pipecat_duplex.scripted import Script, ScriptedBackend
+from tests.pipeline import converse, silence, speech
+from tests.server.callers import chat_url, serving, wait_until
+
+USER = np.concatenate([speech("question"), silence(3)])
+
+
+async def test_a_conversation():
+    script = Script(replies=["Sure, with pleasure."], step_secs=0.001)
+    async with serving(ScriptedBackend(script, slots=1)) as server:
+        backend = RemoteBackend(chat_url(server))
+        for _ in range(2):  # the backend outlives the bot
+            conversation = await converse(backend, USER)
+            assert not conversation.near_user.of(ErrorFrame)
+            said = [frame.text for frame in conversation.near.of(MonologueTextFrame)]
+            assert said == ["▁Sure,", "▁with", "▁pleasure."]
+            assert conversation.near.of(TTSAudioRawFrame)
+            await wait_until(lambda: server.sessions_open == 0)
+        await backend.close()
+
+
+async def test_the_bot_is_told_that_its_server_failed():
+    async with serving(ScriptedBackend(Script(fail_step=10), slots=1)) as server:
+        conversation = await converse(RemoteBackend(chat_url(server)), silence(2))
+        errors = [frame.error for frame in conversation.near_user.of(ErrorFrame)]
+        assert len(errors) == 1 and "the script says so" in errors[0]
+
+
+async def test_the_bot_is_told_that_there_is_no_server():
+    conversation = await converse(RemoteBackend("ws://127.0.0.1:9", attempts=1), silence(0.3))
+    errors = [frame.error for frame in conversation.near_user.of(ErrorFrame)]
+    assert len(errors) == 1 and "cannot reach 127.0.0.1:9" in errors[0]
+
+
+def test_neither_torch_nor_a_codec_is_imported():
+    code = "import sys, pipecat_duplex.remote; print(*sys.modules)"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    loaded = set(result.stdout.split())
+    assert not loaded & {"torch", "moshi", "sphn", "pipecat", "pipecat_duplex.engine"}

@@ -1,0 +1,140 @@
+"""The protocol's messages, and what the parser makes of anything else."""
+
+import json
+import struct
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipecat_duplex import wire
+from pipecat_duplex.session import STEP_SAMPLES, STEP_SECS, SessionConfig, Step, StepTiming
+
+PCM = np.linspace(-1, 1, STEP_SAMPLES, dtype=np.float32)
+
+
+@given(st.binary(max_size=300) | st.text() | st.none() | st.integers())
+def test_nothing_but_wire_errors_comes_out(message):
+    try:
+        wire.parse(message)
+    except wire.WireError as e:
+        assert str(e)
+
+
+@given(st.integers(0, 255), st.binary(max_size=200), st.integers(0, 9000))
+def test_whatever_follows_a_kind(kind, payload, length):
+    message = bytes([kind]) + (payload * (length // (len(payload) or 1) + 1))[:length]
+    try:
+        parsed = wire.parse(message)
+    except wire.WireError:
+        return
+    if kind not in set(wire.Kind):
+        assert parsed is None
+    if isinstance(parsed, wire.Pcm):
+        assert parsed.pcm.shape == (STEP_SAMPLES,) and np.abs(parsed.pcm).max() <= 1
+    if isinstance(parsed, wire.AgentStep):
+        assert np.isfinite(parsed.step.pcm).all()
+
+
+@given(st.recursive(st.none() | st.integers() | st.text(), st.lists, max_leaves=20))
+def test_metadata_is_a_json_object_or_an_error(value):
+    message = b"\x04" + json.dumps(value).encode()
+    with pytest.raises(wire.WireError):
+        wire.parse(message)
+    assert wire.parse(wire.encode_metadata({"x": value})) == wire.Metadata({"x": value})
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"\x04" + b"[" * 50_000,
+        b"\x04" + b"1" * 50_000,
+        b"\x04\xff\xfe",
+        b"\x02" + b"x" * 5000,
+        b"\x10" + bytes(7681),
+        b"\x11" + bytes(7000),
+        b"\x10" + struct.pack("<f", float("inf")) * STEP_SAMPLES,
+        bytes(wire.MAX_MESSAGE_BYTES + 1),
+        "\x00",
+    ],
+)
+def test_what_is_refused(message):
+    with pytest.raises(wire.WireError):
+        wire.parse(message)
+
+
+@pytest.mark.parametrize("message", [b"", b"\x07\x01red", b"\x63", b"\xff" * 100, b"\x03"])
+def test_what_is_ignored(message):
+    assert wire.parse(message) is None
+
+
+def test_messages_there_and_back():
+    assert wire.encode_handshake() == b"\x00"
+    assert wire.parse(b"\x00") == wire.Handshake()
+    assert wire.parse(bytes(9)) == wire.Handshake((0, 0))
+    assert wire.parse(wire.encode_audio(b"OggS")) == wire.Audio(b"OggS")
+    assert wire.parse(wire.encode_text(" hé")) == wire.Text(" hé")
+    assert wire.parse(b"\x03\x02") == wire.Control(2)
+    assert wire.parse(wire.encode_error("bad")) == wire.Error("bad")
+    assert wire.parse(wire.encode_ping()) == wire.Ping()
+    pcm = wire.parse(wire.encode_pcm(PCM))
+    assert isinstance(pcm, wire.Pcm) and np.array_equal(pcm.pcm, PCM)
+
+
+@given(
+    st.integers(0, 2**32 - 1), st.integers(-1, 2**31 - 1), st.none() | st.text("▁ab<é", max_size=9)
+)
+def test_steps_there_and_back(index, token, piece):
+    step = Step(index, PCM, token, piece or None, StepTiming(0.25, 0.5))
+    parsed = wire.parse(wire.encode_step(step))
+    assert isinstance(parsed, wire.AgentStep)
+    back = parsed.step
+    assert (back.index, back.text_token, back.text_piece) == (index, token, piece or None)
+    assert np.array_equal(back.pcm, PCM) and back.timing == step.timing
+
+
+@given(
+    st.builds(
+        SessionConfig,
+        text_temperature=st.floats(0, 10),
+        text_top_k=st.integers(1, 10**9),
+        audio_temperature=st.floats(0, 10),
+        audio_top_k=st.integers(1, 10**9),
+        seed=st.none() | st.integers(0, 2**63 - 1),
+        max_secs=st.none() | st.integers(1, 10**6).map(lambda steps: steps * STEP_SECS),
+    )
+)
+def test_settings_there_and_back(config):
+    query = wire.build_query(config, "pcm")
+    assert "seed" not in query
+    asked = wire.parse_query(query)
+    assert asked.audio_format == "pcm" and asked.ignored == []
+    assert asked.config.model_copy(update={"max_secs": None}) == config.model_copy(
+        update={"max_secs": None}
+    )
+    assert (asked.config.max_secs is None) == (config.max_secs is None)
+    assert asked.config.max_secs == pytest.approx(config.max_secs)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["text_topk", "max_steps", "text_seed", "format", "x"]), st.text()
+    )
+)
+def test_any_query_is_a_request_or_an_error(query):
+    try:
+        wire.parse_query(query)
+    except wire.WireError as e:
+        assert str(e)
+
+
+def test_the_page_of_kyutai_sends_two_seeds():
+    def seed(**query):
+        return wire.parse_query({name: str(value) for name, value in query.items()}).config.seed
+
+    assert seed() is None
+    assert seed(text_seed=5) == seed(audio_seed=5) == seed(text_seed=5, audio_seed=5) == 5
+    assert seed(text_seed=5, audio_seed=6) == seed(text_seed=5, audio_seed=6)
+    assert len({seed(text_seed=5, audio_seed=6), seed(text_seed=6, audio_seed=5), 5, 6}) == 4
+    assert seed(text_seed=2**64 - 1) == 2**63 - 1

@@ -1,0 +1,29 @@
+"""A server process with a scripted agent, for tests that stop or kill one.
+
+python -m tests.server.serve_scripted OPENING [NAME=VALUE ...]
+"""
+
+import sys
+
+from pipecat_duplex.commands.serve import ServeOptions, run_serve
+from pipecat_duplex.scripted import Script, ScriptedBackend
+
+
+def main() -> None:
+    opening, *options = sys.argv[1:]
+    values = dict(option.split("=", 1) for option in options)
+    backend = ScriptedBackend(Script(opening=opening, opening_step=2, step_secs=0.001), slots=4)
+    run_serve(
+        ServeOptions(
+            slots=4,
+            host="127.0.0.1",
+            port=int(values.get("port", 0)),
+            drain_secs=float(values.get("drain_secs", 30)),
+            log_format="json" if values.get("log") == "json" else "text",
+        ),
+        backend,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,265 @@
+"""Callers that break the rules, or just break: the others must not notice."""
+
+import asyncio
+import contextlib
+import gc
+import os
+import socket as sockets
+
+import aiohttp
+import numpy as np
+import pytest
+
+from pipecat_duplex import wire
+from pipecat_duplex.remote import RemoteBackend
+from pipecat_duplex.remote.session import RemoteSession
+from pipecat_duplex.scripted import Script, ScriptedBackend
+from pipecat_duplex.server.call import Call
+from pipecat_duplex.session import SessionConfig
+from tests.server.callers import (
+    SILENCE,
+    calling,
+    chat_url,
+    converse,
+    read_to_end,
+    read_until,
+    serving,
+    wait_until,
+)
+
+STEADY = Script(opening="one two three", opening_step=2, step_secs=0.002)
+
+
+class Neighbour:
+    """A caller who does nothing wrong, from before a fault until after it."""
+
+    def __init__(self, server):
+        self._backend = RemoteBackend(chat_url(server))
+        self._stopping = False
+        self.steps = 0
+
+    async def __aenter__(self):
+        self._session = await self._backend.open(SessionConfig())
+        self._task = asyncio.create_task(self._talk())
+        return self
+
+    async def _talk(self):
+        while not self._stopping:
+            first = self.steps
+            steps = await converse(self._session, [SILENCE] * 5, pause_secs=0.01)
+            assert [step.index for step in steps] == list(range(first, first + 5))
+            self.steps += 5
+
+    async def __aexit__(self, *error):
+        before = self.steps
+        await wait_until(lambda: self.steps > before or self._task.done())
+        self._stopping = True
+        await asyncio.wait_for(self._task, 10)
+        await self._backend.close()
+
+
+def faulty(slots: int = 2, script: Script = STEADY, **settings):
+    return serving(ScriptedBackend(script, slots=slots), slots=slots, **settings)
+
+
+async def end_of(socket) -> tuple[int | None, str]:
+    """The close code, and the reason that came as a message."""
+    messages = await read_to_end(socket)
+    reasons = [message.reason for message in messages if isinstance(message, wire.Error)]
+    return socket.close_code, reasons[-1] if reasons else ""
+
+
+@pytest.mark.parametrize(
+    ("message", "code", "reason"),
+    [
+        (os.urandom(1 << 20), 1009, ""),
+        (wire.encode_pcm(SILENCE)[:-100], 1007, "bytes"),
+        (wire.encode_pcm(np.full_like(SILENCE, np.nan)), 1007, "NaN"),
+        (wire.encode_audio(b"OggS"), 1007, "raw audio"),
+        (wire.encode_metadata({})[:-1], 1007, "JSON"),
+        ("text", 1003, "binary"),
+    ],
+    ids=["noise", "half a frame", "nan", "the other format", "half of JSON", "text"],
+)
+async def test_what_does_not_belong_ends_the_call(message, code, reason):
+    async with faulty() as server, Neighbour(server):
+        async with calling(server, format="pcm") as socket:
+            await read_until(socket, wire.Handshake)
+            if isinstance(message, str):
+                await socket.send_str(message)
+            else:
+                await socket.send_bytes(message)
+            ended, told = await end_of(socket)
+        assert ended == code
+        assert reason in told
+        await wait_until(lambda: server.sessions_open == 1)
+        assert server.metrics.ended["protocol"] == 1
+
+
+async def test_noise_as_opus_ends_the_call():
+    pytest.importorskip("sphn")
+    async with faulty() as server, Neighbour(server):
+        async with calling(server) as socket:
+            await read_until(socket, wire.Handshake)
+            await socket.send_bytes(wire.encode_audio(os.urandom(1000)))
+            assert await end_of(socket) == (1007, wire_error_of_noise(socket))
+        await wait_until(lambda: server.sessions_open == 1)
+
+
+def wire_error_of_noise(_socket):
+    class Any(str):
+        def __eq__(self, other):
+            return "Ogg-Opus" in other
+
+        __hash__ = str.__hash__
+
+    return Any()
+
+
+@pytest.mark.parametrize("message", [b"", b"\x63unknown", b"\x03\x00", b"\x06", b"\x02hi", b"\x00"])
+async def test_what_may_be_ignored_is(message):
+    async with faulty() as server:
+        async with calling(server, format="pcm") as socket:
+            await socket.send_bytes(message)
+            await socket.send_bytes(wire.encode_pcm(SILENCE))
+            await read_until(socket, wire.AgentStep)
+
+
+async def test_audio_far_ahead_of_the_clock_ends_the_call():
+    async with faulty(ahead_secs=2) as server, Neighbour(server):
+        async with calling(server, format="pcm") as socket:
+            for _ in range(40):
+                await socket.send_bytes(wire.encode_pcm(SILENCE))
+            ended, reason = await end_of(socket)
+        assert ended == 1008 and "ahead" in reason
+
+
+async def test_minutes_of_audio_in_a_small_message_are_not_decoded():
+    opus = pytest.importorskip("pipecat_duplex.opus")
+    pytest.importorskip("sphn")
+    encoder = opus.OpusEncoder()
+    stream = b"".join(encoder.encode(SILENCE) for _ in range(600))  # 48 s of silence is small
+    async with faulty(ahead_secs=5) as server, Neighbour(server):
+        async with calling(server) as socket:
+            for start in range(0, len(stream), 60_000):
+                await socket.send_bytes(wire.encode_audio(stream[start : start + 60_000]))
+            ended, _ = await end_of(socket)
+        assert ended in (1007, 1008)
+
+
+async def test_too_many_messages_end_the_call():
+    async with faulty(messages_per_sec=50) as server, Neighbour(server):
+        async with calling(server, format="pcm") as socket:
+            with contextlib.suppress(ConnectionError):
+                for _ in range(20_000):
+                    await socket.send_bytes(b"\x06")
+        await wait_until(lambda: server.sessions_open == 1)
+        assert server.metrics.ended["rate"] == 1
+
+
+async def test_a_caller_who_says_nothing_loses_the_slot():
+    async with faulty(idle_secs=0.3) as server, Neighbour(server):
+        async with calling(server, format="pcm") as socket:
+            ended, reason = await end_of(socket)
+        assert ended == 1008 and "no audio" in reason
+        assert server.metrics.ended["idle"] == 1
+
+
+async def connect_deaf(server, receive_buffer: int = 4096) -> sockets.socket:
+    """Open a WebSocket by hand, with a small buffer, to read from or not."""
+    connection = sockets.socket()
+    connection.setsockopt(sockets.SOL_SOCKET, sockets.SO_RCVBUF, receive_buffer)
+    connection.setblocking(False)
+    loop = asyncio.get_running_loop()
+    await loop.sock_connect(connection, ("127.0.0.1", server.port))
+    request = (
+        "GET /api/chat?format=pcm HTTP/1.1\r\nHost: here\r\nConnection: Upgrade\r\n"
+        "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )
+    await loop.sock_sendall(connection, request.encode())
+    return connection
+
+
+def frame(message: bytes) -> bytes:
+    """A masked WebSocket frame; a mask of zeros changes nothing."""
+    return b"\x82\xfe" + len(message).to_bytes(2, "big") + bytes(4) + message
+
+
+async def test_a_socket_that_stops_reading_is_closed():
+    async with faulty(send_secs=0.3) as server, Neighbour(server):
+        connection = await connect_deaf(server)
+        loop = asyncio.get_running_loop()
+        with pytest.raises(OSError):
+            for _ in range(2000):
+                await loop.sock_sendall(connection, frame(wire.encode_pcm(SILENCE)))
+                await asyncio.sleep(0.005)
+        connection.close()
+        await wait_until(lambda: server.sessions_open == 1)
+        assert server.metrics.ended["deaf"] == 1
+
+
+async def test_a_caller_who_answers_no_ping_is_gone():
+    """It neither sends nor reads: no buffer fills up, only the pings tell."""
+    async with faulty(ping_secs=0.1, dead_secs=0.4) as server, Neighbour(server):
+        connection = await connect_deaf(server)
+        await wait_until(lambda: server.metrics.ended["deaf"] == 1)
+        await wait_until(lambda: server.sessions_open == 1)
+        connection.close()
+
+
+async def test_a_connection_that_breaks_frees_its_slot():
+    async with faulty() as server, Neighbour(server):
+        for _ in range(5):
+            async with aiohttp.ClientSession() as http:
+                socket = await http.ws_connect(chat_url(server, format="pcm"))
+                await read_until(socket, wire.Handshake)
+                await socket.send_bytes(wire.encode_pcm(SILENCE))
+                assert socket._conn is not None and socket._conn.transport is not None
+                socket._conn.transport.abort()
+            await wait_until(lambda: server.sessions_open == 1)
+        assert server.metrics.ended["lost"] == 5
+
+
+async def test_a_thousand_connects_and_disconnects():
+    async with faulty(slots=20) as server, Neighbour(server):
+
+        async def call(number: int) -> None:
+            backend = RemoteBackend(chat_url(server))
+            session = await backend.open(SessionConfig())
+            if number % 2:
+                await converse(session, [SILENCE] * (number % 4))
+            await backend.close()
+
+        for first in range(0, 990, 15):
+            await asyncio.gather(*(call(first + n) for n in range(15)))
+            if first == 90:
+                await wait_until(lambda: server.sessions_open == 1)
+                tasks = len(asyncio.all_tasks())
+        await wait_until(lambda: server.sessions_open == 1)
+        assert server.metrics.sessions == 991
+        assert server.metrics.ended["client"] == 990
+        # Nothing of them is left behind.
+        await wait_until(lambda: len(asyncio.all_tasks()) <= tasks)
+        gc.collect()
+        kept = [thing for thing in gc.get_objects() if type(thing) in (Call, RemoteSession)]
+        assert len(kept) == 2
+
+
+async def test_a_step_that_raises_ends_its_session_only():
+    class Moody(ScriptedBackend):
+        async def open(self, config):
+            session = await super().open(config)
+            if config.seed == 13:
+
+                async def steps(self=session):
+                    raise RuntimeError("a bug in a session")
+                    yield
+
+                session.steps = steps
+            return session
+
+    async with serving(Moody(STEADY, slots=2), slots=2) as server, Neighbour(server):
+        async with calling(server, format="pcm", text_seed=13) as socket:
+            assert await end_of(socket) == (1011, "the server failed")
+        await wait_until(lambda: server.sessions_open == 1)
