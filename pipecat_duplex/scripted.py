@@ -19,11 +19,11 @@ from pipecat_duplex.session import (
     STEP_SAMPLES,
     TEXT_PADDING,
     AtCapacity,
-    InvalidAudio,
     SessionConfig,
     SessionEnded,
     Step,
     StepTiming,
+    check_step_audio,
 )
 
 WORD_STEPS = 3
@@ -119,8 +119,7 @@ class ScriptedSession:
         """Take the next step of user audio; see :class:`~pipecat_duplex.session.DuplexSession`."""
         if self.closed:
             raise SessionEnded(self._id, "the session is closed")
-        if pcm.shape != (STEP_SAMPLES,) or pcm.dtype != np.float32:
-            raise InvalidAudio(f"a step is float32 ({STEP_SAMPLES},), not {pcm.dtype} {pcm.shape}")
+        check_step_audio(pcm)
         self._frames.put_nowait((time.monotonic(), pcm.copy()))
         self._sent += 1
         return self._sent - 1

@@ -48,6 +48,25 @@ class InvalidAudio(DuplexError, ValueError):
     """Audio handed to the package has the wrong shape, type, rate or length."""
 
 
+def check_step_audio(pcm: np.ndarray) -> None:
+    """Raise if this is no step of audio.
+
+    Args:
+        pcm: Should be float32, shape ``(STEP_SAMPLES,)``, and finite.
+
+    Raises:
+        InvalidAudio: It is not.
+    """
+    if not isinstance(pcm, np.ndarray):
+        raise InvalidAudio(f"audio must be a numpy array, not {type(pcm).__name__}")
+    if pcm.dtype != np.float32:
+        raise InvalidAudio(f"audio must be float32, not {pcm.dtype}")
+    if pcm.shape != (STEP_SAMPLES,):
+        raise InvalidAudio(f"audio must have shape ({STEP_SAMPLES},), not {pcm.shape}")
+    if not np.isfinite(pcm).all():
+        raise InvalidAudio("audio must be finite, but holds NaN or infinity")
+
+
 class SessionEnded(DuplexError):
     """The session is over and takes no more audio.
 

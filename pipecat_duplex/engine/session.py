@@ -10,21 +10,15 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pipecat_duplex.inbox import MAX_PENDING_STEPS, StepInbox
 from pipecat_duplex.session import (
-    STEP_SAMPLES,
     STEP_SECS,
     DuplexSession,
-    InvalidAudio,
     SessionConfig,
     SessionEnded,
     Step,
+    check_step_audio,
 )
-
-MAX_PENDING_STEPS = 4096
-"""Frames that may be sent beyond the last step taken from ``steps()``: 5.5 minutes, 32 MB each way.
-
-A session that goes further is ended: its sender or its consumer has lost touch with the model.
-"""
 
 
 class Frame(NamedTuple):
@@ -66,11 +60,7 @@ class EngineSession(DuplexSession):
         self._leave_slot = leave_slot
         self._max_steps = _steps_in(config.max_secs)
         self._sent = 0
-        self._taken = 0
-        self._ready: deque[Step] = deque()
-        self._consumer: asyncio.Future[None] | None = None
-        self._end_reason: str | None = None
-        self._closed = False
+        self._inbox = StepInbox(self._id)
 
     @property
     def id(self) -> str:
@@ -96,71 +86,41 @@ class EngineSession(DuplexSession):
             SessionEnded: The session is closed, has failed or has reached its limit, or more than
                 :data:`MAX_PENDING_STEPS` steps are pending.
         """
-        _check_audio(pcm)
-        if self._closed:
-            raise SessionEnded(self._id, "it was closed")
-        if self._end_reason is not None:
-            raise SessionEnded(self._id, self._end_reason)
+        check_step_audio(pcm)
+        self._inbox.check_open()
         if self._sent == self._max_steps:
             raise SessionEnded(self._id, self._limit_reason())
-        if self._sent - self._taken >= MAX_PENDING_STEPS:
-            reason = f"{MAX_PENDING_STEPS} steps were sent whose answers nobody has taken"
-            self.end(reason)
-            raise SessionEnded(self._id, reason)
+        if self._sent - self._inbox.taken >= MAX_PENDING_STEPS:
+            self.end(f"{MAX_PENDING_STEPS} steps were sent whose answers nobody has taken")
+            self._inbox.check_open()
         index = self._sent
         self._sent += 1
         self.waiting.append(Frame(index, pcm.copy(), time.perf_counter()))
         self._wake_engine()
         return index
 
-    async def steps(self) -> AsyncIterator[Step]:
+    def steps(self) -> AsyncIterator[Step]:
         """Iterate over the agent's steps, one for each ``send``, in order.
 
-        A consumer that was cancelled may call it again and goes on where it stopped.
-
-        Yields:
-            The next step.
-
-        Raises:
-            SessionEnded: The session failed or reached its limit; steps computed before come first.
-            RuntimeError: There is another consumer.
+        See :meth:`~pipecat_duplex.inbox.StepInbox.steps`.
         """
-        while not self._closed:
-            if self._ready:
-                self._taken += 1
-                yield self._ready.popleft()
-            elif self._end_reason is not None:
-                raise SessionEnded(self._id, self._end_reason)
-            else:
-                await self._wait_for_news()
+        return self._inbox.steps()
 
     async def close(self) -> None:
         """Leave the conversation and free its slot. May be called any number of times."""
-        if self._closed:
-            return
-        self._closed = True
-        self._ready.clear()
-        if self._end_reason is None:
+        if self._inbox.close():
             self._leave()
-        self._wake_consumer()
 
     def deliver(self, step: Step) -> None:
         """Take a step from the engine."""
-        if self._closed or self._end_reason is not None:
-            return
-        self._ready.append(step)
+        self._inbox.put(step)
         if step.index + 1 == self._max_steps:
             self.end(self._limit_reason())
-        else:
-            self._wake_consumer()
 
     def end(self, reason: str) -> None:
         """End the session for a reason other than ``close``; the first reason counts."""
-        if self._closed or self._end_reason is not None:
-            return
-        self._end_reason = reason
-        self._leave()
-        self._wake_consumer()
+        if self._inbox.end(reason):
+            self._leave()
 
     def _leave(self) -> None:
         self._leave_slot(self)
@@ -168,30 +128,6 @@ class EngineSession(DuplexSession):
 
     def _limit_reason(self) -> str:
         return f"it reached its limit of {self.config.max_secs:g} s"
-
-    async def _wait_for_news(self) -> None:
-        if self._consumer is not None:
-            raise RuntimeError(f"session {self._id} has a consumer of its steps already")
-        self._consumer = self.loop.create_future()
-        try:
-            await self._consumer
-        finally:
-            self._consumer = None
-
-    def _wake_consumer(self) -> None:
-        if self._consumer is not None and not self._consumer.done():
-            self._consumer.set_result(None)
-
-
-def _check_audio(pcm: np.ndarray) -> None:
-    if not isinstance(pcm, np.ndarray):
-        raise InvalidAudio(f"audio must be a numpy array, not {type(pcm).__name__}")
-    if pcm.dtype != np.float32:
-        raise InvalidAudio(f"audio must be float32, not {pcm.dtype}")
-    if pcm.shape != (STEP_SAMPLES,):
-        raise InvalidAudio(f"audio must have shape ({STEP_SAMPLES},), not {pcm.shape}")
-    if not np.isfinite(pcm).all():
-        raise InvalidAudio("audio must be finite, but holds NaN or infinity")
 
 
 def _steps_in(max_secs: float | None) -> int | None:

@@ -3,7 +3,6 @@
 import asyncio
 import secrets
 import time
-from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 
@@ -13,6 +12,7 @@ from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
 from pipecat_duplex import wire
+from pipecat_duplex.inbox import MAX_PENDING_STEPS, StepInbox
 from pipecat_duplex.opus import OpusDecoder, OpusEncoder
 from pipecat_duplex.remote.pairing import Pairing
 from pipecat_duplex.remote.words import PieceQueue
@@ -21,16 +21,13 @@ from pipecat_duplex.session import (
     TEXT_PADDING,
     DuplexSession,
     InvalidAudio,
-    SessionEnded,
     Step,
     StepTiming,
+    check_step_audio,
 )
 
 UNKNOWN_TOKEN = -1
 """Text token of a step with a word whose server sends text only."""
-
-MAX_PENDING_STEPS = 4096
-"""Frames that may be sent beyond the last step taken from ``steps()``, as with an engine."""
 
 
 @dataclass(frozen=True)
@@ -88,12 +85,8 @@ class RemoteSession(DuplexSession):
         self._encoder = OpusEncoder() if audio_format == "opus" else None
         self._decoder = OpusDecoder() if audio_format == "opus" else None
         self._pending = np.zeros(0, np.float32)
-        self._taken = 0
+        self._inbox = StepInbox(self._id)
         self._sent = 0
-        self._ready: deque[Step] = deque()
-        self._consumer: asyncio.Future[None] | None = None
-        self._end_reason: str | None = None
-        self._closed = False
         self._alive_secs = self._answered_secs = time.monotonic()
         self._out: asyncio.Queue[bytes] = asyncio.Queue()
         self._tasks = [
@@ -115,7 +108,7 @@ class RemoteSession(DuplexSession):
     @property
     def ended(self) -> bool:
         """Whether it is over, for whatever reason."""
-        return self._closed or self._end_reason is not None
+        return self._inbox.is_over
 
     def send(self, pcm: np.ndarray) -> int:
         """Send the server the next step of the user's audio. Never waits for it.
@@ -130,13 +123,10 @@ class RemoteSession(DuplexSession):
             InvalidAudio: Wrong shape or type, or not finite; the session is not touched.
             SessionEnded: The session is closed, has failed, or nobody takes its steps.
         """
-        _check_audio(pcm)
-        if self._closed:
-            raise SessionEnded(self._id, "it was closed")
-        if self._end_reason is None and self._sent - self._taken >= MAX_PENDING_STEPS:
+        check_step_audio(pcm)
+        if self._sent - self._inbox.taken >= MAX_PENDING_STEPS:
             self._end(f"{MAX_PENDING_STEPS} steps were sent whose answers nobody has taken")
-        if self._end_reason is not None:
-            raise SessionEnded(self._id, self._end_reason)
+        self._inbox.check_open()
         if self._encoder is None:
             self._out.put_nowait(wire.encode_pcm(pcm))
         else:
@@ -148,32 +138,16 @@ class RemoteSession(DuplexSession):
             self._deliver_silence(index, 0.0)
         return index
 
-    async def steps(self) -> AsyncIterator[Step]:
+    def steps(self) -> AsyncIterator[Step]:
         """Iterate over the agent's steps, one for each ``send``, in order.
 
-        A consumer that was cancelled may call it again and goes on where it stopped.
-
-        Yields:
-            The next step.
-
-        Raises:
-            SessionEnded: The server failed, hung up or is gone; steps that came before come first.
-            RuntimeError: There is another consumer.
+        See :meth:`~pipecat_duplex.inbox.StepInbox.steps`.
         """
-        while not self._closed:
-            if self._ready:
-                self._taken += 1
-                yield self._ready.popleft()
-            elif self._end_reason is not None:
-                raise SessionEnded(self._id, self._end_reason)
-            else:
-                await self._wait_for_news()
+        return self._inbox.steps()
 
     async def close(self) -> None:
         """Hang up. May be called any number of times."""
-        self._closed = True
-        self._ready.clear()
-        self._wake_consumer()
+        self._inbox.close()
         self._hang_up()
         assert self._goodbye is not None
         await asyncio.shield(self._goodbye)
@@ -278,21 +252,16 @@ class RemoteSession(DuplexSession):
         self._deliver(Step(index, pcm, token, piece, StepTiming(under_way_secs, 0.0)))
 
     def _deliver(self, step: Step) -> None:
-        if not self.ended:
-            self._ready.append(step)
-            self._wake_consumer()
+        self._inbox.put(step)
 
     #
     # the end
     #
 
     def _end(self, reason: str) -> None:
-        if self.ended:
-            return
-        self._end_reason = reason
-        logger.debug(f"Session {self._id} ended: {reason}")
-        self._wake_consumer()
-        self._hang_up()
+        if self._inbox.end(reason):
+            logger.debug(f"Session {self._id} ended: {reason}")
+            self._hang_up()
 
     def _hang_up(self) -> None:
         if self._goodbye is None:
@@ -309,27 +278,3 @@ class RemoteSession(DuplexSession):
             return f"the connection to {self._host} was lost"
         reason = error.rcvd.reason or "no reason given"
         return f"{self._host} hung up: {reason} (close code {error.rcvd.code})"
-
-    async def _wait_for_news(self) -> None:
-        if self._consumer is not None:
-            raise RuntimeError(f"session {self._id} has a consumer of its steps already")
-        self._consumer = asyncio.get_running_loop().create_future()
-        try:
-            await self._consumer
-        finally:
-            self._consumer = None
-
-    def _wake_consumer(self) -> None:
-        if self._consumer is not None and not self._consumer.done():
-            self._consumer.set_result(None)
-
-
-def _check_audio(pcm: np.ndarray) -> None:
-    if not isinstance(pcm, np.ndarray):
-        raise InvalidAudio(f"audio must be a numpy array, not {type(pcm).__name__}")
-    if pcm.dtype != np.float32:
-        raise InvalidAudio(f"audio must be float32, not {pcm.dtype}")
-    if pcm.shape != (STEP_SAMPLES,):
-        raise InvalidAudio(f"audio must have shape ({STEP_SAMPLES},), not {pcm.shape}")
-    if not np.isfinite(pcm).all():
-        raise InvalidAudio("audio must be finite, but holds NaN or infinity")
