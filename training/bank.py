@@ -6,16 +6,18 @@ The codec is causal and looks back about two seconds, so the codes of a stretch 
 last seconds only. Dialogues need not be rendered as sound: they are composed from encoded pieces,
 which costs nothing and never gives the same dialogue twice.
 
-    DATA/bank/agent.npz      each answer from its first step on, and its endings when cut
-    DATA/bank/users.npz      sessions: one microphone, a dozen utterances with silence between them
-    DATA/bank/held_out.npz   the same with voices that training never hears
+    DATA/bank/agent.npz          each answer from its first step on, and its endings when cut
+    DATA/bank/users-NNN.npz      sessions: one microphone, a dozen utterances, silence between them
+    DATA/bank/held_out-000.npz   the same with voices that training never hears
+
+Files that exist are left alone: remove them after the codec has changed.
 """
 
 import argparse
 import itertools
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,11 +28,13 @@ from training import acoustics
 from training.codec import fade_out
 from training.corpus import Utterance, read_corpus
 from training.sizes import CODEBOOKS, SAMPLE_RATE, STEP_SAMPLES, STEP_SECONDS, mimi_config
+from training.speech import Span, Speech
 
 UTTERANCES_A_SESSION = 12
+PART_SESSIONS = 100
 SESSION_STEPS = 560  # longer sessions are cut
 LEAD_STEPS = 30  # silence before the first utterance
-CUT_TAIL_STEPS = 16
+TAIL_STEPS = 3  # after the last sound; then the agent's channel holds the codes of long silence
 FIRST_CUT, CUT_EVERY = 8, 2  # steps of an answer from which its fading end is kept
 PAUSE_SHARE = 0.35
 _WARM_UP_STEPS = 30  # sound before what is encoded, so that its codes are those of a long session
@@ -44,8 +48,8 @@ class Answer:
         text: its words.
         steps: length in steps; ``codes`` go on into silence.
         word_steps: step of each word's first frame.
-        codes: ``(8, steps + CUT_TAIL_STEPS)``.
-        cuts: ``(cuts, 8, CUT_TAIL_STEPS)``: what follows when it fades out from step
+        codes: ``(8, steps + TAIL_STEPS)``.
+        cuts: ``(cuts, 8, 1 + TAIL_STEPS)``: what follows when it fades out from step
             ``FIRST_CUT + i * CUT_EVERY`` on.
     """
 
@@ -95,11 +99,22 @@ def with_pause(utterance: Utterance, seconds: float) -> tuple[np.ndarray, float]
     return np.concatenate([samples[:position], silence, samples[position:]]), time
 
 
+def faster(utterance: Utterance, factor: float) -> Utterance:
+    """The utterance played faster by ``factor``, which makes another speaker of the voice."""
+    speech = utterance.speech
+    positions = np.arange(0, len(speech.samples) - 1, factor)
+    samples = np.interp(positions, np.arange(len(speech.samples)), speech.samples)
+    words = [Span(word.label, word.start / factor, word.end / factor) for word in speech.words]
+    played = Speech(samples.astype(np.float32), speech.phones, tuple(words))
+    return replace(utterance, speech=played)
+
+
 def lay_session(
     utterances: list[Utterance], rng: np.random.Generator
 ) -> tuple[np.ndarray, list[Heard]]:
     """Sound of a session, ``(SESSION_STEPS * 1920,)``, and what is said in it."""
     microphone = acoustics.draw_microphone(rng)
+    utterances = [faster(utterance, rng.uniform(0.87, 1.15)) for utterance in utterances]
     sound = np.zeros(SESSION_STEPS * STEP_SAMPLES, np.float32)
     level = float(np.median([acoustics.speech_level(u.speech.samples) for u in utterances]))
     position, heard = LEAD_STEPS * STEP_SAMPLES, []
@@ -142,15 +157,15 @@ def encode_answer(mimi: MimiModel, utterance: Utterance) -> Answer:
     samples = utterance.speech.samples
     steps = -(-len(samples) // STEP_SAMPLES)
     lead = _WARM_UP_STEPS * STEP_SAMPLES
-    sound = np.zeros((_WARM_UP_STEPS + steps + CUT_TAIL_STEPS) * STEP_SAMPLES, np.float32)
+    sound = np.zeros((_WARM_UP_STEPS + steps + TAIL_STEPS) * STEP_SAMPLES, np.float32)
     sound[lead : lead + len(samples)] = samples
     codes = encode(mimi, sound[None])[0][:, _WARM_UP_STEPS:]
     stops = list(range(FIRST_CUT, steps, CUT_EVERY))
-    cuts = np.zeros((len(stops), CODEBOOKS, CUT_TAIL_STEPS), np.uint16)
+    cuts = np.zeros((len(stops), CODEBOOKS, 1 + TAIL_STEPS), np.uint16)
     for start in range(0, len(stops), 16):
         part = stops[start : start + 16]
         endings = np.stack([_ending(sound, _WARM_UP_STEPS + stop) for stop in part])
-        cuts[start : start + 16] = encode(mimi, endings)[:, :, -CUT_TAIL_STEPS:]
+        cuts[start : start + 16] = encode(mimi, endings)[:, :, -1 - TAIL_STEPS :]
     word_steps = [_step(word.start) for word in utterance.speech.words]
     return Answer(utterance.text, steps, word_steps, codes, cuts)
 
@@ -158,15 +173,14 @@ def encode_answer(mimi: MimiModel, utterance: Utterance) -> Answer:
 def _ending(sound: np.ndarray, stop: int) -> np.ndarray:
     """The last seconds before step ``stop``, the fade, and silence."""
     first = stop - _WARM_UP_STEPS
-    stretch = sound[first * STEP_SAMPLES : (stop + CUT_TAIL_STEPS) * STEP_SAMPLES]
+    stretch = sound[first * STEP_SAMPLES : (stop + 1 + TAIL_STEPS) * STEP_SAMPLES]
     return fade_out(stretch, _WARM_UP_STEPS)
 
 
 def encode_sessions(
-    mimi: MimiModel, utterances: list[Utterance], count: int, seed: int
+    mimi: MimiModel, utterances: list[Utterance], count: int, rng: np.random.Generator
 ) -> Iterator[Session]:
     """``count`` sessions with utterances in random order, each used about equally often."""
-    rng = np.random.default_rng(seed)
     order = itertools.chain.from_iterable(
         rng.permutation(len(utterances)) for _ in itertools.count()
     )
@@ -192,34 +206,42 @@ def write_sessions(path: Path, sessions: list[Session]) -> None:
     np.savez(path, codes=codes, index=json.dumps(index))
 
 
-def read_sessions(path: Path) -> list[Session]:
-    """Load sessions."""
-    with np.load(path) as data:
-        codes, index = data["codes"], json.loads(str(data["index"]))
-    sessions, start = [], 0
-    for item in index:
-        own = codes[:, start : start + item["steps"]]
-        start += item["steps"]
-        sessions.append(Session(own, [Heard(**heard) for heard in item["heard"]]))
+def read_sessions(bank: Path, name: str) -> list[Session]:
+    """Load all sessions of a name that have been made so far."""
+    sessions = []
+    for path in sorted(bank.glob(f"{name}-[0-9]*.npz")):
+        with np.load(path) as data:
+            codes, index = data["codes"], json.loads(str(data["index"]))
+        start = 0
+        for item in index:
+            own = codes[:, start : start + item["steps"]]
+            start += item["steps"]
+            sessions.append(Session(own, [Heard(**heard) for heard in item["heard"]]))
     return sessions
 
 
-def write_answers(path: Path, answers: list[Answer]) -> None:
-    """Save the agent's answers in one file."""
+def encode_silence(mimi: MimiModel) -> np.ndarray:
+    """The codes ``(8,)`` to which a long silence settles."""
+    return encode(mimi, np.zeros((1, 80 * STEP_SAMPLES), np.float32))[0, :, -1]
+
+
+def write_answers(path: Path, answers: list[Answer], silence: np.ndarray) -> None:
+    """Save the agent's answers and its silence in one file."""
     arrays = {f"codes_{i}": answer.codes for i, answer in enumerate(answers)}
     arrays |= {f"cuts_{i}": answer.cuts for i, answer in enumerate(answers)}
     index = [{"text": a.text, "steps": a.steps, "word_steps": a.word_steps} for a in answers]
-    np.savez(path, index=json.dumps(index), **arrays)
+    np.savez(path, index=json.dumps(index), silence=silence, **arrays)
 
 
-def read_answers(path: Path) -> list[Answer]:
-    """Load the agent's answers."""
+def read_answers(path: Path) -> tuple[list[Answer], np.ndarray]:
+    """Load the agent's answers and the codes of its silence."""
     with np.load(path) as data:
         index = json.loads(str(data["index"]))
-        return [
+        answers = [
             Answer(codes=data[f"codes_{i}"], cuts=data[f"cuts_{i}"], **item)
             for i, item in enumerate(index)
         ]
+        return answers, data["silence"]
 
 
 def load_codec(path: Path) -> MimiModel:
@@ -245,20 +267,22 @@ def main() -> None:
     mimi = load_codec(options.codec)
     bank = options.data / "bank"
     bank.mkdir(parents=True, exist_ok=True)
-    answers = [encode_answer(mimi, u) for u in read_corpus(options.data, "agent")]
-    write_answers(bank / "agent.npz", answers)
-    print(f"{len(answers)} answers", flush=True)
+    if not (bank / "agent.npz").exists():
+        answers = [encode_answer(mimi, u) for u in read_corpus(options.data, "agent")]
+        write_answers(bank / "agent.npz", answers, encode_silence(mimi))
+        print(f"{len(answers)} answers", flush=True)
     parts = {"held_out": ["held_out"], "users": ["users", "kokoro", "kokoro", "kokoro"]}
     counts = {"held_out": options.held_out_sessions, "users": options.sessions}
     for name, kinds in parts.items():
         utterances = [u for kind in kinds for u in read_corpus(options.data, kind)]
-        sessions = []
-        for session in encode_sessions(mimi, utterances, counts[name], options.seed):
-            sessions.append(session)
-            if len(sessions) % 100 == 0:
-                write_sessions(bank / f"{name}.npz", sessions)
-                print(f"{name}: {len(sessions)} sessions", flush=True)
-        write_sessions(bank / f"{name}.npz", sessions)
+        for number, start in enumerate(range(0, counts[name], PART_SESSIONS)):
+            path = bank / f"{name}-{number:03}.npz"
+            if path.exists():
+                continue
+            count = min(PART_SESSIONS, counts[name] - start)
+            rng = np.random.default_rng([options.seed, number])
+            write_sessions(path, list(encode_sessions(mimi, utterances, count, rng)))
+            print(f"{path.name}: {count} sessions", flush=True)
 
 
 if __name__ == "__main__":

@@ -61,7 +61,9 @@ class CodecData:
         answers = list(read_corpus(folder, "agent"))
         self.agent = [agent_timeline(u) for u in answers]
         # Sums are most of the answers and share their words: the others come more often.
-        weights = np.array([len(u.text.split()) * (1 if " plus " in u.text else 4) for u in answers])
+        weights = np.array(
+            [len(u.text.split()) * (1 if " plus " in u.text else 4) for u in answers]
+        )
         self.agent_weights = weights / weights.sum()
         parts = [read_corpus(folder, part) for part in ("users", "kokoro")]
         self.users = [u for u in itertools.chain(*parts)]

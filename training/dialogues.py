@@ -5,7 +5,7 @@ follows the behaviour that the model should have:
 
 - the agent answers a complete sentence after one to three steps, and waits through pauses in it;
 - it speaks first when nobody has spoken for two seconds at the start;
-- talked over by a question, it fades out three or four steps after the user's onset, then answers;
+- talked over by a question, it fades out two or three steps after the user's onset, then answers;
 - it goes on through backchannels, and never answers one.
 """
 
@@ -41,10 +41,10 @@ class Habits:
 
     agent_opens: float = 0.2
     answer_gap: tuple[float, ...] = (0.0, 0.4, 0.4, 0.2)  # share of gaps of 0, 1, 2, 3 steps
-    barge_in: float = 0.25
+    barge_in: float = 0.3
     barge_in_stop: float = 0.35
-    backchannel: float = 0.2
-    yield_steps: int = 4  # at most: an answer can be cut at every second step
+    backchannel: float = 0.4
+    yield_steps: int = 3  # at most: an answer can be cut at every second step
     long_answer: int = 16  # steps from which an answer can be talked over
 
 
@@ -78,16 +78,15 @@ class Composer:
         habits: Habits | None = None,
     ) -> None:
         self.habits = habits or Habits()
-        self.answers = {answer.text: answer for answer in read_answers(bank / "agent.npz")}
+        answers, self.silence = read_answers(bank / "agent.npz")
+        self.answers = {answer.text: answer for answer in answers}
         self.answer_ids = {text: number for number, text in enumerate(self.answers)}
-        self.sessions = [s for s in read_sessions(bank / f"{users}.npz") if len(s.heard) >= 4]
+        self.sessions = [s for s in read_sessions(bank, users) if len(s.heard) >= 4]
         questions = world.exchanges() + world.held_out_exchanges()
         self.owed = {exchange.question: exchange.answer for exchange in questions}
         self.word_ids = {word: number for number, word in enumerate(world.user_words(), start=1)}
         self.tokenizer = tokenizer
         self.pieces = {word: self._piece(word) for word in world.agent_words()}
-        answer = next(iter(self.answers.values()))
-        self.silence = answer.codes[:, -1]
 
     def _piece(self, word: str) -> int:
         piece = self.tokenizer.piece_to_id(WORD_START + word)

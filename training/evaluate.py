@@ -166,6 +166,7 @@ class Script:
             delay=max(words[0][0] - end, 0.0) if taken else None,
             said=said,
             right=said == wanted,
+            sound=(words[0][0] - 2 * STEP_SECONDS, self.agent.now) if taken else None,
         )
 
     def pause(self) -> User:
@@ -272,6 +273,33 @@ def _word(piece: str) -> str:
     return piece.removeprefix(WORD_START)
 
 
+def word_error_rates(
+    scripts: list[Script], agents: list[Agent], data: Path, most: int
+) -> dict[str, float]:
+    """Word errors of the recogniser on the agent's answers and on the source voice's, a word."""
+    from training.recognise import Recogniser, word_errors
+
+    source = {u.text: u.speech.samples for u in read_corpus(data, "agent")}
+    silence = np.zeros(SAMPLE_RATE // 2, np.float32)
+    recogniser, errors, total = Recogniser(), np.zeros(2), 0
+    turns = [
+        (agent, event)
+        for script, agent in zip(scripts, agents, strict=True)
+        for event in script.events
+        if event["event"] == "turn" and event["said"] in source
+    ]
+    for agent, turn in turns[:most]:
+        start, stop = (round(time / STEP_SECONDS) for time in turn["sound"])
+        heard = [np.concatenate(agent.sound[start:stop]), source[turn["said"]]]
+        said = turn["said"].split()
+        total += len(said)
+        for index, sound in enumerate(heard):
+            words = recogniser.words(np.concatenate([silence, sound, silence]))
+            errors[index] += word_errors(words, said)
+    rates = errors / max(total, 1)
+    return {"agent": round(float(rates[0]), 3), "source": round(float(rates[1]), 3), "words": total}
+
+
 def _share(values: Iterator[bool]) -> float | None:
     values = list(values)
     return round(sum(values) / len(values), 3) if values else None
@@ -315,6 +343,7 @@ def main() -> None:
     parser.add_argument("--part", default="held_out", help="part of the corpus whose voices speak")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--greedy", action="store_true")
+    parser.add_argument("--recognise", type=int, default=0, help="answers to recognise")
     parser.add_argument("--json", type=Path, help="write the events here")
     parser.add_argument("--sound", type=Path, help="write the agents' sound here, a file a session")
     options = parser.parse_args()
@@ -326,7 +355,10 @@ def main() -> None:
         options.checkpoint, utterances, options.sessions, options.seconds, options.seed, **sampling
     )
     events = [event for script in scripts for event in script.events]
-    print(json.dumps(summary(events), indent=2))
+    print(json.dumps(summary(events), indent=2), flush=True)
+    if options.recognise:
+        rates = word_error_rates(scripts, agents, options.data, options.recognise)
+        print(json.dumps({"word_errors": rates}))
     if options.json:
         options.json.write_text(json.dumps(events, indent=1))
     if options.sound:

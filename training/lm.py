@@ -1,7 +1,7 @@
 """Stage 4: the language model.
 
     python -m training.lm DATA RUN [--minutes 40]               start, or go on from RUN/last.pt
-    python -m training.lm DATA RUN --cooldown 300               go on, learning rate down to zero
+    python -m training.lm DATA RUN --minutes 20 --anneal        go on, learning rate down to zero
 
 The loss is Moshi's: the next text piece and the agent's next eight codes at each step, computed
 as ``LMModel.forward`` does. Two linear heads on the transformer's output serve training only and
@@ -221,8 +221,8 @@ def validate(trainer: LMTrainer, dialogues: list[Dialogue]) -> dict[str, float]:
     return {name: float(np.mean([float(part[name]) for part in parts])) for name in parts[0]}
 
 
-def train(data: Path, run: Path, minutes: float, cooldown: int, changes: dict) -> None:
-    """Train for ``minutes``, or for ``cooldown`` steps with the learning rate falling to zero."""
+def train(data: Path, run: Path, minutes: float, anneal: bool, changes: dict) -> None:
+    """Train for ``minutes``; with ``anneal`` the learning rate falls to zero over them."""
     run.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer(run / checkpoint.TOKENIZER)
     last = run / "last.pt"
@@ -238,14 +238,8 @@ def train(data: Path, run: Path, minutes: float, cooldown: int, changes: dict) -
     fixed = [held_out.dialogue(steps, fixed_rng) for _ in range(16)]
     means: dict[str, float] = {}
     started, first = time.monotonic(), trainer.step
-
-    def finished() -> bool:
-        if cooldown:
-            return trainer.step - first >= cooldown
-        return time.monotonic() - started > 60 * minutes
-
-    while not finished():
-        rate = 1 - (trainer.step - first) / cooldown if cooldown else 1.0
+    while (passed := (time.monotonic() - started) / (60 * minutes)) < 1:
+        rate = 1 - passed if anneal else 1.0
         batch = [composer.dialogue(steps, trainer.rng) for _ in range(trainer.options.batch)]
         terms = trainer.train_step(batch, rate)
         means = {k: 0.95 * means.get(k, v) + 0.05 * v for k, v in terms.items()}
@@ -268,13 +262,13 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("run", type=Path)
     parser.add_argument("--minutes", type=float, default=60)
-    parser.add_argument("--cooldown", type=int, default=0)
+    parser.add_argument("--anneal", action="store_true")
     parser.add_argument("--set", nargs="*", default=[], metavar="OPTION=VALUE")
     options = parser.parse_args()
     torch.set_flush_denormal(True)
     torch.set_num_threads(2)
     changes = {k: json.loads(v) for k, v in (item.split("=") for item in options.set)}
-    train(options.data, options.run, options.minutes, options.cooldown, changes)
+    train(options.data, options.run, options.minutes, options.anneal, changes)
 
 
 if __name__ == "__main__":
