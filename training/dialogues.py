@@ -40,10 +40,11 @@ class Habits:
     """How often things happen."""
 
     agent_opens: float = 0.2
-    answer_gap: tuple[float, ...] = (0.0, 0.4, 0.4, 0.2)  # share of gaps of 0, 1, 2, 3 steps
+    answer_gap: tuple[float, ...] = (0.0, 0.25, 0.45, 0.3)  # share of gaps of 0, 1, 2, 3 steps
     barge_in: float = 0.3
     barge_in_stop: float = 0.35
     backchannel: float = 0.4
+    pause: float = 0.25  # of questions that are picked for the pause in them
     yield_steps: int = 3  # at most: an answer can be cut at every second step
     long_answer: int = 16  # steps from which an answer can be talked over
 
@@ -162,11 +163,14 @@ class _Layout:
             self._hear(heard, onset)
 
     def _next_heard(self, stop: bool = False) -> Heard:
-        """The session's next utterance, or a ``stop`` if it has one."""
+        """The session's next utterance, or a ``stop`` if one is wanted and there."""
         if stop:
             stops = [heard for heard in self.session.heard if heard.kind == "stop"]
             if stops:
                 return stops[self.rng.integers(len(stops))]
+        paused = [heard for heard in self.session.heard if heard.pause]
+        if paused and self.rng.random() < self.habits.pause:
+            return paused[self.rng.integers(len(paused))]
         if not self.ready:
             self.ready = list(self.rng.permutation(len(self.session.heard)))
         return self.session.heard[self.ready.pop()]
