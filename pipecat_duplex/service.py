@@ -102,6 +102,8 @@ MAX_REOPEN_PAUSE_SECS = 2.0
 class DuplexLLMSettings(LLMSettings):
     """Settings for DuplexLLMService. A change takes effect with the next session.
 
+    Sampling that is ``None`` is left to the checkpoint.
+
     Parameters:
         text_temperature: Sampling temperature of the monologue; 0 is greedy.
         text_top_k: The monologue samples among this many most likely tokens.
@@ -110,10 +112,10 @@ class DuplexLLMSettings(LLMSettings):
         max_session_secs: The session ends after this much audio. ``None`` is no limit.
     """
 
-    text_temperature: float | NotGiven = field(default_factory=lambda: NOT_GIVEN)
-    text_top_k: int | NotGiven = field(default_factory=lambda: NOT_GIVEN)
-    audio_temperature: float | NotGiven = field(default_factory=lambda: NOT_GIVEN)
-    audio_top_k: int | NotGiven = field(default_factory=lambda: NOT_GIVEN)
+    text_temperature: float | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
+    text_top_k: int | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
+    audio_temperature: float | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
+    audio_top_k: int | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
     max_session_secs: float | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
 
 

@@ -7,7 +7,7 @@ a cluster, the service sees the same object.
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -87,11 +87,32 @@ class SessionEnded(DuplexError):
         self.reason = reason
 
 
+class Sampling(NamedTuple):
+    """How tokens are chosen.
+
+    Parameters:
+        text_temperature: Sampling temperature of the monologue; 0 is greedy.
+        text_top_k: The monologue samples among this many most likely tokens.
+        audio_temperature: Sampling temperature of the agent's audio codebooks; 0 is greedy.
+        audio_top_k: Each codebook samples among this many most likely entries.
+    """
+
+    text_temperature: float
+    text_top_k: int
+    audio_temperature: float
+    audio_top_k: int
+
+
+MOSHI_SAMPLING = Sampling(0.7, 25, 0.8, 250)
+"""Moshi's published settings: the defaults of ``moshi.models.lm.LMGen``."""
+
+
 class SessionConfig(BaseModel):
     """What one conversation asks of the model.
 
-    The defaults are those published with Moshi (``moshi.models.lm.LMGen``). A temperature of 0 is
-    greedy: the most likely token is taken, and the seed has no effect.
+    A sampling field that is ``None`` is left to the checkpoint, or else to what is published with
+    Moshi (:data:`MOSHI_SAMPLING`). A temperature of 0 is greedy: the most likely token is taken,
+    and the seed has no effect.
 
     Parameters:
         text_temperature: Sampling temperature of the monologue.
@@ -104,10 +125,10 @@ class SessionConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    text_temperature: float = Field(default=0.7, ge=0, le=10, allow_inf_nan=False)
-    text_top_k: int = Field(default=25, ge=1)
-    audio_temperature: float = Field(default=0.8, ge=0, le=10, allow_inf_nan=False)
-    audio_top_k: int = Field(default=250, ge=1)
+    text_temperature: float | None = Field(default=None, ge=0, le=10, allow_inf_nan=False)
+    text_top_k: int | None = Field(default=None, ge=1)
+    audio_temperature: float | None = Field(default=None, ge=0, le=10, allow_inf_nan=False)
+    audio_top_k: int | None = Field(default=None, ge=1)
     seed: int | None = Field(default=None, ge=0, lt=2**63)
     max_secs: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 
@@ -119,6 +140,16 @@ class SessionConfig(BaseModel):
             **changes: Other fields to set.
         """
         return cls(text_temperature=0, audio_temperature=0, **changes)
+
+    def sampling(self, checkpoint: "Sampling | None" = None) -> "Sampling":
+        """Return how to sample, with nothing left open.
+
+        Args:
+            checkpoint: What the checkpoint recommends.
+        """
+        recommended = checkpoint or MOSHI_SAMPLING
+        asked = {name: getattr(self, name) for name in Sampling._fields}
+        return recommended._replace(**{n: value for n, value in asked.items() if value is not None})
 
 
 @dataclass(frozen=True, slots=True)

@@ -357,7 +357,8 @@ def build_query(config: SessionConfig, audio_format: AudioFormat = "opus") -> di
         config: The session's settings.
         audio_format: How audio is to travel, if the server can.
     """
-    query = {name: str(getattr(config, ours)) for name, ours in _CONFIG_NAMES.items()}
+    asked = {name: getattr(config, ours) for name, ours in _CONFIG_NAMES.items()}
+    query = {name: str(value) for name, value in asked.items() if value is not None}
     if config.seed is not None:
         query["text_seed"] = query["audio_seed"] = str(config.seed)
     if config.max_secs is not None:

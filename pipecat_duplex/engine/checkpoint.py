@@ -27,11 +27,13 @@ from moshi.models.lm import LMModel
 from moshi.modules.transformer import StreamingMultiheadAttention
 
 from pipecat_duplex.session import (
+    MOSHI_SAMPLING,
     SAMPLE_RATE_HZ,
     STEP_SAMPLES,
     TEXT_END_OF_PADDING,
     TEXT_PADDING,
     CheckpointError,
+    Sampling,
 )
 
 EMBEDDED = "embedded"
@@ -54,6 +56,7 @@ class CheckpointSummary:
         device: Where it runs, in torch's words.
         dtype: Number format of the language model; the codec is always float32.
         kv_bytes_per_slot: Attention memory of one conversation.
+        sampling: How it recommends to sample.
     """
 
     name: str
@@ -64,6 +67,7 @@ class CheckpointSummary:
     device: str
     dtype: str
     kv_bytes_per_slot: int
+    sampling: Sampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +127,7 @@ def load_checkpoint(name: str | Path, device: str | None = None) -> Checkpoint:
         device=str(target),
         dtype=str(dtype).removeprefix("torch."),
         kv_bytes_per_slot=_kv_bytes(lm.transformer, dtype) + _kv_bytes(mimi, torch.float32),
+        sampling=_read_sampling(info.lm_gen_config),
     )
     return Checkpoint(lm, mimi, _text_pieces(tokenizer), summary)
 
@@ -322,6 +327,20 @@ def _text_pieces(tokenizer: sentencepiece.SentencePieceProcessor) -> list[str | 
         None if token in silent or tokenizer.is_control(token) else tokenizer.id_to_piece(token)
         for token in range(tokenizer.vocab_size())
     ]
+
+
+def _read_sampling(generation: dict[str, Any]) -> Sampling:
+    """Read a checkpoint's ``lm_gen_config``: arguments for moshi's ``LMGen``."""
+    names = {
+        "text_temperature": "temp_text",
+        "text_top_k": "top_k_text",
+        "audio_temperature": "temp",
+        "audio_top_k": "top_k",
+    }
+    given = {ours: generation[name] for ours, name in names.items() if name in generation}
+    if not generation.get("use_sampling", True):
+        given |= {"text_temperature": 0.0, "audio_temperature": 0.0}
+    return MOSHI_SAMPLING._replace(**given)
 
 
 def _is_trained(model_id: Any) -> bool:

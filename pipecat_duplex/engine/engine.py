@@ -119,13 +119,15 @@ class Engine(DuplexBackend):
         """Begin a conversation.
 
         Args:
-            config: What it asks of the model.
+            config: What it asks of the model; what it leaves open, the checkpoint says.
 
         Raises:
             AtCapacity: No slot is free; raised at once.
             DuplexError: The engine is closed or has failed.
         """
         self._check_running()
+        sampling = config.sampling(self._summary.sampling)
+        config = config.model_copy(update=sampling._asdict())
         session = EngineSession(
             config, wake_engine=self._step_loop.wake, leave_slot=self._leave_slot
         )

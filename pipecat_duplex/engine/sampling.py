@@ -114,11 +114,12 @@ class SlotSampler:
             slot: The slot.
             config: Its sampling settings. A seed of None is 0: who opens a session draws one.
         """
-        self._text.set_slot(slot, config.text_temperature, config.text_top_k)
-        self._audio.set_slot(slot, config.audio_temperature, config.audio_top_k)
+        sampling = config.sampling()
+        self._text.set_slot(slot, sampling.text_temperature, sampling.text_top_k)
+        self._audio.set_slot(slot, sampling.audio_temperature, sampling.audio_top_k)
         self._noise[slot].zero_()
-        samples_text = config.text_temperature >= MIN_TEMPERATURE
-        samples_audio = config.audio_temperature >= MIN_TEMPERATURE
+        samples_text = sampling.text_temperature >= MIN_TEMPERATURE
+        samples_audio = sampling.audio_temperature >= MIN_TEMPERATURE
         if not samples_text and not samples_audio:
             self._drawn[slot] = None
             return

@@ -325,13 +325,15 @@ class Call:
             await self._socket.send_bytes(message)
 
     def _metadata(self) -> dict:
-        config = self._asked.config
+        # An engine's session knows what the checkpoint has said to what was left open.
+        config = getattr(self._session, "config", self._asked.config)
+        sampling = config.sampling()
         # Kyutai's page shows these, if all of them are there.
         fields = {
-            "text_temperature": config.text_temperature,
-            "text_topk": config.text_top_k,
-            "audio_temperature": config.audio_temperature,
-            "audio_topk": config.audio_top_k,
+            "text_temperature": sampling.text_temperature,
+            "text_topk": sampling.text_top_k,
+            "audio_temperature": sampling.audio_temperature,
+            "audio_topk": sampling.audio_top_k,
             "pad_mult": 0.0,
             "repetition_penalty_context": 32,
             "repetition_penalty": 1.0,

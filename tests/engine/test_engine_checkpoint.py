@@ -152,3 +152,21 @@ def test_a_hub_that_does_not_answer_is_not_asked_again_and_again(monkeypatch, ca
     with pytest.raises(CheckpointError, match="hub cannot be reached"):
         find_checkpoint("nobody/nothing")
     assert "Retry" not in caplog.text
+
+
+def test_sampling_is_the_checkpoints_unless_asked_otherwise(tiny_checkpoint, tmp_path):
+    import json
+    import shutil
+
+    from pipecat_duplex.session import MOSHI_SAMPLING, SessionConfig
+
+    assert load_checkpoint(tiny_checkpoint, "cpu").summary.sampling == MOSHI_SAMPLING
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(tiny_checkpoint, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["lm_gen_config"] = {"temp": 0.2, "temp_text": 0.1, "top_k": 10}
+    (folder / "config.json").write_text(json.dumps(config))
+    recommended = load_checkpoint(folder, "cpu").summary.sampling
+    assert recommended == (0.1, 25, 0.2, 10)
+    asked = SessionConfig(audio_temperature=0, text_top_k=3)
+    assert asked.sampling(recommended) == (0.1, 3, 0, 10)
