@@ -37,14 +37,17 @@ def test_moshis_own_loaders_run_it():
     assert info.get_text_tokenizer().vocab_size() > 100
 
 
-async def test_it_answers_a_question_and_speaks_first_when_nobody_does(tmp_path):
-    """Turn-taking, not knowledge: what it answers is measured by the evaluation."""
-    report = await converse(ConverseOptions(audio=AUDIO / "question.wav", greedy=True))
-    recording = report.recording
-    assert report.trained
-    question_end_secs = max(event.time_secs for event in recording.select("user_stopped"))
-    answers = [e for e in recording.select("agent_started") if e.time_secs > 1.0]
-    assert answers, "the agent never took the turn"
-    assert answers[-1].time_secs < question_end_secs + 3.0
-    said = " ".join(event.fields["text"] for event in recording.select("agent_stopped"))
-    assert len(said.split()) >= 3
+async def test_a_conversation():
+    """The README's conversation: a question, a story, an "uh huh" and a "stop"."""
+    report = await converse(ConverseOptions(audio=AUDIO / "conversation.wav", greedy=True))
+    assert report.trained and report.failure is None
+    question_end, request_end, *_ = (e.time_secs for e in report.recording.select("user_stopped"))
+    answer, story, *_ = (e.time_secs for e in report.recording.select("agent_started"))
+    # It takes the turn soon after each of the two, and not before.
+    assert question_end - 0.5 < answer < question_end + 1.5
+    assert request_end - 0.5 < story < request_end + 1.5
+    said = [event.fields["text"] for event in report.recording.select("agent_stopped")]
+    assert "plus" in said[0] and "once there was" in said[1]
+    # It does not tell the story to its end: the user says "stop" in the middle.
+    assert len(said[1].split()) < 40
+    assert report.figures.yields >= 1
