@@ -20,7 +20,7 @@ import torch
 from pipecat_duplex.engine import Engine
 from pipecat_duplex.engine.checkpoint import find_checkpoint
 from pipecat_duplex.engine.session import EngineSession
-from pipecat_duplex.session import STEP_SAMPLES, SessionConfig
+from pipecat_duplex.session import MOSHI_SAMPLING, STEP_SAMPLES, SessionConfig
 
 from moshi.models import LMGen  # isort: skip  (after the engine, which keeps its compiler off)
 
@@ -51,14 +51,15 @@ class BareLoop:
     def __init__(self, checkpoint: str, config: SessionConfig):
         """Load the checkpoint and begin to stream."""
         info = find_checkpoint(checkpoint)
+        sampling = config.sampling()
         self.encoder = info.get_mimi()
         self.decoder = info.get_mimi()
         self.lm_gen = LMGen(
             info.get_moshi(dtype=torch.float32),
-            temp=config.audio_temperature,
-            temp_text=config.text_temperature,
-            top_k=config.audio_top_k,
-            top_k_text=config.text_top_k,
+            temp=sampling.audio_temperature,
+            temp_text=sampling.text_temperature,
+            top_k=sampling.audio_top_k,
+            top_k_text=sampling.text_top_k,
         )
         torch.set_flush_denormal(True)
         for module in (self.encoder, self.decoder, self.lm_gen):
@@ -100,11 +101,22 @@ async def run_engine(session: EngineSession, audio: np.ndarray) -> None:
 async def measure(checkpoint: str, steps: int, rounds: int) -> Overhead:
     """Measure both in turns of a few steps, so that a busy machine disturbs both alike."""
     torch.set_num_threads(1)  # the engine's own default
-    config = SessionConfig(seed=0)
+    # The same sampling for both, whatever the checkpoint recommends.
+    config = SessionConfig(seed=0, **MOSHI_SAMPLING._asdict())
     rng = np.random.default_rng(0)
     audio = rng.uniform(-0.1, 0.1, size=(steps, STEP_SAMPLES)).astype(np.float32)
     bare = BareLoop(checkpoint, config)
     engine = await Engine.load(checkpoint, device="cpu")
+    try:
+        return await _compare(engine, bare, config, audio, rounds)
+    finally:
+        await engine.close()
+
+
+async def _compare(
+    engine: Engine, bare: BareLoop, config: SessionConfig, audio: np.ndarray, rounds: int
+) -> Overhead:
+    steps = len(audio)
     overhead = Overhead([], [])
     for _ in range(rounds):
         bare.begin()
@@ -123,7 +135,6 @@ async def measure(checkpoint: str, steps: int, rounds: int) -> Overhead:
         await session.close()
         overhead.engine_secs.append(engine_secs)
         overhead.bare_secs.append(bare_secs)
-    await engine.close()
     return overhead
 
 
