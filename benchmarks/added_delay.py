@@ -82,9 +82,7 @@ def main() -> None:
     logger.add(sys.stderr, level="WARNING")
     rows = [asyncio.run(measure(rate_hz, args.secs)) for rate_hz in RATES_HZ]
     print(f"a model of {1e3 * MODEL_SECS:.0f} ms a step; all in ms")
-    print(
-        f"{'kHz':>6} {'steps':>6} {'model':>6} {'median':>7} {'p99':>7} {'max':>7} {'+ filters':>10}"
-    )
+    print("   kHz  steps  model  median     p99     max  + filters")
     for row in rows:
         print(
             f"{row['rate_hz'] / 1e3:6.0f} {row['steps']:6d} {row['model_ms']:6.1f} "
