@@ -39,8 +39,8 @@ class Script:
         opening_step: When.
         replies: What it says each time the user falls silent, in turn, the last again and again.
         reply_steps: Quiet steps after the user's voice before it replies.
-        yield_steps: Steps of the user's voice over its own after which it falls silent; ``None``
-            never yields.
+        yield_steps: Steps of the user's voice over its own after which it falls silent, not
+            counting short pauses; ``None`` never yields.
         step_secs: Computing time of a step.
         stalls: Extra computing time of single steps, by index.
         fail_step: The step at which the session fails.
@@ -169,7 +169,10 @@ class _ScriptedAgent:
 
     def _listen(self, pcm: np.ndarray) -> None:
         user = level_db(pcm) > _USER_LEVEL_DB
-        self._over_steps = self._over_steps + 1 if user and self._words else 0
+        if user and self._words:
+            self._over_steps += 1
+        elif not self._words or self._quiet_steps >= self._script.reply_steps:
+            self._over_steps = 0
         if self._script.yield_steps is not None and self._over_steps >= self._script.yield_steps:
             self._words = []
             self._word_step = 0

@@ -157,7 +157,8 @@ def _build_bot(
         [
             transport.input(),
             user_aggregator,
-            DuplexLLMService(checkpoint=checkpoint, backend=_OpenedSession(session)),
+            # The slot belongs to this visit: when its session fails, the visit is over.
+            DuplexLLMService(checkpoint=checkpoint, backend=_OpenedSession(session), reopen_secs=0),
             DuplexRTVIFeed(),
             transport.output(),
             assistant_aggregator,

@@ -22,6 +22,13 @@ def one_torch_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(autouse=True)
+def denormals() -> Iterator[None]:
+    """A benchmark flushes denormals to zero in this thread; the tests after it want them back."""
+    yield
+    torch.set_flush_denormal(False)
+
+
 @pytest.fixture(scope="session")
 def checkpoint_folder(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny checkpoint, made to listen: what it says depends on what it hears.

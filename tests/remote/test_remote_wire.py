@@ -97,9 +97,9 @@ def test_steps_there_and_back(index, token, piece):
 @given(
     st.builds(
         SessionConfig,
-        text_temperature=st.floats(0, 10),
+        text_temperature=st.floats(0, 10, allow_subnormal=False),
         text_top_k=st.integers(1, 10**9),
-        audio_temperature=st.floats(0, 10),
+        audio_temperature=st.floats(0, 10, allow_subnormal=False),
         audio_top_k=st.integers(1, 10**9),
         seed=st.none() | st.integers(0, 2**63 - 1),
         max_secs=st.none() | st.integers(1, 10**6).map(lambda steps: steps * STEP_SECS),
