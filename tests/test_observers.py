@@ -64,7 +64,12 @@ async def test_latency_is_that_of_the_voices():
     assert latencies and latencies[0] == pytest.approx(first_pts - user_end, abs=0.15)
 
 
-async def test_a_recording_lines_up():
+async def record(script: Script) -> tuple[Conversation, np.ndarray, np.ndarray, np.ndarray]:
+    """Hold a conversation with a recorder.
+
+    Returns:
+        The conversation, the user's audio, and both tracks of the recording.
+    """
     recorder = AudioBufferProcessor(sample_rate=RATE_HZ, num_channels=2, auto_start_recording=True)
     tracks = []
 
@@ -74,13 +79,17 @@ async def test_a_recording_lines_up():
     recorder.add_event_handler("on_track_audio_data", on_track_audio_data)
     user = np.concatenate([silence(1), speech("question"), silence(4)])
     conversation = await converse(
-        ScriptedBackend(Script(replies=["the answer is five"])),
-        user,
-        realtime=True,
-        processors=[recorder],
+        ScriptedBackend(script), user, realtime=True, processors=[recorder]
     )
     recorded_user, recorded_bot = (
         np.frombuffer(track, np.int16) / np.float32(32768) for track in tracks[-1]
+    )
+    return conversation, user, recorded_user, recorded_bot
+
+
+async def test_a_recording_lines_up():
+    conversation, user, recorded_user, recorded_bot = await record(
+        Script(replies=["the answer is five"])
     )
     spoken = onsets_secs(user)
     assert onsets_secs(recorded_user)[: len(spoken)] == pytest.approx(spoken, abs=0.05)
@@ -88,21 +97,9 @@ async def test_a_recording_lines_up():
 
 
 async def test_a_recording_lines_up_over_a_stall():
-    recorder = AudioBufferProcessor(sample_rate=RATE_HZ, num_channels=2, auto_start_recording=True)
-    tracks = []
-
-    async def on_track_audio_data(_recorder, user, bot, _rate, _channels):
-        tracks.append((user, bot))
-
-    recorder.add_event_handler("on_track_audio_data", on_track_audio_data)
-    user = np.concatenate([silence(1), speech("question"), silence(4)])
-    conversation = await converse(
-        ScriptedBackend(Script(opening="hello", replies=["yes"], stalls={20: 1.5})),
-        user,
-        realtime=True,
-        processors=[recorder],
+    conversation, _, _, recorded_bot = await record(
+        Script(opening="hello", replies=["yes"], stalls={20: 1.5})
     )
-    recorded_bot = np.frombuffer(tracks[-1][1], np.int16) / np.float32(32768)
     # The reply comes after the stall is made up: it stands where it belongs.
     assert onsets_secs(recorded_bot)[-1] == pytest.approx(
         utterances_secs(conversation)[-1], abs=0.15
