@@ -7,6 +7,7 @@ where it was stopped; any number of parts is a usable corpus.
 
     agent     each answer once, in the agent's voice
     users     questions and backchannels by flite and espeak-ng voices, speeds and pitches
+    speakers  the same by some sixty speakers of espeak-ng in eight accents
     kokoro    the same by blends of Kokoro's styles, the voices nearest to people (slow)
     held_out  the same by voices that no training part contains, for the evaluation
 """
@@ -26,6 +27,14 @@ from training.speech import AGENT_VOICE, Span, Speech, synthesise
 FLITE_VOICES = ("rms", "kal16")
 ESPEAK_ACCENTS = ("en-us", "en-us-nyc", "en-gb", "en-gb-x-rp", "en-gb-scotland")
 ESPEAK_VARIANTS = tuple("m1 m2 m3 m4 m5 m7 m8 f1 f2 f4 f5 klatt klatt3 klatt6".split())
+MORE_ACCENTS = (*ESPEAK_ACCENTS, "en-029", "en-gb-x-gbclan", "en-gb-x-gbcwmd")
+SPEAKERS = tuple(
+    "Alex Alicia Andrea Andy Annie Denis Diogo Gene Gene2 Henrique Hugo Jacky Lee Marco Mario "
+    "Michael Mike Nguyen adam anika announcer antonio aunty belinda benjamin boris caleb david ed "
+    "edward edward2 grandma grandpa gustave iven iven2 iven3 iven4 john kaukovalta linda marcelo "
+    "max michel miguel norbert pablo paul pedro quincy rob robert sandro shelby steph steph2 "
+    "steph3 travis victor whisper zac".split()
+)
 KOKORO_STYLES = ("jm_kumo", "jf_alpha", "jf_gongitsune", "jf_nezumi")
 HELD_OUT_VOICES = (
     "flite:awb",
@@ -33,8 +42,8 @@ HELD_OUT_VOICES = (
     "espeak:en-gb+m6",
     "kokoro:jf_tebukuro*0.4+jm_kumo*0.6",
 )
-SIZES = {"agent": 132, "users": 7_000, "kokoro": 1_200, "held_out": 400}
-PART_SIZES = {"agent": 132, "users": 500, "kokoro": 50, "held_out": 100}
+SIZES = {"agent": 132, "users": 7_000, "speakers": 5_000, "kokoro": 1_200, "held_out": 400}
+PART_SIZES = {"agent": 132, "users": 500, "speakers": 500, "kokoro": 50, "held_out": 100}
 KIND_WEIGHTS = {
     "sum": 0.28, "count": 0.09, "day": 0.08, "place": 0.09, "name": 0.04, "greeting": 0.05,
     "mood": 0.04, "thanks": 0.04, "skills": 0.03, "opens": 0.04, "closes": 0.04, "story": 0.05,
@@ -102,6 +111,9 @@ def _draw_voice(part: str, rng: np.random.Generator) -> tuple[str, float, float]
         parts = zip(KOKORO_STYLES, weights, strict=True)
         name = "+".join(f"{style}*{weight:.2f}" for style, weight in parts)
         return f"kokoro:{name}", rng.uniform(0.9, 1.2), rng.uniform(0.88, 1.15)
+    if part == "speakers":
+        name = f"{rng.choice(MORE_ACCENTS)}+{rng.choice(SPEAKERS)}"
+        return f"espeak:{name}", rng.uniform(0.8, 1.2), rng.uniform(0.6, 1.4)
     if rng.random() < 0.35:
         return f"flite:{rng.choice(FLITE_VOICES)}", rng.uniform(0.9, 1.25), rng.uniform(0.85, 1.35)
     name = f"{rng.choice(ESPEAK_ACCENTS)}+{rng.choice(ESPEAK_VARIANTS)}"
