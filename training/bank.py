@@ -35,7 +35,7 @@ PART_SESSIONS = 100
 SESSION_STEPS = 560  # longer sessions are cut
 LEAD_STEPS = 30  # silence before the first utterance
 TAIL_STEPS = 3  # after the last sound; then the agent's channel holds the codes of long silence
-FIRST_CUT, CUT_EVERY = 8, 2  # steps of an answer from which its fading end is kept
+FIRST_CUT, CUT_EVERY = 2, 1  # steps of an answer from which its fading end is kept
 PAUSE_SHARE = 0.35
 _WARM_UP_STEPS = 30  # sound before what is encoded, so that its codes are those of a long session
 
@@ -258,12 +258,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
     parser.add_argument("codec", type=Path)
-    parser.add_argument("--sessions", type=int, default=600)
+    parser.add_argument("--sessions", type=int, default=1_000)
     parser.add_argument("--held-out-sessions", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_flush_denormal(True)
-    torch.set_num_threads(2)
+    torch.set_num_threads(options.threads)
     mimi = load_codec(options.codec)
     bank = options.data / "bank"
     bank.mkdir(parents=True, exist_ok=True)
@@ -271,7 +272,7 @@ def main() -> None:
         answers = [encode_answer(mimi, u) for u in read_corpus(options.data, "agent")]
         write_answers(bank / "agent.npz", answers, encode_silence(mimi))
         print(f"{len(answers)} answers", flush=True)
-    parts = {"held_out": ["held_out"], "users": ["users", "kokoro", "kokoro", "kokoro"]}
+    parts = {"held_out": ["held_out"], "users": ["users", "speakers"] + 6 * ["kokoro"]}
     counts = {"held_out": options.held_out_sessions, "users": options.sessions}
     for name, kinds in parts.items():
         utterances = [u for kind in kinds for u in read_corpus(options.data, kind)]

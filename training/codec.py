@@ -34,6 +34,7 @@ from training.speech import PHONES
 STRETCH_STEPS = 20
 STRETCH = STRETCH_STEPS * STEP_SAMPLES  # 1.6 s
 HALF_STEPS = 2  # phone labels a step
+USER_SHARES = {"users": 0.4, "speakers": 0.3, "kokoro": 0.3}  # of the questions in a batch
 SILENCE = np.zeros(STRETCH, np.float32)
 
 
@@ -65,12 +66,12 @@ class CodecData:
             [len(u.text.split()) * (1 if " plus " in u.text else 4) for u in answers]
         )
         self.agent_weights = weights / weights.sum()
-        parts = [read_corpus(folder, part) for part in ("users", "kokoro")]
-        self.users = [u for u in itertools.chain(*parts)]
-        kokoro = sum(u.voice.startswith("kokoro") for u in self.users)
-        weights = np.array([3.0 if u.voice.startswith("kokoro") else 1.0 for u in self.users])
-        self.user_weights = weights / weights.sum()
-        print(f"{len(self.agent)} answers, {len(self.users)} questions, {kokoro} of them Kokoro's")
+        parts = {part: list(read_corpus(folder, part)) for part in USER_SHARES}
+        self.users = [utterance for part in parts.values() for utterance in part]
+        weights = [USER_SHARES[name] / len(part) for name, part in parts.items() for _ in part]
+        self.user_weights = np.array(weights) / sum(weights)
+        sizes = ", ".join(f"{len(part)} of {name}" for name, part in parts.items())
+        print(f"{len(self.agent)} answers, questions: {sizes}", flush=True)
 
     def batch(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Sound ``(agent + user batch, STRETCH)`` and phone ids ``(..., 2 * STRETCH_STEPS)``."""
@@ -155,7 +156,7 @@ class SpectralLoss(nn.Module):
         self.windows = (256, 512, 1024, 2048)
         for size in self.windows:
             self.register_buffer(f"window_{size}", torch.hann_window(size))
-            self.register_buffer(f"mel_{size}", _mel_filters(size, min(size // 8, 80)))
+            self.register_buffer(f"mel_{size}", mel_filters(size, min(size // 8, 80)))
 
     def forward(self, heard: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         """Distance of two batches of sound, ``(batch, samples)`` each."""
@@ -173,7 +174,7 @@ class SpectralLoss(nn.Module):
         return (spectrum.real**2 + spectrum.imag**2 + 1e-8).sqrt() * (4 / size) * 8
 
 
-def _mel_filters(size: int, bands: int) -> torch.Tensor:
+def mel_filters(size: int, bands: int) -> torch.Tensor:
     """Triangular filters on the mel scale, ``(bands, size // 2 + 1)``."""
     mels = torch.linspace(0, 2595 * np.log10(1 + 10_000 / 700), bands + 2)
     edges = 700 * (10 ** (mels / 2595) - 1)
@@ -346,10 +347,11 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--steps", type=int, default=3_000)
     parser.add_argument("--cooldown", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--set", nargs="*", default=[], metavar="OPTION=VALUE")
     options = parser.parse_args()
     torch.set_flush_denormal(True)
-    torch.set_num_threads(2)
+    torch.set_num_threads(options.threads)
     changes = {k: json.loads(v) for k, v in (item.split("=") for item in options.set)}
     train(options.data, options.run, options.steps, options.cooldown, changes)
 

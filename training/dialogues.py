@@ -5,7 +5,9 @@ follows the behaviour that the model should have:
 
 - the agent answers a complete sentence after one to three steps, and waits through pauses in it;
 - it speaks first when nobody has spoken for two seconds at the start;
-- talked over by a question, it fades out two or three steps after the user's onset, then answers;
+- talked over by a question, it fades out two to nine steps after the user's onset, then answers:
+  mostly soon, now and then late, so that a yield that was missed can still come;
+- when the user goes on just after a sentence, it drops that sentence's answer;
 - it goes on through backchannels, and never answers one.
 """
 
@@ -41,11 +43,13 @@ class Habits:
 
     agent_opens: float = 0.2
     answer_gap: tuple[float, ...] = (0.0, 0.25, 0.45, 0.3)  # share of gaps of 0, 1, 2, 3 steps
-    barge_in: float = 0.3
+    goes_on: float = 0.1  # the user speaks again when the agent is about to, or has just begun
+    barge_in: float = 0.35
     barge_in_stop: float = 0.35
     backchannel: float = 0.4
     pause: float = 0.25  # of questions that are picked for the pause in them
-    yield_steps: int = 3  # at most: an answer can be cut at every second step
+    # Shares of yields that begin so many steps after the step of the user's onset.
+    yield_steps: tuple[float, ...] = (0, 0, 0.12, 0.28, 0.28, 0.2, 0.05, 0.04, 0, 0.03)
     long_answer: int = 16  # steps from which an answer can be talked over
 
 
@@ -141,19 +145,29 @@ class _Layout:
         start = end + 1 + gap
         text = self.composer.owed[heard.text]
         answer = self.composer.answers[text]
+        if rng.random() < habits.goes_on:
+            more = self._next_heard()
+            if more.kind != "backchannel":
+                return self._talk_over(text, start, more, end + int(rng.integers(2, 9)))
         self._label_answer(text, end, start)
         chance = rng.random() if answer.steps >= habits.long_answer else 1.0
         if chance < habits.barge_in:
             interruption = self._next_heard(stop=rng.random() < habits.barge_in_stop)
             if interruption.kind != "backchannel":
-                onset = start + int(rng.integers(5, answer.steps - 6))
-                self._speak(text, start, until=onset + habits.yield_steps)
-                self._note(onset, f"barge-in: {interruption.text}")
-                return self._exchange(interruption, onset)
+                onset = start + int(rng.integers(3, answer.steps - 6))
+                return self._talk_over(text, start, interruption, onset)
         stop = self._speak(text, start)
         if chance > 1 - habits.backchannel or chance < habits.barge_in:
             self._backchannel(start, stop)
         return stop
+
+    def _talk_over(self, text: str, start: int, heard: Heard, onset: int) -> int:
+        """An answer that the user talks over, or that is never begun; returns the step after it."""
+        delay = int(self.rng.choice(len(self.habits.yield_steps), p=self.habits.yield_steps))
+        if onset + delay > start:
+            self._speak(text, start, until=onset + delay)
+            self._note(onset, f"barge-in: {heard.text}")
+        return self._exchange(heard, onset)
 
     def _backchannel(self, start: int, stop: int) -> None:
         found = [heard for heard in self.session.heard if heard.kind == "backchannel"]

@@ -53,6 +53,7 @@ class LMOptions:
     speaking_share: float = 0.5  # of speaking steps, for the depth transformer
     fine_dropout: float = 0.5  # share of dialogues without the user's codebooks 2 to 8
     code_dropout: float = 0.05  # share of steps without the user's first codebook
+    code_noise: float = 0.04  # share of steps with a wrong one
     seed: int = 0
 
 
@@ -112,8 +113,10 @@ class LMTrainer:
         user = codes[:, 1 + CODEBOOKS :]
         hidden = torch.from_numpy(self.rng.random(len(codes)) < self.options.fine_dropout)
         user[hidden, 1:] = NOTHING
-        lost = torch.from_numpy(self.rng.random(user[:, 0].shape) < self.options.code_dropout)
-        user[:, 0][lost] = NOTHING
+        chance = torch.from_numpy(self.rng.random(user[:, 0].shape))
+        user[:, 0][chance < self.options.code_dropout] = NOTHING
+        wrong = chance > 1 - self.options.code_noise
+        user[:, 0][wrong] = torch.from_numpy(self.rng.integers(self.lm.card, size=int(wrong.sum())))
         return codes
 
     def _steps_for_depth(self, wanted: torch.Tensor) -> torch.Tensor:
@@ -263,10 +266,11 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--anneal", action="store_true")
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--set", nargs="*", default=[], metavar="OPTION=VALUE")
     options = parser.parse_args()
     torch.set_flush_denormal(True)
-    torch.set_num_threads(2)
+    torch.set_num_threads(options.threads)
     changes = {k: json.loads(v) for k, v in (item.split("=") for item in options.set)}
     train(options.data, options.run, options.minutes, options.anneal, changes)
 
