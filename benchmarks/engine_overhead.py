@@ -20,6 +20,7 @@ import torch
 from pipecat_duplex.engine import Engine
 from pipecat_duplex.engine.checkpoint import find_checkpoint
 from pipecat_duplex.engine.session import EngineSession
+from pipecat_duplex.engine.torch.checkpoint import open_with_moshi
 from pipecat_duplex.session import MOSHI_SAMPLING, STEP_SAMPLES, SessionConfig
 
 from moshi.models import LMGen  # isort: skip  (after the engine, which keeps its compiler off)
@@ -50,7 +51,7 @@ class BareLoop:
 
     def __init__(self, checkpoint: str, config: SessionConfig):
         """Load the checkpoint and begin to stream."""
-        info = find_checkpoint(checkpoint)
+        info = open_with_moshi(find_checkpoint(checkpoint))
         sampling = config.sampling()
         self.encoder = info.get_mimi()
         self.decoder = info.get_mimi()

@@ -1,36 +1,12 @@
-"""The model in this process: checkpoints, sampling, and the batched step loop.
+"""The model in this process: checkpoints, slots, and the batched step loop.
 
-Needs the extra ``moshi`` (torch and Kyutai's ``moshi``). Everything above this package works
-without it.
+Two rooms run the model: ``onnx`` on ONNX Runtime, which the base install has, and ``torch`` on
+Kyutai's ``moshi``, which needs the extra of that name. Each is imported when a checkpoint asks for
+it; what they share knows neither.
 """
 
-import os
-
-from pipecat_duplex.session import MissingExtra
-
-_no_compile = os.environ.get("NO_TORCH_COMPILE")
-try:
-    import torch
-
-    # moshi decides while it is being imported whether to compile a few small functions. On a CPU
-    # that costs the first caller a minute and saves nothing, so it is declined, unless the user
-    # has said otherwise. The variable is put back at once: nothing else in the process sees it.
-    if _no_compile is None and not torch.cuda.is_available():
-        os.environ["NO_TORCH_COMPILE"] = "1"
-    import moshi.models  # noqa: F401
-
-    from pipecat_duplex.engine.checkpoint import CheckpointSummary
-    from pipecat_duplex.engine.engine import Engine
-    from pipecat_duplex.engine.stats import EngineStats
-except ModuleNotFoundError as error:
-    if error.name is not None and error.name.startswith("pipecat_duplex"):
-        raise
-    raise MissingExtra(
-        f"running the model in this process needs {error.name}, which is not installed: "
-        "pip install 'pipecat-duplex[moshi]'"
-    ) from error
-finally:
-    if _no_compile is None:
-        os.environ.pop("NO_TORCH_COMPILE", None)
+from pipecat_duplex.engine.checkpoint import CheckpointSummary
+from pipecat_duplex.engine.engine import Engine
+from pipecat_duplex.engine.stats import EngineStats
 
 __all__ = ["CheckpointSummary", "Engine", "EngineStats"]

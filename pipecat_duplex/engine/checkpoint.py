@@ -1,30 +1,17 @@
-"""Checkpoints: from a name to a model in memory.
+"""Checkpoints: from a name to files, and what can be said of them without loading them.
 
 A checkpoint is named by ``embedded`` (the small one inside this package), by a local folder, or by
-a hub name ``owner/name[@revision]``. All three are read by moshi's own loaders.
+a hub name ``owner/name[@revision]``. All three have the layout of moshi's own loaders.
 """
 
 import json
 import re
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 import sentencepiece
-import torch
-from huggingface_hub import constants as hub_constants
-from huggingface_hub import errors as hub_errors
-from huggingface_hub import hf_hub_download
-from huggingface_hub.utils import reset_sessions  # pyright: ignore[reportPrivateImportUsage]
-from moshi.models import loaders
-from moshi.models.compression import MimiModel
-from moshi.models.lm import LMModel
-from moshi.modules.transformer import StreamingMultiheadAttention
 
 from pipecat_duplex.session import (
     MOSHI_SAMPLING,
@@ -33,14 +20,27 @@ from pipecat_duplex.session import (
     TEXT_END_OF_PADDING,
     TEXT_PADDING,
     CheckpointError,
+    MissingExtra,
     Sampling,
 )
 
 EMBEDDED = "embedded"
 EMBEDDED_FOLDER = Path(__file__).parent.parent / "checkpoints" / "embedded"
 CODEBOOKS = 8
-HUB_TIMEOUT_SECS = 4.0
+HUB_EXAMPLE = "kyutai/moshiko-pytorch-bf16"
 HUB_NAME = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[^@]+))?")
+
+FILE_NAMES: dict[str, str | None] = {
+    "moshi_name": "model.safetensors",
+    "mimi_name": "tokenizer-e351c8d8-checkpoint125.safetensors",
+    "tokenizer_name": "tokenizer_spm_32k_3.model",
+    "mimi_config_name": None,
+    "lora_name": None,
+}
+"""Keys of ``config.json`` that name files, and what moshi takes where they are missing."""
+
+ELSEWHERE = "hf://"
+"""Begins the name of a file that lives in another repository."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +53,7 @@ class CheckpointSummary:
         lm_parameters: Parameters of the language model.
         mimi_parameters: Parameters of the codec.
         context_steps: Steps that the language model can look back on.
+        runtime: What runs it, ``onnx`` or ``torch``.
         device: Where it runs, in torch's words.
         dtype: Number format of the language model; the codec is always float32.
         kv_bytes_per_slot: Attention memory of one conversation.
@@ -64,75 +65,78 @@ class CheckpointSummary:
     lm_parameters: int
     mimi_parameters: int
     context_steps: int
+    runtime: str
     device: str
     dtype: str
     kv_bytes_per_slot: int
     sampling: Sampling
 
 
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """A loaded checkpoint.
+@dataclass(frozen=True)
+class CheckpointFiles:
+    """The files of a checkpoint, all of them there.
 
     Parameters:
-        lm: The language model.
-        mimi: The codec, with as many codebooks as the language model speaks.
-        pieces: SentencePiece piece of each text token; None for padding and control tokens.
-        summary: What it is.
+        name: The name it was asked for by.
+        lm_weights: The language model.
+        mimi_weights: The codec.
+        tokenizer: The SentencePiece model.
+        config_path: ``config.json``; the first Moshi repositories have none.
+        mimi_config_path: The codec's configuration; without one it is the published Mimi.
+        lora_weights: Weights to add to the language model.
+        config: What ``config.json`` says.
     """
 
-    lm: LMModel
-    mimi: MimiModel
-    pieces: list[str | None]
-    summary: CheckpointSummary
+    name: str
+    lm_weights: Path
+    mimi_weights: Path
+    tokenizer: Path
+    config_path: Path | None = None
+    mimi_config_path: Path | None = None
+    lora_weights: Path | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def trained(self) -> bool:
+        """Whether the weights mean something: those that are random say so."""
+        model_id = self.config.get("model_id")
+        return not isinstance(model_id, dict) or bool(model_id.get("trained", True))
+
+    @property
+    def sampling(self) -> Sampling:
+        """How the checkpoint recommends to sample: arguments for moshi's ``LMGen``."""
+        generation = self.config.get("lm_gen_config", {})
+        names = {
+            "text_temperature": "temp_text",
+            "text_top_k": "top_k_text",
+            "audio_temperature": "temp",
+            "audio_top_k": "top_k",
+        }
+        given = {ours: generation[name] for ours, name in names.items() if name in generation}
+        if not generation.get("use_sampling", True):
+            given |= {"text_temperature": 0.0, "audio_temperature": 0.0}
+        return MOSHI_SAMPLING._replace(**given)
+
+    def text_pieces(self) -> list[str | None]:
+        """Read the piece of each text token; None for padding and control tokens.
+
+        Raises:
+            CheckpointError: The tokenizer cannot be read.
+        """
+        try:
+            tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(self.tokenizer))
+        except (OSError, RuntimeError) as error:
+            raise CheckpointError(
+                f"checkpoint {self.name} cannot be loaded: {one_line(error)}"
+            ) from error
+        silent = {TEXT_PADDING, TEXT_END_OF_PADDING}
+        return [
+            None if token in silent or tokenizer.is_control(token) else tokenizer.id_to_piece(token)
+            for token in range(tokenizer.vocab_size())
+        ]
 
 
-def load_checkpoint(name: str | Path, device: str | None = None) -> Checkpoint:
-    """Load a checkpoint into memory.
-
-    Args:
-        name: ``embedded``, a local folder, or ``owner/name[@revision]`` on the hub.
-        device: Where to, in torch's words. None is CUDA if there is a GPU, else the CPU. CUDA runs
-            the language model in bfloat16, the CPU in float32.
-
-    Raises:
-        CheckpointError: It cannot be found, is incomplete, is not a full-duplex Moshi, or does not
-            fit into memory.
-    """
-    target = _choose_device(device)
-    dtype = torch.bfloat16 if target.type == "cuda" else torch.float32
-    info = find_checkpoint(name)
-    try:
-        mimi = info.get_mimi(target)
-        lm = info.get_moshi(target, dtype=dtype)
-        tokenizer = info.get_text_tokenizer()
-    except torch.OutOfMemoryError as error:
-        raise CheckpointError(
-            f"checkpoint {name} does not fit into the memory of {target}: "
-            "choose a smaller checkpoint or another device"
-        ) from error
-    except Exception as error:  # torch, safetensors and moshi's asserts: all mean bad files
-        raise CheckpointError(f"checkpoint {name} cannot be loaded: {_one_line(error)}") from error
-    if mimi.frame_size != STEP_SAMPLES or mimi.sample_rate != SAMPLE_RATE_HZ:
-        raise CheckpointError(
-            f"checkpoint {name} is not a full-duplex Moshi: its codec does not have "
-            f"steps of {STEP_SAMPLES} samples at {SAMPLE_RATE_HZ} Hz"
-        )
-    summary = CheckpointSummary(
-        name=str(name),
-        trained=_is_trained(info.model_id),
-        lm_parameters=_count_parameters(lm),
-        mimi_parameters=_count_parameters(mimi),
-        context_steps=lm.context or 0,
-        device=str(target),
-        dtype=str(dtype).removeprefix("torch."),
-        kv_bytes_per_slot=_kv_bytes(lm.transformer, dtype) + _kv_bytes(mimi, torch.float32),
-        sampling=_read_sampling(info.lm_gen_config),
-    )
-    return Checkpoint(lm, mimi, _text_pieces(tokenizer), summary)
-
-
-def find_checkpoint(name: str | Path) -> loaders.CheckpointInfo:
+def find_checkpoint(name: str | Path) -> CheckpointFiles:
     """Find the files of a checkpoint (downloading them if need be) and check what they hold.
 
     Args:
@@ -140,130 +144,125 @@ def find_checkpoint(name: str | Path) -> loaders.CheckpointInfo:
 
     Raises:
         CheckpointError: It cannot be found, is incomplete, or is not a full-duplex Moshi.
+        MissingExtra: It is on the hub, and the hub's client is not installed.
     """
-    if str(name) == EMBEDDED:
-        if not (EMBEDDED_FOLDER / "config.json").is_file():
-            raise CheckpointError(
-                "the checkpoint 'embedded' is not part of this installation: install a released "
-                "pipecat-duplex, or name a folder or a hub checkpoint such as "
-                f"{loaders.DEFAULT_REPO}"
-            )
-        return _find_local(EMBEDDED_FOLDER)
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return _find_local(folder)
+    folder = find_folder(name)
+    if folder is not None:
+        return _find_local(str(name), folder)
     match = HUB_NAME.fullmatch(str(name))
     if match is None or isinstance(name, Path):
         raise CheckpointError(
             f"there is no checkpoint {name}: it is no folder, and no name on the hub "
-            f"(owner/name, such as {loaders.DEFAULT_REPO})"
+            f"(owner/name, such as {HUB_EXAMPLE})"
         )
     return _find_on_hub(str(name), match["repo"], match["revision"])
 
 
-def _find_local(folder: Path) -> loaders.CheckpointInfo:
+def find_folder(name: str | Path) -> Path | None:
+    """Find the folder of a checkpoint that is on this machine; None if there is no such folder.
+
+    Args:
+        name: ``embedded``, a local folder, or a name on the hub.
+
+    Raises:
+        CheckpointError: ``embedded`` is not part of this installation.
+    """
+    if str(name) != EMBEDDED:
+        folder = Path(name).expanduser()
+        return folder if folder.is_dir() else None
+    if not (EMBEDDED_FOLDER / "config.json").is_file():
+        raise CheckpointError(
+            "the checkpoint 'embedded' is not part of this installation: install a released "
+            f"pipecat-duplex, or name a folder or a hub checkpoint such as {HUB_EXAMPLE}"
+        )
+    return EMBEDDED_FOLDER
+
+
+def _find_local(name: str, folder: Path) -> CheckpointFiles:
     config_path = folder / "config.json"
     if not config_path.is_file():
         raise CheckpointError(f"checkpoint {folder} is incomplete: it has no config.json")
     config = _read_json(config_path)
-    _check_language_config(str(folder), config)
+    _check_language_config(name, config)
 
-    def locate(key: str, default: str | None) -> Path | str | None:
-        file_name = config.get(key, default)
-        if file_name is None or file_name.startswith("hf://"):
-            return file_name  # moshi fetches a file that lives in another repository
-        return folder / file_name.removeprefix("file://")
+    def locate(file_name: str) -> Path:
+        if not file_name.startswith(ELSEWHERE):
+            return folder / file_name.removeprefix("file://")
+        hub = _import_hub()
+        with hub.talking_to_hub(name):
+            return hub.download(*_split_elsewhere(file_name))
 
-    files: dict[str, Any] = {
-        "moshi_weights": locate("moshi_name", loaders.MOSHI_NAME),
-        "mimi_weights": locate("mimi_name", loaders.MIMI_NAME),
-        "tokenizer": locate("tokenizer_name", loaders.TEXT_TOKENIZER_NAME),
-        "mimi_config_path": locate("mimi_config_name", None),
-        "lora_weights": locate("lora_name", None),
-    }
-    missing = [f.name for f in files.values() if isinstance(f, Path) and not f.is_file()]
+    files = _locate_all(config, locate)
+    missing = [path.name for path in files.values() if not path.is_file()]
     if missing:
         raise CheckpointError(f"checkpoint {folder} is incomplete: no {', '.join(missing)}")
-    mimi_config_path = files["mimi_config_path"]
-    if isinstance(mimi_config_path, Path):
-        _check_codec_config(str(folder), _read_json(mimi_config_path))
-    return loaders.CheckpointInfo.from_hf_repo(str(folder), config_path=config_path, **files)
+    return _make_files(name, config_path, config, files)
 
 
-def _find_on_hub(name: str, repo: str, revision: str | None) -> loaders.CheckpointInfo:
-    with nullcontext() if _hub_answers() else _hub_offline():
-        return _fetch_from_hub(name, repo, revision)
+def _find_on_hub(name: str, repo: str, revision: str | None) -> CheckpointFiles:
+    hub = _import_hub()
 
+    def locate(file_name: str) -> Path:
+        if file_name.startswith(ELSEWHERE):
+            return hub.download(*_split_elsewhere(file_name))
+        return hub.download(repo, file_name.removeprefix("file://"), revision)
 
-def _hub_answers() -> bool:
-    """Whether the hub can be reached; where a proxy is set, only the hub's client can tell."""
-    if getproxies():
-        return True
-    hub = urlsplit(hub_constants.ENDPOINT)
-    port = hub.port or {"http": 80}.get(hub.scheme, 443)
-    try:
-        socket.create_connection((hub.hostname or "", port), HUB_TIMEOUT_SECS).close()
-    except OSError:
-        return False
-    return True
-
-
-@contextmanager
-def _hub_offline() -> Iterator[None]:
-    """Let the hub's client look into its cache only: its own retries take half a minute a file."""
-    before, hub_constants.HF_HUB_OFFLINE = hub_constants.HF_HUB_OFFLINE, True
-    reset_sessions()
-    try:
-        yield
-    finally:
-        hub_constants.HF_HUB_OFFLINE = before
-        reset_sessions()
-
-
-def _fetch_from_hub(name: str, repo: str, revision: str | None) -> loaders.CheckpointInfo:
-    try:
+    with hub.talking_to_hub(name):
         # The small file first: a wrong kind of model is refused before gigabytes are fetched.
-        try:
-            config_path = Path(hf_hub_download(repo, "config.json", revision=revision))
-            _check_language_config(name, _read_json(config_path))
-        except hub_errors.LocalEntryNotFoundError:
-            raise
-        except hub_errors.EntryNotFoundError:
-            config_path = None  # the first Moshi repositories have none; moshi knows those
-        info = loaders.CheckpointInfo.from_hf_repo(repo, config_path=config_path, revision=revision)
-    except CheckpointError:
-        raise
-    except Exception as error:  # the hub client lets errors of its HTTP library through
-        raise CheckpointError(f"checkpoint {name}: {_explain_hub_error(error)}") from error
-    if info.mimi_config is not None:
-        _check_codec_config(name, info.mimi_config)
-    return info
+        config_path = hub.download_if_any(repo, "config.json", revision)
+        config: dict[str, Any] = {}
+        if config_path is not None:
+            config = _read_json(config_path)
+            _check_language_config(name, config)
+        files = _locate_all(config, locate)
+    return _make_files(name, config_path, config, files)
 
 
-def _explain_hub_error(error: Exception) -> str:
-    match error:
-        case hub_errors.GatedRepoError():
-            return "access is gated: accept its terms on the hub, then run 'hf auth login'"
-        case hub_errors.RevisionNotFoundError():
-            return "the hub has no such revision"
-        case hub_errors.RepositoryNotFoundError():
-            return "the hub has no such repository, or it is private: then run 'hf auth login'"
-        case hub_errors.LocalEntryNotFoundError() | hub_errors.OfflineModeIsEnabled():
-            return (
-                "the hub cannot be reached and the files are not in the cache: "
-                "connect once, or name a local folder or 'embedded'"
-            )
-        case hub_errors.EntryNotFoundError():
-            return f"it is incomplete: {_one_line(error)}"
-        case _:
-            return f"the hub gave an error: {_one_line(error)}"
+def _import_hub():
+    try:
+        from pipecat_duplex.engine import hub
+    except ModuleNotFoundError as error:
+        raise MissingExtra(
+            "a checkpoint from the hub needs huggingface_hub, which is not installed: "
+            "pip install 'pipecat-duplex[moshi]'"
+        ) from error
+    return hub
+
+
+def _split_elsewhere(file_name: str) -> tuple[str, str]:
+    """Split ``hf://owner/name/file`` into repository and file."""
+    owner, repo, file = file_name.removeprefix(ELSEWHERE).split("/", 2)
+    return f"{owner}/{repo}", file
+
+
+def _locate_all(config: dict[str, Any], locate: Callable[[str], Path]) -> dict[str, Path]:
+    named = {key: config.get(key, default) for key, default in FILE_NAMES.items()}
+    return {key: locate(file_name) for key, file_name in named.items() if file_name is not None}
+
+
+def _make_files(
+    name: str, config_path: Path | None, config: dict[str, Any], files: dict[str, Path]
+) -> CheckpointFiles:
+    mimi_config_path = files.get("mimi_config_name")
+    if mimi_config_path is not None:
+        _check_codec_config(name, _read_json(mimi_config_path))
+    return CheckpointFiles(
+        name=name,
+        lm_weights=files["moshi_name"],
+        mimi_weights=files["mimi_name"],
+        tokenizer=files["tokenizer_name"],
+        config_path=config_path,
+        mimi_config_path=mimi_config_path,
+        lora_weights=files.get("lora_name"),
+        config=config,
+    )
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {_one_line(error)}") from error
+        raise CheckpointError(f"{path} cannot be read as JSON: {one_line(error)}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} does not hold a JSON object")
     return content
@@ -307,61 +306,7 @@ def _check_codec_config(name: str, config: dict[str, Any]) -> None:
         )
 
 
-def _choose_device(device: str | None) -> torch.device:
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        target = torch.device(device)
-    except RuntimeError as error:
-        raise CheckpointError(f"there is no device {device!r}: try 'cpu' or 'cuda'") from error
-    if target.type not in ("cpu", "cuda"):
-        raise CheckpointError(f"device {device!r} is not supported: use 'cpu' or 'cuda'")
-    if target.type == "cuda" and (target.index or 0) >= torch.cuda.device_count():
-        raise CheckpointError(f"device {device!r} was asked for, but torch finds no such GPU")
-    return target
-
-
-def _text_pieces(tokenizer: sentencepiece.SentencePieceProcessor) -> list[str | None]:
-    silent = {TEXT_PADDING, TEXT_END_OF_PADDING}
-    return [
-        None if token in silent or tokenizer.is_control(token) else tokenizer.id_to_piece(token)
-        for token in range(tokenizer.vocab_size())
-    ]
-
-
-def _read_sampling(generation: dict[str, Any]) -> Sampling:
-    """Read a checkpoint's ``lm_gen_config``: arguments for moshi's ``LMGen``."""
-    names = {
-        "text_temperature": "temp_text",
-        "text_top_k": "top_k_text",
-        "audio_temperature": "temp",
-        "audio_top_k": "top_k",
-    }
-    given = {ours: generation[name] for ours, name in names.items() if name in generation}
-    if not generation.get("use_sampling", True):
-        given |= {"text_temperature": 0.0, "audio_temperature": 0.0}
-    return MOSHI_SAMPLING._replace(**given)
-
-
-def _is_trained(model_id: Any) -> bool:
-    """Whether the weights mean something: checkpoints of random weights say that they do not."""
-    return not isinstance(model_id, dict) or bool(model_id.get("trained", True))
-
-
-def _count_parameters(module: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def _kv_bytes(module: torch.nn.Module, dtype: torch.dtype) -> int:
-    """Size of one slot's ring of keys and values, over all attentions in the module."""
-    attentions = [m for m in module.modules() if isinstance(m, StreamingMultiheadAttention)]
-    return sum(
-        2 * (attention.context or 0) * (attention.embed_dim // attention.kv_repeat) * dtype.itemsize
-        for attention in attentions
-    )
-
-
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """The first line of an error that says something, or its type."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__

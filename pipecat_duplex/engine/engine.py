@@ -2,19 +2,23 @@
 
 import asyncio
 from pathlib import Path
+from typing import Literal
 
-import torch
 from loguru import logger
 
-from pipecat_duplex.engine.checkpoint import CheckpointSummary, load_checkpoint
+from pipecat_duplex.engine.checkpoint import CheckpointSummary
 from pipecat_duplex.engine.loop import StepLoop
-from pipecat_duplex.engine.model import BatchedModel
+from pipecat_duplex.engine.model import StepModel
 from pipecat_duplex.engine.session import EngineSession
 from pipecat_duplex.engine.stats import WINDOW_STEPS, EngineStats
 from pipecat_duplex.session import AtCapacity, DuplexBackend, DuplexError, SessionConfig
 
 GATHER_MS = 5.0
 """Default wait for neighbours to share a step, if there are any."""
+
+
+Runtime = Literal["torch"]
+"""What runs the model."""
 
 
 class Engine(DuplexBackend):
@@ -43,6 +47,7 @@ class Engine(DuplexBackend):
         checkpoint: str | Path = "embedded",
         *,
         slots: int = 1,
+        runtime: Runtime | None = None,
         device: str | None = None,
         gather_ms: float | None = None,
         cpu_threads: int = 1,
@@ -52,6 +57,7 @@ class Engine(DuplexBackend):
         Args:
             checkpoint: ``embedded``, a local folder, or ``owner/name[@revision]`` on the hub.
             slots: Conversations at a time. Each one costs memory, used or not.
+            runtime: ``torch``, which needs the extra ``moshi``.
             device: In torch's words. None is CUDA if there is a GPU, else the CPU.
             gather_ms: How long a step may wait for frames of other conversations. None is 0 with
                 one slot, else :data:`GATHER_MS`.
@@ -62,6 +68,7 @@ class Engine(DuplexBackend):
 
         Raises:
             CheckpointError: The checkpoint cannot be found or loaded.
+            MissingExtra: The checkpoint needs torch, which is not installed.
             ValueError: ``slots`` or ``cpu_threads`` is not positive, or ``gather_ms`` is negative.
         """
         if slots < 1 or cpu_threads < 1:
@@ -71,11 +78,10 @@ class Engine(DuplexBackend):
         if gather_ms < 0:
             raise ValueError(f"gather_ms must not be negative, as {gather_ms} is")
 
-        def load_model() -> BatchedModel:
-            torch.set_num_threads(cpu_threads)  # of the calling thread: the engine's own
-            model = BatchedModel(load_checkpoint(checkpoint, device), slots)
-            model.warm_up()
-            return model
+        def load_model() -> StepModel:
+            from pipecat_duplex.engine.torch import load_model
+
+            return load_model(checkpoint, slots, device, cpu_threads)
 
         step_loop = StepLoop(load_model, slots, gather_ms / 1000)
         try:

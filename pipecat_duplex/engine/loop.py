@@ -1,18 +1,16 @@
 """The engine's thread: it gathers the frames that are there and steps the model."""
 
 import asyncio
-import gc
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import Future
 
-import torch
 from loguru import logger
 
 from pipecat_duplex.engine.checkpoint import CheckpointSummary
-from pipecat_duplex.engine.model import BatchedModel
+from pipecat_duplex.engine.model import StepModel
 from pipecat_duplex.engine.session import EngineSession, Frame
 from pipecat_duplex.engine.stats import StepRecorder
 from pipecat_duplex.session import Step, StepTiming
@@ -34,7 +32,7 @@ class StepLoop:
     What both sides touch (seats, stopping, the failure) is guarded by one condition.
     """
 
-    def __init__(self, load_model: Callable[[], BatchedModel], slots: int, gather_secs: float):
+    def __init__(self, load_model: Callable[[], StepModel], slots: int, gather_secs: float):
         """Initialize; ``start`` begins.
 
         Args:
@@ -100,11 +98,14 @@ class StepLoop:
     def _run(self) -> None:
         if not self._loaded.set_running_or_notify_cancel():
             return
-        # These two belong to the thread. Denormals, which silence is full of, are very slow.
-        torch.set_flush_denormal(True)
-        with torch.inference_mode():
+        try:
+            model = self._load_model()
+        except Exception as error:
+            self._loaded.set_exception(error)
+            return
+        with model.running():
             try:
-                model = self._load_model()
+                model.warm_up()
             except Exception as error:
                 self._loaded.set_exception(error)
                 return
@@ -115,10 +116,6 @@ class StepLoop:
             except Exception as error:
                 logger.exception("The engine's loop failed")
                 self._give_up(f"the engine failed: {_describe(error)}")
-        del model
-        gc.collect()  # modules and their streaming states refer to each other
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
 
     def _gather(self) -> Batch | None:
         """Wait for frames and take one from each session that has one; None is the end."""
@@ -141,7 +138,7 @@ class StepLoop:
                 pass
         return batch
 
-    def _step(self, model: BatchedModel, batch: Batch) -> None:
+    def _step(self, model: StepModel, batch: Batch) -> None:
         if not batch:
             return
         started = time.perf_counter()
@@ -163,7 +160,7 @@ class StepLoop:
             mail.append((session, Step(frame.step_index, outputs[slot].pcm, token, piece, timing)))
         self._post(mail)
 
-    def _follow_seats(self, model: BatchedModel, batch: Batch) -> None:
+    def _follow_seats(self, model: StepModel, batch: Batch) -> None:
         """Let the model know who sits where; a conversation joins with its first frame."""
         for slot, (session, _) in batch.items():
             if self._seated[slot] is not session:
@@ -174,7 +171,7 @@ class StepLoop:
                 model.leave(slot)
                 self._seated[slot] = None
 
-    def _recover(self, model: BatchedModel, error: Exception) -> None:
+    def _recover(self, model: StepModel, error: Exception) -> None:
         """End every session, since a failed step leaves all their states undefined."""
         self.recorder.add_failure()
         self._failures_in_a_row += 1

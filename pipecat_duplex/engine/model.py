@@ -1,23 +1,20 @@
-"""The model with its slots: one step for every conversation whose frame is there."""
+"""What the engine asks of a model, whatever runs it."""
 
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
-import torch
-from moshi.models.compression import MimiModel
-from moshi.modules.streaming import StreamingModule
 
-from pipecat_duplex.engine.checkpoint import Checkpoint, CheckpointSummary
-from pipecat_duplex.engine.sampling import SlotLMGen
+from pipecat_duplex.engine.checkpoint import CheckpointSummary
 from pipecat_duplex.session import STEP_SAMPLES, TEXT_PADDING, SessionConfig
 
 UNGENERATED = -2
 """Token of a step that the acoustic delay has not reached yet."""
 
-WARM_UP_STEPS = 4
-"""CUDA graphs are captured at the second run of each part; the first step decodes nothing."""
+ChooseWord = Callable[[int, int], int]
+"""From a slot and the text token that was sampled in it to the token that the agent says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +22,8 @@ class SlotOutput:
     """What one slot gave in one step.
 
     Parameters:
-        tokens: Int32, shape ``(1 + codebooks,)``: the monologue, then the agent's audio.
+        tokens: Int32, shape ``(1 + 2 * codebooks,)``: the monologue, the agent's audio, and the
+            user's audio of this step.
         pcm: Agent audio, float32 in [-1, 1], shape ``(STEP_SAMPLES,)``.
     """
 
@@ -37,205 +35,67 @@ class SlotOutput:
         """Monologue token of the step."""
         return int(self.tokens[0])
 
-
-class Lane:
-    """Streaming modules that run for the same slots.
-
-    All rows of the batch are always computed; a mask says which slots keep the result in their
-    state. Setting it walks every module, so it is only set when it changed.
-    """
-
-    def __init__(self, modules: list[StreamingModule], slots: int):
-        """Initialize with the modules already streaming, every slot running."""
-        self._modules = modules
-        self._running = [True] * slots
-
-    def run_only(self, running: list[bool]) -> None:
-        """Let the next call change the state of these slots only."""
-        if running != self._running:
-            mask = torch.tensor(running)
-            for module in self._modules:
-                module.set_exec_mask(mask)
-            self._running = running
-
-    def reset(self, slots: Iterable[int]) -> None:
-        """Put slots back to their beginning."""
-        chosen = [slot in slots for slot in range(len(self._running))]
-        mask = torch.tensor(chosen)
-        for module in self._modules:
-            module.reset_streaming(mask)
-        # moshi lets a slot run that was reset.
-        self._running = [a or b for a, b in zip(self._running, chosen, strict=True)]
-
-
-class BatchedModel:
-    """Codec and language model over ``B`` slots; conversations join and leave between steps.
-
-    Every row of the batch is computed by itself, so neighbours cannot reach each other. What is
-    left is rounding: kernels for another ``B`` may differ in the last bit, which turns a near tie
-    between tokens once in a very long while (float32), or soon (bfloat16).
-
-    Not thread-safe, and torch's modes belong to a thread: use it from one thread, under
-    ``torch.inference_mode()``.
-    """
-
-    def __init__(self, checkpoint: Checkpoint, slots: int):
-        """Initialize with every slot free.
+    @classmethod
+    def silence(cls, user_codes: np.ndarray) -> "SlotOutput":
+        """Return what a conversation's first step gives, before the acoustic delay has passed.
 
         Args:
-            checkpoint: What to run.
-            slots: Number of conversations at a time, ``B``.
+            user_codes: What the user's frame was encoded to, int, shape ``(codebooks,)``.
         """
-        self.slots = slots
-        self.summary: CheckpointSummary = checkpoint.summary
-        self.pieces = checkpoint.pieces
-        self._mimi = checkpoint.mimi
-        self._lm_gen = SlotLMGen(checkpoint.lm, slots)
-        self._device = checkpoint.lm.device
-        self._on_gpu = self._device.type == "cuda"
-        self._delay_steps = self._lm_gen.max_delay
-        self._steps_done = [0] * slots
-        self._allocate_buffers(1 + checkpoint.lm.dep_q)
-        self._streaming = ExitStack()
-        self._start_streaming()
+        tokens = np.full(1 + 2 * len(user_codes), UNGENERATED, dtype=np.int32)
+        tokens[0] = TEXT_PADDING
+        tokens[1 + len(user_codes) :] = user_codes
+        return cls(tokens, np.zeros(STEP_SAMPLES, dtype=np.float32))
+
+
+class StepModel(Protocol):
+    """Codec and language model over a number of slots; conversations join and leave between steps.
+
+    A conversation's tokens depend on what was said in it, on its settings and its seed, and not on
+    its neighbours. Not thread-safe: used by one thread, within ``running()``.
+    """
+
+    slots: int
+    summary: CheckpointSummary
+    pieces: Sequence[str | None]
+
+    def running(self) -> AbstractContextManager[None]:
+        """Prepare the calling thread; all else is called within. Leaving it frees memory."""
+        ...
 
     def join(self, slot: int, config: SessionConfig) -> None:
         """Begin a conversation in a slot, whoever was there before.
 
         Args:
             slot: From 0 to ``slots - 1``.
-            config: Sampling settings and seed; limits are not this class's business.
+            config: Sampling settings and seed; limits are not the model's business.
         """
-        self._steps_done[slot] = 0  # the first step resets the state, together with others'
-        self._lm_gen.sampler.set_slot(slot, config)
+        ...
 
     def leave(self, slot: int) -> None:
         """End the conversation in a slot."""
-        self._lm_gen.sampler.clear_slot(slot)
+        ...
 
-    def step(self, frames: Mapping[int, np.ndarray]) -> dict[int, SlotOutput]:
+    def step(
+        self, frames: Mapping[int, np.ndarray], choose_word: ChooseWord | None = None
+    ) -> dict[int, SlotOutput]:
         """Run one step for the slots that have a frame; the others do not notice.
 
         Args:
             frames: The user's audio by slot, float32, shape ``(STEP_SAMPLES,)``, 24 kHz.
+            choose_word: Called for each of those slots once the text token is sampled, and before
+                the agent's audio is; what it returns is said.
 
         Returns:
             What each of those slots gave. In a conversation's first step, before the acoustic
             delay has passed, that is silence and padding.
         """
-        newcomers = [slot for slot in frames if self._steps_done[slot] == 0]
-        if newcomers:
-            for lane in (self._encoder, self._language, self._decoder):
-                lane.reset(newcomers)
-        running = [slot in frames for slot in range(self.slots)]
-        speaking = [
-            runs and done >= self._delay_steps
-            for runs, done in zip(running, self._steps_done, strict=True)
-        ]
-        codes = self._encode(frames, running)
-        if newcomers:
-            # The first frame is in the model's past. As in moshi.server, the codec starts afresh
-            # after it, so that the padding at its left is applied to the second one again.
-            self._encoder.reset(newcomers)
-        self._lm_gen.sampler.draw(frames)
-        self._language.run_only(running)
-        tokens = self._lm_gen.step(codes)
-        assert tokens is not None  # out-of-sync generation always answers
-        if any(speaking):
-            self._decode(tokens, speaking)
-        outputs = {
-            slot: self._output(slot) if speaking[slot] else self._silence() for slot in frames
-        }
-        for slot in frames:
-            self._steps_done[slot] += 1
-        return outputs
+        ...
 
     def warm_up(self) -> None:
         """Run a few steps of silence, so that the first conversation does not pay for them."""
-        silence = np.zeros(STEP_SAMPLES, dtype=np.float32)
-        self.join(0, SessionConfig())
-        for _ in range(WARM_UP_STEPS):
-            self.step({0: silence})
-        self.leave(0)
+        ...
 
     def restart(self) -> None:
-        """Build the streaming state anew after a failed step, which leaves it undefined."""
-        self._streaming.close()
-        self._start_streaming()
-        for slot in range(self.slots):
-            self.leave(slot)
-
-    def _start_streaming(self) -> None:
-        self._streaming = ExitStack()
-        self._streaming.enter_context(self._mimi.streaming(self.slots))
-        self._streaming.enter_context(self._lm_gen.streaming(self.slots))
-        # The codec's two halves run for different slots: a newcomer is encoded, not decoded.
-        encoder, decoder = _codec_halves(self._mimi)
-        self._encoder = Lane(encoder, self.slots)
-        self._decoder = Lane(decoder, self.slots)
-        self._language = Lane([self._lm_gen], self.slots)
-        self._steps_done = [0] * self.slots
-
-    def _allocate_buffers(self, streams: int) -> None:
-        """Allocate what goes in and out: PCM and tokens leave in one copy, tokens as bits."""
-        packed_width = STEP_SAMPLES + streams
-        self._frames_in = torch.zeros(self.slots, 1, STEP_SAMPLES, pin_memory=self._on_gpu)
-        self._frames_array = self._frames_in.numpy()
-        self._packed = torch.zeros(self.slots, packed_width, device=self._device)
-        self._packed_host = (
-            torch.zeros(self.slots, packed_width, pin_memory=True) if self._on_gpu else self._packed
-        )
-        self._pcm_out = self._packed[:, None, :STEP_SAMPLES]
-        self._tokens_out = self._packed[:, STEP_SAMPLES:].view(torch.int32)
-        self._pcm_array = self._packed_host[:, :STEP_SAMPLES].numpy()
-        self._tokens_array = self._packed_host[:, STEP_SAMPLES:].view(torch.int32).numpy()
-        # A blocking event lets the thread sleep until the copy is there.
-        self._copied = torch.cuda.Event(blocking=True) if self._on_gpu else None
-
-    def _encode(self, frames: Mapping[int, np.ndarray], running: list[bool]) -> torch.Tensor:
-        """Encode the frames to user codes, shape ``(B, codebooks, 1)``."""
-        for slot, pcm in frames.items():
-            self._frames_array[slot, 0] = pcm
-        self._encoder.run_only(running)
-        return self._mimi.encode(self._frames_in.to(self._device, non_blocking=True))
-
-    def _decode(self, tokens: torch.Tensor, speaking: list[bool]) -> None:
-        """Decode tokens of shape ``(B, 1 + codebooks, 1)`` and bring all to the host."""
-        self._decoder.run_only(speaking)
-        # Slots that do not speak hold no valid tokens; their rows are computed and dropped.
-        pcm = self._mimi.decode(tokens[:, 1:].clamp(min=0))
-        torch.clamp(pcm, -1, 1, out=self._pcm_out)
-        self._tokens_out.copy_(tokens[:, :, 0])
-        if self._copied is not None:
-            self._packed_host.copy_(self._packed, non_blocking=True)
-            self._copied.record()
-            self._copied.synchronize()
-
-    def _output(self, slot: int) -> SlotOutput:
-        return SlotOutput(self._tokens_array[slot].copy(), self._pcm_array[slot].copy())
-
-    def _silence(self) -> SlotOutput:
-        tokens = np.full(self._tokens_array.shape[1], UNGENERATED, dtype=np.int32)
-        tokens[0] = TEXT_PADDING
-        return SlotOutput(tokens, np.zeros(STEP_SAMPLES, dtype=np.float32))
-
-
-def _codec_halves(mimi: MimiModel) -> tuple[list[StreamingModule], list[StreamingModule]]:
-    """Split the codec's outermost streaming modules into those that encode and that decode."""
-    halves: tuple[list[StreamingModule], list[StreamingModule]] = ([], [])
-    names = (
-        ("encoder", "encoder_transformer", "downsample"),
-        ("decoder", "decoder_transformer", "upsample"),
-    )
-    for half, children in zip(halves, names, strict=True):
-        for child in children:
-            half.extend(_outermost_streaming(getattr(mimi, child, None)))
-    return halves
-
-
-def _outermost_streaming(module: torch.nn.Module | None) -> list[StreamingModule]:
-    if module is None:
-        return []
-    if isinstance(module, StreamingModule):
-        return [module]
-    return [found for child in module.children() for found in _outermost_streaming(child)]
+        """Build all state anew after a failed step, which leaves it undefined."""
+        ...

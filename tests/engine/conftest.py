@@ -8,8 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import pipecat_duplex.engine  # noqa: F401  (imports moshi without its compiler)
-from pipecat_duplex.engine.checkpoint import Checkpoint, load_checkpoint
+from pipecat_duplex.engine.torch.checkpoint import Checkpoint, load_checkpoint
 from pipecat_duplex.session import STEP_SAMPLES
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from pipecat_duplex.engine import checkpoint as checkpoints
-from pipecat_duplex.engine.checkpoint import find_checkpoint, load_checkpoint
+from pipecat_duplex.engine.checkpoint import find_checkpoint
+from pipecat_duplex.engine.torch.checkpoint import load_checkpoint
 from pipecat_duplex.session import CheckpointError
 
 
@@ -148,7 +149,7 @@ def test_a_hub_that_does_not_answer_is_not_asked_again_and_again(monkeypatch, ca
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
-    monkeypatch.setattr("pipecat_duplex.engine.checkpoint.getproxies", dict)
+    monkeypatch.setattr("pipecat_duplex.engine.hub.getproxies", dict)
     with pytest.raises(CheckpointError, match="hub cannot be reached"):
         find_checkpoint("nobody/nothing")
     assert "Retry" not in caplog.text

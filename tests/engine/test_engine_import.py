@@ -21,7 +21,7 @@ def test_missing_extra_says_what_to_install(missing: str) -> None:
     output = run_python(
         f"import sys; sys.modules[{missing!r}] = None\n"
         "from pipecat_duplex.session import MissingExtra\n"
-        "try: import pipecat_duplex.engine\n"
+        "try: import pipecat_duplex.engine.torch\n"
         "except MissingExtra as error: print(error)"
     )
     assert f"needs {missing}" in output
@@ -31,9 +31,30 @@ def test_missing_extra_says_what_to_install(missing: str) -> None:
 def test_compiler_is_declined_without_a_trace() -> None:
     code = (
         "import os, torch; torch.cuda.is_available = lambda: False\n"
-        "import pipecat_duplex.engine\n"
+        "import pipecat_duplex.engine.torch\n"
         "from moshi.modules.rope import apply_rope\n"
         "print(hasattr(apply_rope, '__wrapped__'), os.environ.get('NO_TORCH_COMPILE'))"
     )
     assert run_python(code) == "False None"
     assert run_python(code, NO_TORCH_COMPILE="") == "True"
+
+
+def test_the_engine_itself_needs_no_torch() -> None:
+    code = (
+        "import sys, pipecat_duplex.engine\n"
+        "print([name for name in ('torch', 'moshi', 'onnxruntime', 'huggingface_hub')"
+        " if name in sys.modules])"
+    )
+    loaded = run_python(code.replace("pipecat_duplex.engine", "pipecat.services.llm_service"))
+    assert run_python(code) == loaded
+
+
+def test_loading_a_checkpoint_asks_for_the_extra(tiny_checkpoint) -> None:
+    output = run_python(
+        "import asyncio, sys; sys.modules['torch'] = None\n"
+        "from pipecat_duplex.engine import Engine\n"
+        "from pipecat_duplex.session import MissingExtra\n"
+        f"try: asyncio.run(Engine.load({str(tiny_checkpoint)!r}))\n"
+        "except MissingExtra as error: print(error)"
+    )
+    assert "pip install 'pipecat-duplex[moshi]'" in output

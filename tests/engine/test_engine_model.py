@@ -9,8 +9,10 @@ import pytest
 import torch
 from moshi.models import LMGen
 
-from pipecat_duplex.engine.checkpoint import Checkpoint, find_checkpoint
-from pipecat_duplex.engine.model import BatchedModel, SlotOutput
+from pipecat_duplex.engine.checkpoint import find_checkpoint
+from pipecat_duplex.engine.model import SlotOutput
+from pipecat_duplex.engine.torch.checkpoint import Checkpoint, open_with_moshi
+from pipecat_duplex.engine.torch.model import BatchedModel
 from pipecat_duplex.session import STEP_SAMPLES, TEXT_PADDING, SessionConfig
 from tests.engine.scripted import noise
 
@@ -57,13 +59,14 @@ def test_greedy_equals_a_loop_of_moshi_calls(make_model, checkpoint_folder: Path
     audio = noise(CONTEXT + 40, seed=1)
     ours = converse(make_model(1), audio, SessionConfig.greedy())
 
-    info = find_checkpoint(checkpoint_folder)
+    info = open_with_moshi(find_checkpoint(checkpoint_folder))
     encoder, decoder = info.get_mimi(), info.get_mimi()
     lm_gen = LMGen(info.get_moshi(dtype=torch.float32), use_sampling=False)
-    tokens, pcm = [], []
+    heard, tokens, pcm = [], [], []
     with encoder.streaming(1), decoder.streaming(1), lm_gen.streaming(1):
         for index, frame in enumerate(audio):
             codes = encoder.encode(torch.from_numpy(frame)[None, None])
+            heard.append(codes[0, :, 0].numpy())
             if index == 0:
                 encoder.reset_streaming()  # as moshi.server does
             out = lm_gen.step(codes)
@@ -74,7 +77,8 @@ def test_greedy_equals_a_loop_of_moshi_calls(make_model, checkpoint_folder: Path
 
     assert ours[0].text_token == TEXT_PADDING
     assert ours[0].pcm.shape == (STEP_SAMPLES,) and not ours[0].pcm.any()
-    np.testing.assert_array_equal(tokens_of(ours[1:]), np.stack(tokens))
+    np.testing.assert_array_equal(tokens_of(ours[1:])[:, :9], np.stack(tokens))
+    np.testing.assert_array_equal(tokens_of(ours)[:, 9:], np.stack(heard))
     np.testing.assert_allclose(pcm_of(ours[1:]), np.stack(pcm), atol=1e-6)
 
 
@@ -168,3 +172,25 @@ def test_sixteen_callers_hear_what_they_would_hear_alone(make_model) -> None:
         alone = converse(model, caller.audio, caller.config)
         np.testing.assert_array_equal(tokens_of(caller.outputs), tokens_of(alone))
         np.testing.assert_allclose(pcm_of(caller.outputs), pcm_of(alone), atol=1e-5)
+
+
+def test_words_can_be_chosen(make_model) -> None:
+    model = make_model(2)
+    model.join(0, SessionConfig.greedy())
+    model.join(1, SessionConfig.greedy())
+    audio = noise(12, seed=1)
+    sampled: list[tuple[int, int]] = []
+
+    def say_seven(slot: int, token: int) -> int:
+        sampled.append((slot, token))
+        return 7 if slot == 1 else token
+
+    free = [model.step({0: frame, 1: frame})[0].text_token for frame in audio[:6]]
+    for index, frame in enumerate(audio[6:]):
+        outputs = model.step({0: frame, 1: frame}, say_seven)
+        assert [slot for slot, _ in sampled[-2:]] == [0, 1]
+        if index:  # the acoustic delay is one step
+            assert outputs[1].text_token == 7
+    again = converse(make_model(1), audio, SessionConfig.greedy())
+    assert tokens_of(again)[:6, 0].tolist() == free
+    assert outputs[0].text_token == again[-1].text_token

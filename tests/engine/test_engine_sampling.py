@@ -3,7 +3,7 @@ import pytest
 import torch
 from moshi.utils.sampling import sample_token
 
-from pipecat_duplex.engine.sampling import SlotChoice, SlotSampler
+from pipecat_duplex.engine.torch.sampling import SlotChoice, SlotSampler
 from pipecat_duplex.session import SessionConfig
 
 CPU = torch.device("cpu")

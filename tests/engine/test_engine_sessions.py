@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from pipecat_duplex.engine import Engine
-from pipecat_duplex.engine import engine as engine_module
 from pipecat_duplex.engine import session as session_module
 from pipecat_duplex.engine.loop import MAX_FAILURES
-from pipecat_duplex.engine.model import BatchedModel
 from pipecat_duplex.engine.session import EngineSession
+from pipecat_duplex.engine.torch import model as torch_model
+from pipecat_duplex.engine.torch.model import BatchedModel
 from pipecat_duplex.session import (
     STEP_SAMPLES,
     STEP_SECS,
@@ -228,8 +228,8 @@ class Fault:
         self.on = False
         step = BatchedModel.step
 
-        def faulty(model, frames):
-            outputs = step(model, frames)
+        def faulty(model, frames, choose_word=None):
+            outputs = step(model, frames, choose_word)
             if self.on:
                 raise RuntimeError("a wire came loose\nand more")
             return outputs
@@ -355,17 +355,17 @@ async def test_asyncio_is_never_held_up(
     checkpoint_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow_secs = 1.0
-    load, step = engine_module.load_checkpoint, BatchedModel.step
+    load, step = torch_model.load_checkpoint, BatchedModel.step
 
     def slow_load(*args):
         time.sleep(slow_secs)
         return load(*args)
 
-    def slow_step(model, frames):
+    def slow_step(model, frames, choose_word=None):
         time.sleep(slow_secs)
-        return step(model, frames)
+        return step(model, frames, choose_word)
 
-    monkeypatch.setattr(engine_module, "load_checkpoint", slow_load)
+    monkeypatch.setattr(torch_model, "load_checkpoint", slow_load)
     async with watching_the_loop() as gaps:
         engine = await Engine.load(checkpoint_folder, device="cpu")
         monkeypatch.setattr(BatchedModel, "step", slow_step)

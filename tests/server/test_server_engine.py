@@ -63,7 +63,7 @@ async def test_a_session_reaches_its_limit(engine):
 
 
 async def test_a_step_that_raises(engine, monkeypatch):
-    from pipecat_duplex.engine.model import BatchedModel
+    from pipecat_duplex.engine.torch.model import BatchedModel
 
     async with serving(engine, slots=engine.slots) as server:
         backend = RemoteBackend(chat_url(server))

@@ -8,11 +8,12 @@ only in steps in which the slot runs. It belongs to the token, not to the token'
 equal logits may change places between batch sizes without changing the outcome.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import torch
 from moshi.models.lm import LMGen, LMModel
 
+from pipecat_duplex.engine.model import ChooseWord
 from pipecat_duplex.session import SessionConfig
 
 MIN_TEMPERATURE = 1e-4
@@ -178,16 +179,28 @@ class SlotLMGen(LMGen):
             device=lm.device,
         )
         self._text_logits: torch.Tensor | None = None
+        self._talkers: Collection[int] = ()
+        self._choose_word: ChooseWord | None = None
+
+    def choose_words_for(self, slots: Collection[int], choose_word: ChooseWord | None) -> None:
+        """Ask ``choose_word``, if there is one, what these slots say in the next step."""
+        self._talkers = slots
+        self._choose_word = choose_word
 
     def _keep_text_logits(self, logits: torch.Tensor) -> None:
         """Keep logits of shape ``(B, 1, 1, V)`` until moshi has taken their argmax."""
         self._text_logits = logits
 
     def _replace_text(self, tokens: torch.Tensor) -> None:
-        """Put the sampled tokens in place of the most likely ones, shape ``(B,)``."""
+        """Put the chosen tokens in place of the most likely ones, shape ``(B,)``."""
         if not self.sampler.is_greedy:
             assert self._text_logits is not None
             tokens.copy_(self.sampler.choose_text(self._text_logits[:, 0, 0]))
+        if self._choose_word is not None:
+            chosen = tokens.tolist()
+            for slot in self._talkers:
+                chosen[slot] = self._choose_word(slot, chosen[slot])
+            tokens.copy_(torch.tensor(chosen))
 
     def depformer_step(
         self, text_token: torch.Tensor, transformer_out: torch.Tensor

@@ -1,0 +1,124 @@
+"""Checkpoints in torch's memory, read by moshi's own loaders."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from moshi.models import loaders
+from moshi.models.compression import MimiModel
+from moshi.models.lm import LMModel
+from moshi.modules.transformer import StreamingMultiheadAttention
+
+from pipecat_duplex.engine.checkpoint import (
+    CheckpointFiles,
+    CheckpointSummary,
+    find_checkpoint,
+    one_line,
+)
+from pipecat_duplex.session import SAMPLE_RATE_HZ, STEP_SAMPLES, CheckpointError
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A loaded checkpoint.
+
+    Parameters:
+        lm: The language model.
+        mimi: The codec, with as many codebooks as the language model speaks.
+        pieces: SentencePiece piece of each text token; None for padding and control tokens.
+        summary: What it is.
+    """
+
+    lm: LMModel
+    mimi: MimiModel
+    pieces: list[str | None]
+    summary: CheckpointSummary
+
+
+def load_checkpoint(name: str | Path, device: str | None = None) -> Checkpoint:
+    """Load a checkpoint into memory.
+
+    Args:
+        name: ``embedded``, a local folder, or ``owner/name[@revision]`` on the hub.
+        device: Where to, in torch's words. None is CUDA if there is a GPU, else the CPU. CUDA runs
+            the language model in bfloat16, the CPU in float32.
+
+    Raises:
+        CheckpointError: It cannot be found, is incomplete, is not a full-duplex Moshi, or does not
+            fit into memory.
+    """
+    target = _choose_device(device)
+    dtype = torch.bfloat16 if target.type == "cuda" else torch.float32
+    files = find_checkpoint(name)
+    info = open_with_moshi(files)
+    pieces = files.text_pieces()
+    try:
+        mimi = info.get_mimi(target)
+        lm = info.get_moshi(target, dtype=dtype)
+    except torch.OutOfMemoryError as error:
+        raise CheckpointError(
+            f"checkpoint {name} does not fit into the memory of {target}: "
+            "choose a smaller checkpoint or another device"
+        ) from error
+    except Exception as error:  # torch, safetensors and moshi's asserts: all mean bad files
+        raise CheckpointError(f"checkpoint {name} cannot be loaded: {one_line(error)}") from error
+    if mimi.frame_size != STEP_SAMPLES or mimi.sample_rate != SAMPLE_RATE_HZ:
+        raise CheckpointError(
+            f"checkpoint {name} is not a full-duplex Moshi: its codec does not have "
+            f"steps of {STEP_SAMPLES} samples at {SAMPLE_RATE_HZ} Hz"
+        )
+    summary = CheckpointSummary(
+        name=files.name,
+        trained=files.trained,
+        lm_parameters=_count_parameters(lm),
+        mimi_parameters=_count_parameters(mimi),
+        context_steps=lm.context or 0,
+        runtime="torch",
+        device=str(target),
+        dtype=str(dtype).removeprefix("torch."),
+        kv_bytes_per_slot=_kv_bytes(lm.transformer, dtype) + _kv_bytes(mimi, torch.float32),
+        sampling=files.sampling,
+    )
+    return Checkpoint(lm, mimi, pieces, summary)
+
+
+def open_with_moshi(files: CheckpointFiles) -> loaders.CheckpointInfo:
+    """Open the files of a checkpoint with moshi's own class, which loads them."""
+    if files.config_path is None:  # one of the first repositories: moshi knows its sizes
+        return loaders.CheckpointInfo(files.lm_weights, files.mimi_weights, files.tokenizer)
+    return loaders.CheckpointInfo.from_hf_repo(
+        files.name,
+        moshi_weights=files.lm_weights,
+        mimi_weights=files.mimi_weights,
+        tokenizer=files.tokenizer,
+        config_path=files.config_path,
+        mimi_config_path=files.mimi_config_path,
+        lora_weights=files.lora_weights,
+    )
+
+
+def _choose_device(device: str | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        target = torch.device(device)
+    except RuntimeError as error:
+        raise CheckpointError(f"there is no device {device!r}: try 'cpu' or 'cuda'") from error
+    if target.type not in ("cpu", "cuda"):
+        raise CheckpointError(f"device {device!r} is not supported: use 'cpu' or 'cuda'")
+    if target.type == "cuda" and (target.index or 0) >= torch.cuda.device_count():
+        raise CheckpointError(f"device {device!r} was asked for, but torch finds no such GPU")
+    return target
+
+
+def _count_parameters(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _kv_bytes(module: torch.nn.Module, dtype: torch.dtype) -> int:
+    """Size of one slot's ring of keys and values, over all attentions in the module."""
+    attentions = [m for m in module.modules() if isinstance(m, StreamingMultiheadAttention)]
+    return sum(
+        2 * (attention.context or 0) * (attention.embed_dim // attention.kv_repeat) * dtype.itemsize
+        for attention in attentions
+    )

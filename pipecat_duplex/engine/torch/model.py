@@ -1,0 +1,256 @@
+"""The model with its slots: one step for every conversation whose frame is there."""
+
+import gc
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from moshi.models.compression import MimiModel
+from moshi.modules.streaming import StreamingModule
+
+from pipecat_duplex.engine.checkpoint import CODEBOOKS, CheckpointSummary
+from pipecat_duplex.engine.model import ChooseWord, SlotOutput, StepModel
+from pipecat_duplex.engine.torch.checkpoint import Checkpoint, load_checkpoint
+from pipecat_duplex.engine.torch.sampling import SlotLMGen
+from pipecat_duplex.session import STEP_SAMPLES, SessionConfig
+
+WARM_UP_STEPS = 4
+"""CUDA graphs are captured at the second run of each part; the first step decodes nothing."""
+
+
+class Lane:
+    """Streaming modules that run for the same slots.
+
+    All rows of the batch are always computed; a mask says which slots keep the result in their
+    state. Setting it walks every module, so it is only set when it changed.
+    """
+
+    def __init__(self, modules: list[StreamingModule], slots: int):
+        """Initialize with the modules already streaming, every slot running."""
+        self._modules = modules
+        self._running = [True] * slots
+
+    def run_only(self, running: list[bool]) -> None:
+        """Let the next call change the state of these slots only."""
+        if running != self._running:
+            mask = torch.tensor(running)
+            for module in self._modules:
+                module.set_exec_mask(mask)
+            self._running = running
+
+    def reset(self, slots: Iterable[int]) -> None:
+        """Put slots back to their beginning."""
+        chosen = [slot in slots for slot in range(len(self._running))]
+        mask = torch.tensor(chosen)
+        for module in self._modules:
+            module.reset_streaming(mask)
+        # moshi lets a slot run that was reset.
+        self._running = [a or b for a, b in zip(self._running, chosen, strict=True)]
+
+
+class BatchedModel(StepModel):
+    """Codec and language model over ``B`` slots; conversations join and leave between steps.
+
+    Every row of the batch is computed by itself, so neighbours cannot reach each other. What is
+    left is rounding: kernels for another ``B`` may differ in the last bit, which turns a near tie
+    between tokens once in a very long while (float32), or soon (bfloat16).
+
+    """
+
+    def __init__(self, checkpoint: Checkpoint, slots: int, cpu_threads: int | None = None):
+        """Initialize with every slot free.
+
+        Args:
+            checkpoint: What to run.
+            slots: Number of conversations at a time, ``B``.
+            cpu_threads: Threads that share the work of a step, on a CPU. None is torch's setting.
+        """
+        self.slots = slots
+        self._cpu_threads = cpu_threads
+        self.summary: CheckpointSummary = checkpoint.summary
+        self.pieces = checkpoint.pieces
+        self._mimi = checkpoint.mimi
+        self._lm_gen = SlotLMGen(checkpoint.lm, slots)
+        self._device = checkpoint.lm.device
+        self._on_gpu = self._device.type == "cuda"
+        self._delay_steps = self._lm_gen.max_delay
+        self._steps_done = [0] * slots
+        self._allocate_buffers(1 + 2 * CODEBOOKS)
+        self._streaming = ExitStack()
+        with torch.inference_mode():
+            self._start_streaming()
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Set torch's modes, which belong to a thread. The model is of no use afterwards."""
+        if self._cpu_threads is not None:
+            torch.set_num_threads(self._cpu_threads)
+        # Denormals, which silence is full of, are very slow.
+        torch.set_flush_denormal(True)
+        try:
+            with torch.inference_mode():
+                yield
+        finally:
+            self._free()
+
+    def join(self, slot: int, config: SessionConfig) -> None:
+        """Begin a conversation in a slot, whoever was there before."""
+        self._steps_done[slot] = 0  # the first step resets the state, together with others'
+        self._lm_gen.sampler.set_slot(slot, config)
+
+    def leave(self, slot: int) -> None:
+        """End the conversation in a slot."""
+        self._lm_gen.sampler.clear_slot(slot)
+
+    def step(
+        self, frames: Mapping[int, np.ndarray], choose_word: ChooseWord | None = None
+    ) -> dict[int, SlotOutput]:
+        """Run one step for the slots that have a frame; the others do not notice."""
+        newcomers = [slot for slot in frames if self._steps_done[slot] == 0]
+        if newcomers:
+            for lane in (self._encoder, self._language, self._decoder):
+                lane.reset(newcomers)
+        running = [slot in frames for slot in range(self.slots)]
+        speaking = [
+            runs and done >= self._delay_steps
+            for runs, done in zip(running, self._steps_done, strict=True)
+        ]
+        codes = self._encode(frames, running)
+        if newcomers:
+            # The first frame is in the model's past. As in moshi.server, the codec starts afresh
+            # after it, so that the padding at its left is applied to the second one again.
+            self._encoder.reset(newcomers)
+        self._lm_gen.sampler.draw(frames)
+        self._language.run_only(running)
+        self._lm_gen.choose_words_for(frames, choose_word)
+        tokens = self._lm_gen.step(codes)
+        assert tokens is not None  # out-of-sync generation always answers
+        self._bring_to_host(tokens, codes, speaking)
+        outputs = {slot: self._output(slot, speaking[slot]) for slot in frames}
+        for slot in frames:
+            self._steps_done[slot] += 1
+        return outputs
+
+    def warm_up(self) -> None:
+        """Run a few steps of silence, so that the first conversation does not pay for them."""
+        silence = np.zeros(STEP_SAMPLES, dtype=np.float32)
+        self.join(0, SessionConfig())
+        for _ in range(WARM_UP_STEPS):
+            self.step({0: silence})
+        self.leave(0)
+
+    def restart(self) -> None:
+        """Build the streaming state anew after a failed step, which leaves it undefined."""
+        self._streaming.close()
+        self._start_streaming()
+        for slot in range(self.slots):
+            self.leave(slot)
+
+    def _free(self) -> None:
+        self._streaming.close()
+        del self._mimi, self._lm_gen, self._encoder, self._language, self._decoder
+        gc.collect()  # modules and their streaming states refer to each other
+        if self._on_gpu:
+            torch.cuda.empty_cache()
+
+    def _start_streaming(self) -> None:
+        self._streaming = ExitStack()
+        self._streaming.enter_context(self._mimi.streaming(self.slots))
+        self._streaming.enter_context(self._lm_gen.streaming(self.slots))
+        # The codec's two halves run for different slots: a newcomer is encoded, not decoded.
+        encoder, decoder = _codec_halves(self._mimi)
+        self._encoder = Lane(encoder, self.slots)
+        self._decoder = Lane(decoder, self.slots)
+        self._language = Lane([self._lm_gen], self.slots)
+        self._steps_done = [0] * self.slots
+
+    def _allocate_buffers(self, streams: int) -> None:
+        """Allocate what goes in and out: PCM and tokens leave in one copy, tokens as bits."""
+        packed_width = STEP_SAMPLES + streams
+        self._frames_in = torch.zeros(self.slots, 1, STEP_SAMPLES, pin_memory=self._on_gpu)
+        self._frames_array = self._frames_in.numpy()
+        self._packed = torch.zeros(self.slots, packed_width, device=self._device)
+        self._packed_host = (
+            torch.zeros(self.slots, packed_width, pin_memory=True) if self._on_gpu else self._packed
+        )
+        self._pcm_out = self._packed[:, None, :STEP_SAMPLES]
+        self._tokens_out = self._packed[:, STEP_SAMPLES:].view(torch.int32)
+        self._pcm_array = self._packed_host[:, :STEP_SAMPLES].numpy()
+        self._tokens_array = self._packed_host[:, STEP_SAMPLES:].view(torch.int32).numpy()
+        # A blocking event lets the thread sleep until the copy is there.
+        self._copied = torch.cuda.Event(blocking=True) if self._on_gpu else None
+
+    def _encode(self, frames: Mapping[int, np.ndarray], running: list[bool]) -> torch.Tensor:
+        """Encode the frames to user codes, shape ``(B, codebooks, 1)``."""
+        for slot, pcm in frames.items():
+            self._frames_array[slot, 0] = pcm
+        self._encoder.run_only(running)
+        return self._mimi.encode(self._frames_in.to(self._device, non_blocking=True))
+
+    def _bring_to_host(
+        self, tokens: torch.Tensor, user_codes: torch.Tensor, speaking: list[bool]
+    ) -> None:
+        """Decode the tokens of the slots that speak, and bring all to the host.
+
+        Args:
+            tokens: Monologue and agent, shape ``(B, 1 + codebooks, 1)``.
+            user_codes: Shape ``(B, codebooks, 1)``.
+            speaking: Slots that the acoustic delay has passed in.
+        """
+        if any(speaking):
+            self._decoder.run_only(speaking)
+            # Slots that do not speak hold no valid tokens; their rows are computed and dropped.
+            pcm = self._mimi.decode(tokens[:, 1:].clamp(min=0))
+            torch.clamp(pcm, -1, 1, out=self._pcm_out)
+        self._tokens_out.copy_(torch.cat([tokens, user_codes], dim=1)[:, :, 0])
+        if self._copied is not None:
+            self._packed_host.copy_(self._packed, non_blocking=True)
+            self._copied.record()
+            self._copied.synchronize()
+
+    def _output(self, slot: int, speaks: bool) -> SlotOutput:
+        tokens = self._tokens_array[slot].copy()
+        if not speaks:
+            return SlotOutput.silence(tokens[-CODEBOOKS:])
+        return SlotOutput(tokens, self._pcm_array[slot].copy())
+
+
+def load_model(
+    name: str | Path, slots: int, device: str | None = None, cpu_threads: int = 1
+) -> BatchedModel:
+    """Load a checkpoint and give it slots.
+
+    Args:
+        name: ``embedded``, a local folder, or ``owner/name[@revision]`` on the hub.
+        slots: Number of conversations at a time.
+        device: In torch's words. None is CUDA if there is a GPU, else the CPU.
+        cpu_threads: Threads that share the work of a step, on a CPU.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be found or loaded.
+    """
+    with torch.inference_mode():
+        return BatchedModel(load_checkpoint(name, device), slots, cpu_threads)
+
+
+def _codec_halves(mimi: MimiModel) -> tuple[list[StreamingModule], list[StreamingModule]]:
+    """Split the codec's outermost streaming modules into those that encode and that decode."""
+    halves: tuple[list[StreamingModule], list[StreamingModule]] = ([], [])
+    names = (
+        ("encoder", "encoder_transformer", "downsample"),
+        ("decoder", "decoder_transformer", "upsample"),
+    )
+    for half, children in zip(halves, names, strict=True):
+        for child in children:
+            half.extend(_outermost_streaming(getattr(mimi, child, None)))
+    return halves
+
+
+def _outermost_streaming(module: torch.nn.Module | None) -> list[StreamingModule]:
+    if module is None:
+        return []
+    if isinstance(module, StreamingModule):
+        return [module]
+    return [found for child in module.children() for found in _outermost_streaming(child)]
