@@ -272,7 +272,10 @@ def main() -> None:
         answers = [encode_answer(mimi, u) for u in read_corpus(options.data, "agent")]
         write_answers(bank / "agent.npz", answers, encode_silence(mimi))
         print(f"{len(answers)} answers", flush=True)
-    parts = {"held_out": ["held_out"], "users": ["users", "speakers"] + 6 * ["kokoro"]}
+    parts = {
+        "held_out": ["held_out"],
+        "users": ["users", "speakers", *2 * ["flite"], *6 * ["kokoro"]],
+    }
     counts = {"held_out": options.held_out_sessions, "users": options.sessions}
     for name, kinds in parts.items():
         utterances = [u for kind in kinds for u in read_corpus(options.data, kind)]

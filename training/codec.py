@@ -34,7 +34,12 @@ from training.speech import PHONES
 STRETCH_STEPS = 20
 STRETCH = STRETCH_STEPS * STEP_SAMPLES  # 1.6 s
 HALF_STEPS = 2  # phone labels a step
-USER_SHARES = {"users": 0.4, "speakers": 0.3, "kokoro": 0.3}  # of the questions in a batch
+USER_SHARES = {
+    "users": 0.3,
+    "speakers": 0.25,
+    "flite": 0.15,
+    "kokoro": 0.3,
+}  # of the questions in a batch
 SILENCE = np.zeros(STRETCH, np.float32)
 
 
