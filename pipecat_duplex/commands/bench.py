@@ -160,7 +160,7 @@ def find_held(first: LoadOptions, measure: Callable[[LoadOptions], Load]) -> int
 
 
 def _print(console: Console, report: BenchReport) -> None:
-    console.print(_loads_table(report))
+    console.print(loads_table(report.loads, report.target, report.playout_ms))
     for error in dict.fromkeys(error for load in report.loads for error in load.errors):
         console.print(f"error: {error}", style="red")
     best = [load for load in report.loads if load.callers == report.held and load.batch_ms]
@@ -189,10 +189,17 @@ def _print(console: Console, report: BenchReport) -> None:
     console.print(f"measured: {report.held} held in real time, at most 1 % of their steps late")
 
 
-def _loads_table(report: BenchReport) -> Table:
+def loads_table(loads: list[Load], target: str, playout_ms: float) -> Table:
+    """Return loads as a table for a terminal.
+
+    Args:
+        loads: One a row.
+        target: What was measured.
+        playout_ms: When an answer was late.
+    """
     table = Table(
-        title=f"{report.target}: late is an answer more than {report.playout_ms:g} ms after its "
-        "step was spoken; times in ms"
+        title=f"{target}: late is an answer more than {playout_ms:g} ms after its step was spoken; "
+        "times in ms"
     )
     for name in (
         "callers",
@@ -206,7 +213,7 @@ def _loads_table(report: BenchReport) -> Table:
         "",
     ):
         table.add_column(name, justify="right")
-    for load in report.loads:
+    for load in loads:
         step = (
             "" if load.step_p50_ms is None else f"{load.step_p50_ms:.0f} / {load.step_p99_ms:.0f}"
         )

@@ -150,7 +150,7 @@ def measure_load(options: LoadOptions) -> Load:
     return _summarize(options, parts)
 
 
-def _measure_engine(options: LoadOptions, callers: int, seed: int, _start_time: float) -> _Part:
+def _measure_engine(options: LoadOptions, callers: int, seed: int, start_time: float) -> _Part:
     return asyncio.run(_run_engine(options, callers, seed))
 
 

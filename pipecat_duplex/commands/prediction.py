@@ -11,7 +11,7 @@ from pipecat_duplex.session import STEP_SAMPLES, STEP_SECS
 if TYPE_CHECKING:
     import torch
 
-    from pipecat_duplex.engine.checkpoint import Checkpoint
+    from pipecat_duplex.engine.torch.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ def predict(checkpoint: str) -> Prediction:
 
 
 def _predict(name: str) -> Prediction:
-    import pipecat_duplex.engine  # noqa: F401  (imports moshi without its compiler)
-    from pipecat_duplex.engine.checkpoint import load_checkpoint
+    import pipecat_duplex.engine.torch  # noqa: F401  (imports moshi without its compiler)
+    from pipecat_duplex.engine.torch.checkpoint import load_checkpoint
 
     checkpoint = load_checkpoint(name)
     summary = checkpoint.summary
@@ -97,7 +97,7 @@ def _weight_bytes(module: "torch.nn.Module") -> int:
 def _count_operations(checkpoint: "Checkpoint") -> int:
     """Count the operations (a multiplication and an addition are two) of one step."""
     import torch
-    from moshi.models import LMGen
+    from moshi.models.lm import LMGen
     from moshi.utils.compile import no_cuda_graph
     from torch.utils.flop_counter import FlopCounterMode
 
