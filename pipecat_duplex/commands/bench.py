@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from loguru import logger
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -198,34 +199,36 @@ def loads_table(loads: list[Load], target: str, playout_ms: float) -> Table:
         playout_ms: When an answer was late.
     """
     table = Table(
+        box=box.SIMPLE,
+        padding=0,
         title=f"{target}: late is an answer more than {playout_ms:g} ms after its step was spoken; "
-        "times in ms"
+        "times in ms",
     )
     for name in (
         "callers",
         "s",
         "late",
-        "delay 50 / 95 / 99 %",
-        "step 50 / 99 %",
+        "delay 50/95/99 %",
+        "step 50/99 %",
         "batch",
         "cores",
-        "callers' cores, lag",
+        "callers'",
+        "their lag",
         "",
     ):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for load in loads:
-        step = (
-            "" if load.step_p50_ms is None else f"{load.step_p50_ms:.0f} / {load.step_p99_ms:.0f}"
-        )
+        step = "" if load.step_p50_ms is None else f"{load.step_p50_ms:.0f}/{load.step_p99_ms:.0f}"
         table.add_row(
             str(load.callers),
             f"{load.secs:g}",
             f"{100 * load.late_share:.1f} %",
-            f"{load.delay_p50_ms:.0f} / {load.delay_p95_ms:.0f} / {load.delay_p99_ms:.0f}",
+            f"{load.delay_p50_ms:.0f}/{load.delay_p95_ms:.0f}/{load.delay_p99_ms:.0f}",
             step,
             "" if load.batch_mean is None else f"{load.batch_mean:.1f}",
             "" if load.model_cpu_cores is None else f"{load.model_cpu_cores:.2f}",
-            f"{load.callers_cpu_cores:.2f}, {load.callers_lag_ms:.0f}",
+            f"{load.callers_cpu_cores:.2f}",
+            f"{load.callers_lag_ms:.0f}",
             "[green]held[/]" if load.held else "[red]not held[/]",
         )
     return table

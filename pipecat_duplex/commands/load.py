@@ -3,12 +3,14 @@
 import asyncio
 import multiprocessing
 import os
+import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from loguru import logger
 
 from pipecat_duplex.commands.audio_file import read_audio
 from pipecat_duplex.commands.callers import (
@@ -122,6 +124,12 @@ class _Part:
     model_cpu_cores: float | None = None
 
 
+def keep_quiet() -> None:
+    """Let only what went wrong into the log of this process."""
+    logger.remove()
+    logger.add(sys.stderr, level="WARNING", format="{level}: {message}")
+
+
 def measure_load(options: LoadOptions) -> Load:
     """Measure a load. Blocks.
 
@@ -141,7 +149,8 @@ def measure_load(options: LoadOptions) -> Load:
         shares = [len(s) for s in np.array_split(np.arange(options.callers), processes)]
         measure = _measure_server
     start_time = time.time() + START_SECS
-    with ProcessPoolExecutor(len(shares), multiprocessing.get_context("spawn")) as processes:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(len(shares), context, initializer=keep_quiet) as processes:
         futures = [
             processes.submit(measure, options, share, number, start_time)
             for number, share in enumerate(shares)

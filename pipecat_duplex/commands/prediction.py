@@ -6,6 +6,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pipecat_duplex.commands.load import keep_quiet
 from pipecat_duplex.session import STEP_SAMPLES, STEP_SECS
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ def predict(checkpoint: str) -> Prediction:
         MissingExtra: There is no torch to count and measure with.
         CheckpointError: The checkpoint cannot be loaded.
     """
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context, initializer=keep_quiet) as process:
         return process.submit(_predict, checkpoint).result()
 
 
