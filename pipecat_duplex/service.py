@@ -153,6 +153,8 @@ class DuplexLLMService(LLMService):
 
     - on_session_started: Called with the session's id.
     - on_session_ended: Called with the session's id and the reason, or None after an orderly end.
+    - on_session_ending: Called once with the seconds that are left before the session's limit, or
+      before its server shuts down.
     - on_user_started: Called with a :class:`~pipecat_duplex.conversation.turns.UserStarted`.
     - on_user_stopped: Called with a ``UserStopped``.
     - on_agent_started: Called with an ``AgentStarted``.
@@ -182,6 +184,7 @@ class DuplexLLMService(LLMService):
         turns: TurnSettings | None = None,
         clock: ClockSettings | None = None,
         reopen_secs: float = 10.0,
+        ending_notice_secs: float = 30.0,
         now_secs: Callable[[], float] = time.monotonic,
         **kwargs,
     ):
@@ -201,6 +204,7 @@ class DuplexLLMService(LLMService):
             clock: How much lateness is borne on the way in and out.
             reopen_secs: When a session fails, a fresh one is tried for this long. 0 gives up at
                 once.
+            ending_notice_secs: ``on_session_ending`` is called when no more than this is left.
             now_secs: The time, for tests and for runs faster than real time.
             **kwargs: Additional arguments passed to the parent LLMService.
 
@@ -248,6 +252,7 @@ class DuplexLLMService(LLMService):
         self._turn_settings = turns
         self._clock_settings = clock
         self._reopen_secs = reopen_secs
+        self._ending_notice_secs = ending_notice_secs
         self._session: DuplexSession | None = None
         self._input_task: asyncio.Task | None = None
         self._session_task: asyncio.Task | None = None
@@ -257,6 +262,7 @@ class DuplexLLMService(LLMService):
         for event in (
             "on_session_started",
             "on_session_ended",
+            "on_session_ending",
             "on_user_started",
             "on_user_stopped",
             "on_agent_started",
@@ -277,6 +283,7 @@ class DuplexLLMService(LLMService):
         self._sent_steps = 0
         self._handled_steps = 0
         self._overload_warned = False
+        self._end_announced = False
 
         self._tracker = TurnTracker(self._turn_settings)
         self._monologue = Monologue()
@@ -439,6 +446,7 @@ class DuplexLLMService(LLMService):
             try:
                 async for step in session.steps():
                     await self._handle_step(step)
+                    await self._announce_end(session)
                 return
             except SessionEnded as e:
                 await self._end_failed_session(session, e)
@@ -446,6 +454,14 @@ class DuplexLLMService(LLMService):
             if fresh is None:
                 return
             session = fresh
+
+    async def _announce_end(self, session: DuplexSession):
+        left_secs = session.secs_left
+        if left_secs is None or left_secs > self._ending_notice_secs or self._end_announced:
+            return
+        self._end_announced = True
+        logger.info(f"{self}: session {session.id} ends in {left_secs:.0f} s")
+        await self._call_event_handler("on_session_ending", left_secs)
 
     async def _end_failed_session(self, session: DuplexSession, error: SessionEnded):
         self._session = None

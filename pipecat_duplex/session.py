@@ -195,6 +195,11 @@ class DuplexSession(Protocol):
         """A name for logs and error messages."""
         ...
 
+    @property
+    def secs_left(self) -> float | None:
+        """How long the session still goes on; None if nothing is known to end it."""
+        ...
+
     def send(self, pcm: np.ndarray) -> int:
         """Give the model the next step of the user's audio. Never waits for the model.
 

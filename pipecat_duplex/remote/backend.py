@@ -43,6 +43,9 @@ TRY_AGAIN_LATER = 1013
 LEAD_STEPS = 1
 RUST_LEAD_STEPS = 2
 
+RUST_MAX_SECS = 360.0
+"""The Rust backend ends every session then, and does not say so before."""
+
 
 class RemoteBackend(DuplexBackend):
     """Opens sessions on a server that speaks Moshi's protocol.
@@ -227,8 +230,8 @@ class RemoteBackend(DuplexBackend):
     def _make_session(
         self, connection: ClientConnection, handshake: wire.Handshake, metadata: dict
     ) -> RemoteSession:
-        ours = metadata.get("pipecat_duplex")
-        ours = ours if isinstance(ours, dict) else {}
+        told = wire.Metadata(metadata)
+        ours = told.ours
         audio_format: wire.AudioFormat = "opus"
         if self._audio_format == "pcm" and ours.get("format") == "pcm":
             audio_format = "pcm"
@@ -244,6 +247,7 @@ class RemoteBackend(DuplexBackend):
             lead_steps=RUST_LEAD_STEPS if is_rust else LEAD_STEPS,
             strips_first_space=is_rust,
             limits=self._limits,
+            max_secs=RUST_MAX_SECS if is_rust else told.max_secs,
             remote_id=str(ours.get("session", "")),
         )
 

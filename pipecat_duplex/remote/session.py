@@ -18,6 +18,7 @@ from pipecat_duplex.remote.pairing import Pairing
 from pipecat_duplex.remote.words import PieceQueue
 from pipecat_duplex.session import (
     STEP_SAMPLES,
+    STEP_SECS,
     TEXT_PADDING,
     DuplexSession,
     InvalidAudio,
@@ -62,6 +63,7 @@ class RemoteSession(DuplexSession):
         lead_steps: int,
         strips_first_space: bool,
         limits: RemoteLimits,
+        max_secs: float | None = None,
         remote_id: str = "",
     ):
         """Initialize around a connection whose server is ready.
@@ -73,6 +75,7 @@ class RemoteSession(DuplexSession):
             lead_steps: Frames at the beginning that an Opus stream leaves without audio.
             strips_first_space: Whether the server leaves out the space of the first word.
             limits: When the server counts as dead.
+            max_secs: The server ends the session after this much audio.
             remote_id: Name that the server gave the session.
         """
         self._connection = connection
@@ -86,6 +89,8 @@ class RemoteSession(DuplexSession):
         self._decoder = OpusDecoder() if audio_format == "opus" else None
         self._pending = np.zeros(0, np.float32)
         self._inbox = StepInbox(self._id)
+        self._max_secs = max_secs
+        self._hangs_up_secs: float | None = None
         self._sent = 0
         self._alive_secs = self._answered_secs = time.monotonic()
         self._out: asyncio.Queue[bytes] = asyncio.Queue()
@@ -99,6 +104,16 @@ class RemoteSession(DuplexSession):
     def id(self) -> str:
         """A name for logs and error messages."""
         return self._id
+
+    @property
+    def secs_left(self) -> float | None:
+        """How long the session still goes on, as far as the server has said."""
+        left_secs = []
+        if self._max_secs is not None:
+            left_secs.append(self._max_secs - self._sent * STEP_SECS)
+        if self._hangs_up_secs is not None:
+            left_secs.append(self._hangs_up_secs - time.monotonic())
+        return max(0.0, min(left_secs)) if left_secs else None
 
     @property
     def audio_format(self) -> wire.AudioFormat:
@@ -185,6 +200,8 @@ class RemoteSession(DuplexSession):
                 self._take_step(message.step)
             elif isinstance(message, wire.Text):
                 self._pieces.put(message.text)
+            elif isinstance(message, wire.Metadata):
+                self._take_metadata(message)
             elif isinstance(message, wire.Error):
                 return f"{self._host} reports: {message.reason}"
 
@@ -211,6 +228,13 @@ class RemoteSession(DuplexSession):
     #
     # from the server
     #
+
+    def _take_metadata(self, message: wire.Metadata) -> None:
+        # With Opus, what could not come before the handshake.
+        if message.max_secs is not None:
+            self._max_secs = message.max_secs
+        if message.secs_left is not None:
+            self._hangs_up_secs = time.monotonic() + message.secs_left
 
     def _take_step(self, step: Step) -> None:
         mine = self._pairing.answer_oldest()

@@ -158,11 +158,27 @@ class Call:
         self._encoder = OpusEncoder() if self._uses_opus else None
         self._pending = np.zeros(0, np.float32)
         self._delays = CallDelays()
+        self._greeted = False
+        self._ends_at_secs: float | None = None
 
     @property
     def lag_secs(self) -> float:
         """Delay of the last step beyond a step's length."""
         return max(0.0, self._delays.last_secs - STEP_SECS)
+
+    async def warn(self, secs_left: float) -> None:
+        """Tell the caller that the call will end.
+
+        Args:
+            secs_left: How long it may still go on.
+        """
+        self._ends_at_secs = time.monotonic() + secs_left
+        if not self._greeted:
+            return  # The greeting says so.
+        try:
+            await self._send_message(wire.encode_metadata(self._metadata()))
+        except (TimeoutError, ConnectionError):
+            pass  # The call finds out by itself.
 
     def stop(self, ending: Ending) -> None:
         """End the call from outside."""
@@ -306,6 +322,7 @@ class Call:
         # know before the handshake whether they have it.
         for message in greeting if self._uses_opus else reversed(greeting):
             await self._send_message(message)
+        self._greeted = True
 
     async def _send_step(self, step: Step) -> None:
         delay_secs = self._metrics.add_step(step.timing)
@@ -342,13 +359,15 @@ class Call:
             "instance_name": "pipecat-duplex",
             "build_info": {},
         }
-        fields["pipecat_duplex"] = {
+        ours = fields["pipecat_duplex"] = {
             "version": __version__,
             "session": self._session.id,
             "format": self._asked.audio_format,
             "max_secs": config.max_secs,
             "ignored": self._asked.ignored,
         }
+        if self._ends_at_secs is not None:
+            ours["secs_left"] = round(max(0.0, self._ends_at_secs - time.monotonic()), 1)
         return fields
 
     #

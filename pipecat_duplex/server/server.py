@@ -123,7 +123,7 @@ class DuplexServer:
         self._runner = runner
 
     async def drain(self, timeout_secs: float) -> None:
-        """Refuse new callers, and wait until those who are there have gone.
+        """Refuse new callers, tell those who are there, and wait until they have gone.
 
         Args:
             timeout_secs: Whoever is there after so long is sent away with close code 1013.
@@ -131,7 +131,9 @@ class DuplexServer:
         self._draining = True
         self._drain_secs = timeout_secs
         try:
-            await asyncio.wait_for(self._nobody.wait(), timeout_secs)
+            async with asyncio.timeout(timeout_secs):
+                await asyncio.gather(*(call.warn(timeout_secs) for call in self._calls))
+                await self._nobody.wait()
         except TimeoutError:
             self._sending_away = True
             for call in self._calls:

@@ -171,8 +171,10 @@ async def test_close_is_idempotent_and_ends_the_iterator(engine: Engine) -> None
 async def test_session_ends_at_its_limit(engine: Engine) -> None:
     session = await engine.open(GREEDY.model_copy(update={"max_secs": 3.5 * STEP_SECS}))
     audio = noise(5, seed=1)
+    assert session.secs_left == pytest.approx(4 * STEP_SECS)
     for frame in audio[:4]:
         session.send(frame)
+    assert session.secs_left == 0
     with pytest.raises(SessionEnded, match="limit"):
         session.send(audio[4])
     steps = []
