@@ -22,7 +22,7 @@ import numpy as np
 
 from training import world
 from training.sizes import SAMPLE_RATE
-from training.speech import AGENT_VOICE, Span, Speech, synthesise
+from training.speech import AGENT_VOICE, NoVoice, Span, Speech, synthesise
 
 FLITE_VOICES = ("rms", "kal16")
 ESPEAK_ACCENTS = ("en-us", "en-us-nyc", "en-gb", "en-gb-x-rp", "en-gb-scotland")
@@ -97,6 +97,8 @@ def make_utterance(part: str, index: int, seed: int) -> Utterance:
         voice, rate, pitch = _draw_voice(part, rng)
         try:
             speech = synthesise(text.replace("| ", ""), voice, rate, pitch)
+        except NoVoice:
+            raise
         except ValueError:  # a synthesiser and its phone times disagree: rare, take another text
             continue
         return Utterance(text, kind, voice, speech)
@@ -142,16 +144,31 @@ def write_part(path: Path, utterances: list[Utterance]) -> None:
 def read_corpus(folder: Path, part: str) -> Iterator[Utterance]:
     """All utterances of a part that have been made so far."""
     for path in sorted((folder / "speech").glob(f"{part}-[0-9]*.npz")):
-        with np.load(path) as data:
-            samples, start = data["samples"], 0
-            for item in json.loads(str(data["index"])):
-                own = samples[start : start + item["length"]].astype(np.float32) / 32767
-                start += item["length"]
-                phones, words = (
-                    tuple(Span(*span) for span in item[key]) for key in ("phones", "words")
-                )
-                speech = Speech(own, phones, words)
-                yield Utterance(item["text"], item["kind"], item["voice"], speech)
+        yield from read_part(path)
+
+
+def read_part(path: Path) -> Iterator[Utterance]:
+    """The utterances of one file."""
+    with np.load(path) as data:
+        samples, start = data["samples"], 0
+        for item in json.loads(str(data["index"])):
+            own = samples[start : start + item["length"]].astype(np.float32) / 32767
+            start += item["length"]
+            phones, words = (
+                tuple(Span(*span) for span in item[key]) for key in ("phones", "words")
+            )
+            speech = Speech(own, phones, words)
+            yield Utterance(item["text"], item["kind"], item["voice"], speech)
+
+
+def with_pause(utterance: Utterance, seconds: float) -> tuple[np.ndarray, float]:
+    """The utterance with silence at its pause mark, and the time at which the silence begins."""
+    before = len(utterance.text.split("|")[0].split())
+    time = utterance.speech.words[before].start
+    position = round(time * SAMPLE_RATE)
+    samples = utterance.speech.samples
+    silence = np.zeros(round(seconds * SAMPLE_RATE), np.float32)
+    return np.concatenate([samples[:position], silence, samples[position:]]), time
 
 
 def make_parts(folder: Path, part: str, seed: int) -> None:

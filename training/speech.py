@@ -29,6 +29,10 @@ _FLITE_ALIASES = {"ax": "ah", "ssil": "pau", "axr": "er", "el": "l", "em": "m", 
 AGENT_VOICE = "flite:slt"
 
 
+class NoVoice(ValueError):
+    """A synthesiser does not have the voice that was asked for."""
+
+
 @dataclass(frozen=True)
 class Span:
     """A phone or a word with its start and end in seconds."""
@@ -144,6 +148,8 @@ _SYNCHRONOUS, _PHONEME_EVENTS, _PHONEME_IPA = 2, 1, 2
 _WORD_EVENT, _END_EVENT, _PHONEME_EVENT = 1, 5, 7
 _RATE_PARAMETER, _PITCH_PARAMETER = 1, 3
 _UTF8 = 1
+# The library finds a voice by its name or file only. The command also looks at the language.
+_ESPEAK_FILES = {"en-gb": "gmw/en"}
 
 
 class _Espeak:
@@ -174,8 +180,10 @@ class _Espeak:
 
     def speak(self, text: str, voice: str, words_a_minute: int, pitch: int) -> np.ndarray:
         self.audio, self.events = [], []
-        if self.library.espeak_SetVoiceByName(voice.encode()):
-            raise ValueError(f"espeak-ng has no voice {voice!r}")
+        accent, *variant = voice.split("+")
+        file = "+".join([_ESPEAK_FILES.get(accent, accent), *variant])
+        if self.library.espeak_SetVoiceByName(file.encode()):
+            raise NoVoice(f"espeak-ng has no voice {voice!r}")
         self.library.espeak_SetParameter(_RATE_PARAMETER, words_a_minute, 0)
         self.library.espeak_SetParameter(_PITCH_PARAMETER, pitch, 0)
         octets = text.encode() + b"\0"
