@@ -26,7 +26,7 @@ from moshi.models import MimiModel, loaders
 
 from training import acoustics
 from training.codec import fade_out
-from training.corpus import Utterance, read_corpus
+from training.corpus import Utterance, read_corpus, with_pause
 from training.sizes import CODEBOOKS, SAMPLE_RATE, STEP_SAMPLES, STEP_SECONDS, mimi_config
 from training.speech import Span, Speech
 
@@ -87,16 +87,6 @@ class Session:
 
     codes: np.ndarray
     heard: list[Heard]
-
-
-def with_pause(utterance: Utterance, seconds: float) -> tuple[np.ndarray, float]:
-    """The utterance with silence at its pause mark, and the time at which the silence begins."""
-    before = len(utterance.text.split("|")[0].split())
-    time = utterance.speech.words[before].start
-    position = round(time * SAMPLE_RATE)
-    samples = utterance.speech.samples
-    silence = np.zeros(round(seconds * SAMPLE_RATE), np.float32)
-    return np.concatenate([samples[:position], silence, samples[position:]]), time
 
 
 def faster(utterance: Utterance, factor: float) -> Utterance:
