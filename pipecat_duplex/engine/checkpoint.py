@@ -43,6 +43,10 @@ ELSEWHERE = "hf://"
 """Begins the name of a file that lives in another repository."""
 
 
+GRAPHS = ("encoder", "temporal", "depformer", "decoder")
+"""The graphs of a checkpoint for ONNX Runtime, ``NAME.onnx``, in the order of a step."""
+
+
 @dataclass(frozen=True, slots=True)
 class CheckpointSummary:
     """What was loaded, for logs and for a person.
@@ -176,6 +180,11 @@ def find_folder(name: str | Path) -> Path | None:
             f"pipecat-duplex, or name a folder or a hub checkpoint such as {HUB_EXAMPLE}"
         )
     return EMBEDDED_FOLDER
+
+
+def has_graphs(folder: Path) -> bool:
+    """Whether a checkpoint folder brings graphs for ONNX Runtime."""
+    return all((folder / f"{name}.onnx").is_file() for name in GRAPHS)
 
 
 def _find_local(name: str, folder: Path) -> CheckpointFiles:
