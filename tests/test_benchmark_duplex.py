@@ -116,7 +116,8 @@ def test_an_answer_that_was_not_asked_for_cannot_be_yielded():
     ("said", "goes_on"),
     [
         ([(3.0, 8.0, LONG)], True),
-        ([(3.0, 4.5, LONG)], False),
+        ([(3.0, 5.4, LONG)], True),  # to its end
+        ([(3.0, 4.5, "one two three four")], False),
         ([(3.0, 4.5, "one two three"), (5.2, 7.0, "sorry i do not know that")], False),
     ],
 )

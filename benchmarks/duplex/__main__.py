@@ -174,7 +174,8 @@ def whole_answers(outcomes: list[Outcome], known: set[str], words: int, seed: in
         words: How many words are enough.
         seed: Of the choice.
     """
-    fitting = [o for o in outcomes if o.said in known and o.moment.kind != "backchannel"]
+    # What was talked over may end like a whole answer, and is none: nothing is owed there.
+    fitting = [outcome for outcome in outcomes if outcome.said in known and outcome.moment.owed]
     repeats: Counter[str] = Counter()
     chosen, total = [], 0
     for index in np.random.default_rng(seed).permutation(len(fitting)):

@@ -200,8 +200,9 @@ class _Measure:
         outcome.said = said
         outcome.goes_on = talking.end_secs >= until and bool(more)
         if self._knows_world:
-            # Sound that is another answer would be no going on.
+            # Sound that is another answer would be no going on; an answer may come to its end.
             outcome.goes_on = outcome.goes_on and moment.over[1].startswith(said)
+            outcome.goes_on = outcome.goes_on or said == moment.over[1]
 
     def _answer(self, moment: Moment) -> Utterance | None:
         """What the agent says to a sentence: it begins after the user did, and outlasts them."""

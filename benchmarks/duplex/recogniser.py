@@ -3,6 +3,7 @@
 It is a weak listener: read its errors beside those on the source voice, which says the same words.
 """
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -28,7 +29,7 @@ def word_pairs() -> str:
     for answer in world.answers():
         words = answer.split()
         last.add(words[-1])
-        for word, follower in zip(words, words[1:], strict=False):
+        for word, follower in itertools.pairwise(words):
             followers.setdefault(word, set()).add(follower)
     rules = [f"public <s> = {_any({answer.split()[0] for answer in world.answers()})};"]
     for word in world.agent_words():
@@ -54,7 +55,7 @@ class Recogniser:
         """Initialize the recogniser.
 
         Args:
-            grammar: What can be said: rules in JSGF; every word has to be in pocketsphinx's dictionary.
+            grammar: What can be said: rules in JSGF, of words that pocketsphinx knows.
         """
         self.decoder = Decoder(samprate=_RATE, loglevel="FATAL", lm=None)
         self.decoder.add_jsgf_string("agent", f"#JSGF V1.0; grammar agent; {grammar}")

@@ -19,13 +19,13 @@ ANSWER_SECS = 3.0
 OPENING_SECS = 3.5
 PAUSE_SECS = (0.4, 1.2)
 TURNS = ("ask",) * 4 + ("pause",) * 3 + ("barge_in",) * 3 + ("backchannel",) * 2
-LONG_WORDS = 8
+LONG_WORDS = 10
 """Words of an answer that is long enough to be talked over."""
 
 _MAX_ANSWER_SECS = 14.0
 _MAX_SECS = 240.0
 _BACKGROUND_SECS = 60.0
-_DECK = {"sum": 5, "count": 2, "day": 2, "place": 3, "outside": 2}  # other kinds: 1
+_DECK = {"sum": 5, "count": 1, "day": 2, "place": 3, "outside": 2}  # other kinds: 1
 
 Frames = Generator[np.ndarray, None, None]
 
@@ -95,7 +95,7 @@ def draw_plans(
         plan = tuple(_draw_turn(str(kind), speaker, decks, rng) for kind in kinds)
         background = speaker.background(_BACKGROUND_SECS)
         # Silence at the start in every other round over the voices, so that each gets its share.
-        opens = (index // len(names) + index) % 2 == 1
+        opens = (index // len(names) + index % len(names)) % 2 == 1
         yield Plan(speaker.voice, group, background, opens, plan)
 
 
@@ -129,7 +129,9 @@ class _Decks:
         )
         every = [item for items in by_kind.values() for item in items]
         long = [item for item in every if len(item.answer.split()) >= LONG_WORDS]
-        self.long = _deal({"": [item for item in long if item.kind in ("story", "count")]}, rng)
+        self.long = _deal(
+            {kind: [item for item in long if item.kind == kind] for kind in ("story", "count")}, rng
+        )
         questions, stops = _deal(asked, rng), _deal({"": by_kind["stop"]}, rng)
         self.over = itertools.chain.from_iterable(zip(questions, stops, questions, strict=False))
         self.hums = _deal({"": speech.backchannels()}, rng)
