@@ -236,7 +236,8 @@ def test_an_agent_that_hears_loudness_alone_takes_pauses_and_yields():
     script = Script(replies=[world.STORY], reply_steps=3, yield_steps=3, step_secs=0)
     found = figures_of(script, knows_world=False)
     assert (found.takeover.value or 0) > 0.7
-    assert (found.pause_takeover.value or 0) > 0.6
+    # It begins in each pause; who yields as the user goes on has not always taken the floor.
+    assert (found.pause_sound.value or 0) > 0.9 and found.pause_takeover.hits
     assert found.yields.of and (found.yields.value or 0) > 0.6
 
 
