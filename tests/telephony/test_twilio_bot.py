@@ -51,7 +51,8 @@ def barge_in() -> np.ndarray:
 
 async def test_a_call(logs):
     """The agent speaks, yields, and nothing of it is heard after the clear; keys come through."""
-    backend = ScriptedBackend(Script(opening=STORY, replies=["all right"], yield_steps=8))
+    script = Script(opening=STORY, replies=["all right"], yield_steps=8, step_secs=0)
+    backend = ScriptedBackend(script)
     async with serving(backend) as bot:
         caller = Caller(barge_in(), digits={1.0: "5", 1.2: "#"}, waits=True)
         call = await caller.call(bot.media)
@@ -97,14 +98,15 @@ async def test_loss_and_jitter_tear_nothing_and_delay_nothing(logs):
 
 async def test_two_calls_have_their_own_conversations():
     """One is talked over and yields; the other one is not, and does not."""
-    backend = ScriptedBackend(Script(opening=STORY, yield_steps=8), slots=2)
+    backend = ScriptedBackend(Script(opening=STORY, step_secs=0), slots=2)
     async with serving(backend) as bot:
         loud, quiet = await asyncio.gather(
             Caller(barge_in(), waits=True).call(bot.media),
             Caller(silence(len(barge_in()) / RATE_HZ, RATE_HZ), waits=True).call(bot.media),
         )
     assert loud.times("clear") and not quiet.times("clear")
-    assert quiet.times("media")[-1] - quiet.times("media")[0] > 3
+    # Nobody's end is the other one's.
+    assert quiet.times("media")[-1] > loud.times("clear")[0]
     assert not any(session.closed is False for session in backend.sessions)
 
 
@@ -246,7 +248,7 @@ async def send_and_listen(url: str, messages: list) -> tuple[int | None, str]:
 async def test_bad_input_is_refused_and_nothing_else_is_affected(logs):
     """While one caller listens to a story, others send what is not the protocol."""
     story = " ".join(["word"] * 400)
-    backend = ScriptedBackend(Script(opening=story), slots=2)
+    backend = ScriptedBackend(Script(opening=story, step_secs=0), slots=2)
     async with serving(backend) as bot:
         caller = Caller(silence(100, RATE_HZ))
         good = asyncio.create_task(caller.call(bot.media))
@@ -263,7 +265,7 @@ async def test_bad_input_is_refused_and_nothing_else_is_affected(logs):
                 assert any("refused" in line and reason in line for line in logs), reason
             await until(lambda: sum(not s.closed for s in backend.sessions) <= 1)
         assert not good.done()
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(3)
         caller.hang_up()
         call = await good
     # The story went on all the while, before and after each of them.
