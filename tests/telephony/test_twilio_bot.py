@@ -174,6 +174,10 @@ async def test_the_answer_connects_the_stream():
         for headers in (wrong, {}, sign(TOKEN, url)):
             async with web.post(bot.http, data=form, headers=headers) as response:
                 assert response.status == 403
+        async with web.post(bot.http, data={"From": "5" * 100_000}) as response:
+            assert response.status == 413
+        async with web.post(bot.http, data=b"\xff\x00=&&&=") as response:
+            assert response.status == 403
 
 
 async def test_a_stream_without_the_signature_is_refused(logs):
