@@ -96,18 +96,23 @@ async def test_loss_and_jitter_tear_nothing_and_delay_nothing(logs):
     assert min(lost) == 0 and 0.1 < max(lost) < 1.2
 
 
-async def test_two_calls_have_their_own_conversations():
-    """One is talked over and yields; the other one is not, and does not."""
+async def test_two_calls_have_their_own_conversations(logs):
+    """One caller talks over the agent, the other one listens; each presses keys of their own."""
     backend = ScriptedBackend(Script(opening=STORY, step_secs=0), slots=2)
+    quiet_audio = silence(len(barge_in()) / RATE_HZ, RATE_HZ)
+    callers = (
+        Caller(barge_in(), digits={0.5: "1", 1.0: "1"}, waits=True),
+        Caller(quiet_audio, digits={0.5: "2", 1.0: "3"}, waits=True),
+    )
     async with serving(backend) as bot:
-        loud, quiet = await asyncio.gather(
-            Caller(barge_in(), waits=True).call(bot.media),
-            Caller(silence(len(barge_in()) / RATE_HZ, RATE_HZ), waits=True).call(bot.media),
-        )
-    assert loud.times("clear") and not quiet.times("clear")
-    # Nobody's end is the other one's.
-    assert quiet.times("media")[-1] > loud.times("clear")[0]
-    assert not any(session.closed is False for session in backend.sessions)
+        loud, quiet = await asyncio.gather(*(caller.call(bot.media) for caller in callers))
+        await until(lambda: sum("the line:" in line for line in logs) == 2)
+    assert not quiet.times("clear")
+    # The story goes on for one to the end of the call.
+    assert quiet.times("media")[-1] > quiet.origin_secs + len(quiet.audio) / RATE_HZ - 1
+    digits = [re.search(r"digits (\w+)", line)[1] for line in logs if "the line:" in line]
+    assert sorted(digits) == ["11", "23"]
+    assert all(session.closed for session in backend.sessions)
 
 
 async def test_without_a_slot_the_call_ends_and_the_others_go_on(logs):
