@@ -105,7 +105,7 @@ async def test_two_calls_have_their_own_conversations(logs):
         Caller(quiet_audio, digits={0.5: "2", 1.0: "3"}, waits=True),
     )
     async with serving(backend) as bot:
-        loud, quiet = await asyncio.gather(*(caller.call(bot.media) for caller in callers))
+        _, quiet = await asyncio.gather(*(caller.call(bot.media) for caller in callers))
         await until(lambda: sum("the line:" in line for line in logs) == 2)
     assert not quiet.times("clear")
     # The story goes on for one to the end of the call.
