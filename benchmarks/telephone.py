@@ -1,8 +1,8 @@
 """What the telephone path adds to the model's time: ``python -m benchmarks.telephone``.
 
-A caller in a process of its own talks to ``examples/twilio_bot.py`` over a real WebSocket, with real
-speech in μ-law, by the clock. In turns, the same bot runs once at the line's 8 kHz and once at 24 kHz,
-where Pipecat's default resamplers stand between the line and the service.
+A caller in a process of its own talks to ``examples/twilio_bot.py`` over a real WebSocket, with
+real speech in μ-law, by the clock. In turns, the same bot runs once at the line's 8 kHz and once at
+24 kHz, where Pipecat's default resamplers stand between the line and the service.
 
 All delays are of the *content*: what was sent and what came is found in each other by correlation,
 so that what a resampler holds back counts.
@@ -18,21 +18,17 @@ import argparse
 import asyncio
 import json
 import multiprocessing
-import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
-import uvicorn
 from loguru import logger
 from scipy.signal import correlate, resample_poly
 
-from examples.twilio_bot import MAX_MESSAGE_BYTES, create_app
 from pipecat_duplex.conversation.pcm import level_db
 from pipecat_duplex.engine import Engine
 from pipecat_duplex.session import (
@@ -44,6 +40,7 @@ from pipecat_duplex.session import (
     Step,
 )
 from tests.pipeline import silence, speech
+from tests.telephony.bot import serving
 from tests.telephony.caller import RATE_HZ, Call, Caller, Line, decode
 
 UP = SAMPLE_RATE_HZ // RATE_HZ
@@ -256,25 +253,6 @@ def call_bot(url: str, audio: np.ndarray, line: Line) -> Call:
     return asyncio.run(Caller(audio, line=line).call(url))
 
 
-@asynccontextmanager
-async def serving(backend: DuplexBackend, sample_rate_hz: int) -> AsyncIterator[str]:
-    """Serve the bot, and give the address of its WebSocket."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    app = create_app(host="localhost", backend=backend, sample_rate_hz=sample_rate_hz)
-    config = uvicorn.Config(
-        app, log_level="warning", ws_max_size=MAX_MESSAGE_BYTES, ws_per_message_deflate=False
-    )
-    server = uvicorn.Server(config)
-    task = asyncio.create_task(server.serve(sockets=[listener]))
-    while not server.started:
-        await asyncio.sleep(0.02)
-    try:
-        yield f"ws://127.0.0.1:{listener.getsockname()[1]}/media"
-    finally:
-        server.should_exit = True
-        await task
-
-
 async def measure(engine: Engine, audio: np.ndarray, rounds: int) -> dict[str, Figures]:
     """Hold the calls of all rows, in turns."""
     clean, poor = Line(), Line(loss=0.05, jitter_secs=0.06)
@@ -321,8 +299,8 @@ async def _calls(
 
 
 async def _one(loop, processes, backend, rate_hz, audio, line) -> Call:
-    async with serving(backend, rate_hz) as url:
-        return await loop.run_in_executor(processes, call_bot, url, audio, line)
+    async with serving(backend, sample_rate_hz=rate_hz) as bot:
+        return await loop.run_in_executor(processes, call_bot, bot.media, audio, line)
 
 
 def table(rows: dict[str, Figures]) -> str:

@@ -20,6 +20,7 @@ import argparse
 import os
 from collections.abc import Mapping
 from contextlib import asynccontextmanager
+from urllib.parse import parse_qsl
 from xml.sax.saxutils import quoteattr
 
 import uvicorn
@@ -48,7 +49,7 @@ FAREWELL = "goodbye"
 """The agent hangs up after an utterance with this word."""
 
 MAX_MESSAGE_BYTES = 64 * 1024
-"""Twilio's messages have a few hundred; the server refuses larger ones before they are read."""
+"""Twilio's messages and requests have a few hundred; larger ones are refused unread."""
 
 
 class CallLog(FrameProcessor):
@@ -215,7 +216,9 @@ def create_app(
 
     @app.post("/")
     async def answer(request: Request) -> Response:
-        form = {name: str(value) for name, value in (await request.form()).items()}
+        form = await read_form(request)
+        if form is None:
+            return Response("the request is too large", status_code=413)
         if not comes_from_twilio(request, "https", form):
             return Response("the signature is wrong", status_code=403)
         caller = quoteattr(form.get("From", "unknown"))
@@ -241,6 +244,17 @@ def create_app(
         )
 
     return app
+
+
+async def read_form(request: Request) -> dict[str, str] | None:
+    """Return the fields of a POST, or None if it is larger than any of Twilio's."""
+    body = b""
+    async for part in request.stream():
+        body += part
+        if len(body) > MAX_MESSAGE_BYTES:
+            logger.warning(f"{request.url.path} refused: more than {MAX_MESSAGE_BYTES} bytes")
+            return None
+    return dict(parse_qsl(body.decode(errors="replace"), keep_blank_values=True))
 
 
 async def load_engine() -> DuplexBackend:

@@ -1,4 +1,4 @@
-"""The Daily bot with the real SDK and Pipecat's real transport; only the room itself is not there."""
+"""The Daily bot with the real SDK and Pipecat's real transport; only the room is not there."""
 
 import asyncio
 from contextlib import suppress
@@ -16,6 +16,7 @@ from examples import daily_bot
 from pipecat_duplex.conversation.pcm import float_to_pcm16
 from pipecat_duplex.scripted import Script, ScriptedBackend
 from tests.pipeline import silence, speech
+from tests.telephony.bot import until
 
 RATE_HZ = 24_000
 STORY = "once there was a small cat who wanted to see the sea she walked for three days"
@@ -102,9 +103,7 @@ async def test_a_conversation_in_a_room(monkeypatch, scripted):
         [transport] = transports
         await transport._on_participant_joined(ALICE)
         await transport._on_participant_joined(BOB)
-        async with asyncio.timeout(30):
-            while not any(" right" in message["text"] for message in room.said("word")):
-                await asyncio.sleep(0.05)
+        await until(lambda: any(" right" in message["text"] for message in room.said("word")))
 
         # The room read the agent's words, and that it yielded.
         first = "".join(m["text"] for m in room.messages if m.get("type") == "word").strip()

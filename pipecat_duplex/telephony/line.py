@@ -33,6 +33,7 @@ MAX_RESERVE_SECS = 0.1
 MIN_RESERVE_SECS = 0.02
 # The far end has been silent for longer than this: what comes next is a new utterance.
 UTTERANCE_GAP_SECS = 0.2
+_SHORTEST_GAP_SECS = 0.001
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,7 @@ class OutboundLine:
         reserve_secs = 0.0
         if dry_secs > UTTERANCE_GAP_SECS:
             reserve_secs = self.reserve_secs = self._reserve_secs(lateness_secs)
-        elif dry_secs > 0:
+        elif dry_secs > _SHORTEST_GAP_SECS:
             self.gaps += 1
             self.gap_secs += dry_secs
             self._torn_secs += dry_secs

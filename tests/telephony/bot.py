@@ -5,7 +5,7 @@ import base64
 import hashlib
 import hmac
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -38,14 +38,22 @@ async def serving(backend: DuplexBackend, **app_args) -> AsyncIterator[Bot]:
             )
         )
         task = asyncio.create_task(server.serve(sockets=[listener]))
-        while not server.started:
-            await asyncio.sleep(0.02)
+        await until(lambda: server.started)
         address = f"127.0.0.1:{listener.getsockname()[1]}"
         try:
             yield Bot(f"http://{address}/", f"ws://{address}/media")
         finally:
             server.should_exit = True
             await task
+
+
+async def until(condition: Callable[[], object], timeout_secs: float = 60) -> None:
+    """Wait until something is true."""
+    for _ in range(round(timeout_secs / 0.02)):
+        if condition():
+            return
+        await asyncio.sleep(0.02)
+    raise AssertionError(f"not in {timeout_secs} s")
 
 
 def sign(auth_token: str, url: str, form: dict[str, str] | None = None) -> dict[str, str]:

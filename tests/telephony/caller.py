@@ -1,7 +1,7 @@
 """A caller on Twilio's Media Streams, as Twilio would be: for tests and measurements.
 
-It speaks μ-law by the clock, 20 ms a message, over a line that may lose, delay and reorder them, and
-plays what it is sent as Twilio does: one after another, from a buffer that a ``clear`` empties.
+It speaks μ-law by the clock, 20 ms a message, over a line that may lose, delay and reorder them,
+and plays what it is sent as Twilio does: one after another, from a buffer that a ``clear`` empties.
 """
 
 import asyncio
@@ -174,6 +174,7 @@ class Caller:
         line: Line | None = None,
         digits: Mapping[float, str] | None = None,
         headers: Mapping[str, str] | None = None,
+        waits: bool = False,
         stays: bool = False,
     ):
         """Prepare a call.
@@ -181,16 +182,23 @@ class Caller:
         Args:
             audio: What to say, float32, 8 kHz.
             line: What the line does to it.
-            digits: Keys to press, by second of the call.
+            digits: Keys to press, by second of the audio.
             headers: Of the WebSocket's request, such as Twilio's signature.
-            stays: Stay on the line, silent, until the bot hangs up.
+            waits: Be silent until the agent begins.
+            stays: Stay on the line, without a sound, until the bot hangs up.
         """
         self._audio = audio
         self._line = line or Line()
         self._digits = dict(digits or {})
         self._headers = dict(headers or {})
+        self._waits = waits
         self._stays = stays
+        self._hanging_up = False
         self._numbers = itertools.count(1)
+
+    def hang_up(self) -> None:
+        """End the call before the audio does."""
+        self._hanging_up = True
 
     async def call(self, url: str) -> Call:
         """Hold the call.
@@ -223,15 +231,34 @@ class Caller:
         return call
 
     async def _speak(self, socket: ClientConnection, call: Call) -> None:
-        chunks = len(self._audio) // CHUNK_SAMPLES
-        for at_secs, index in self._line.arrivals(chunks):
-            await asyncio.sleep(max(0.0, call.origin_secs + at_secs - time.monotonic()))
+        first = await self._wait(socket, call) if self._waits else 0
+        call.audio = np.concatenate([np.zeros(first * CHUNK_SAMPLES, np.float32), self._audio])
+        for at_secs, index in self._line.arrivals(len(self._audio) // CHUNK_SAMPLES):
+            await self._sleep_until(call.origin_secs + first * CHUNK_SECS + at_secs)
+            if self._hanging_up:
+                return
             for pressed_secs in [secs for secs in self._digits if secs <= at_secs]:
                 digit = self._digits.pop(pressed_secs)
                 await self._send(socket, "dtmf", dtmf={"track": "inbound_track", "digit": digit})
-            pcm = self._audio[index * CHUNK_SAMPLES : (index + 1) * CHUNK_SAMPLES]
-            call.sent_secs[index] = time.monotonic()
-            await self._send(socket, "media", media=media_object(index, encode(pcm)))
+            await self._send_chunk(socket, call, first + index)
+
+    async def _wait(self, socket: ClientConnection, call: Call) -> int:
+        """Send silence until the agent begins; return how many chunks."""
+        for index in itertools.count():
+            if call.times("media"):
+                return index
+            await self._sleep_until(call.origin_secs + (index + 1) * CHUNK_SECS)
+            call.audio = np.zeros((index + 1) * CHUNK_SAMPLES, np.float32)
+            await self._send_chunk(socket, call, index)
+        raise AssertionError("count() does not end")
+
+    async def _sleep_until(self, secs: float) -> None:
+        await asyncio.sleep(max(0.0, secs - time.monotonic()))
+
+    async def _send_chunk(self, socket: ClientConnection, call: Call, index: int) -> None:
+        pcm = call.audio[index * CHUNK_SAMPLES : (index + 1) * CHUNK_SAMPLES]
+        call.sent_secs[index] = time.monotonic()
+        await self._send(socket, "media", media=media_object(index, encode(pcm)))
 
     async def _send(self, socket: ClientConnection, event: str, **fields) -> None:
         number = str(next(self._numbers))
@@ -266,11 +293,13 @@ async def _listen(socket: ClientConnection, call: Call) -> None:
 
 
 async def _echo(socket: ClientConnection, name: str, player: Player, now_secs: float) -> None:
-    due_secs = player.until_secs
     # A clear empties the buffer, and with it what the mark waits for.
-    while (now_secs := time.monotonic()) < min(due_secs, player.until_secs):
-        await asyncio.sleep(min(CHUNK_SECS, due_secs - now_secs))
-    await socket.send(json.dumps({"event": "mark", "streamSid": STREAM_SID, "mark": {"name": name}}))
+    for at_secs in np.arange(now_secs, player.until_secs, CHUNK_SECS):
+        if player.until_secs <= at_secs:
+            break
+        await asyncio.sleep(max(0.0, at_secs + CHUNK_SECS - time.monotonic()))
+    mark = {"event": "mark", "streamSid": STREAM_SID, "mark": {"name": name}}
+    await socket.send(json.dumps(mark))
 
 
 def connected_message() -> dict:
