@@ -218,6 +218,9 @@ def bench(
     ] = None,
     secs: Annotated[float, typer.Option(min=2, max=3600, help="Length of each.")] = 30.0,
     checkpoint: Checkpoint = "embedded",
+    runtime: Annotated[
+        Literal["onnx", "torch"] | None, typer.Option(help="What runs it, if not the usual.")
+    ] = None,
     url: Annotated[str | None, typer.Option(help="Call this server instead.")] = None,
     speech: Annotated[
         Path | None, typer.Option(help="What the callers say: wav or flac. A murmur by default.")
@@ -245,6 +248,7 @@ def bench(
             callers=loads,
             secs=secs,
             checkpoint=checkpoint,
+            runtime=runtime,
             url=url,
             speech=speech,
             come_and_go=come_and_go,

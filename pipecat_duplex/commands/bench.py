@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from loguru import logger
 from rich import box
@@ -14,6 +15,9 @@ from pipecat_duplex.commands.callers import PLAYOUT_SECS
 from pipecat_duplex.commands.load import MAX_LAG_MS, Load, LoadOptions, measure_load
 from pipecat_duplex.commands.prediction import Prediction, predict
 from pipecat_duplex.session import STEP_SECS, DuplexError, MissingExtra
+
+if TYPE_CHECKING:
+    from pipecat_duplex.engine.engine import Runtime
 
 FIRST_CALLERS = 4
 MOST_CALLERS = 1024
@@ -34,6 +38,7 @@ class BenchOptions:
         callers: Loads to try, one after another. Without any, the largest that is held is searched.
         secs: Length of each.
         checkpoint: The model, run in this machine.
+        runtime: What runs the model, in the engine's words.
         url: A server to call instead.
         speech: What the callers say; a murmur if None.
         come_and_go: Whether callers hang up and call again.
@@ -45,6 +50,7 @@ class BenchOptions:
     callers: tuple[int, ...] = ()
     secs: float = 30.0
     checkpoint: str = "embedded"
+    runtime: "Runtime | None" = None
     url: str | None = None
     speech: Path | None = None
     come_and_go: bool = True
@@ -58,6 +64,7 @@ class BenchOptions:
             callers=callers,
             secs=self.secs,
             checkpoint=self.checkpoint,
+            runtime=self.runtime,
             url=self.url,
             speech=self.speech,
             come_and_go=self.come_and_go,
@@ -200,22 +207,12 @@ def loads_table(loads: list[Load], target: str, playout_ms: float) -> Table:
     """
     table = Table(
         box=box.SIMPLE,
-        padding=0,
-        title=f"{target}: late is an answer more than {playout_ms:g} ms after its step was spoken; "
-        "times in ms",
+        pad_edge=False,
+        title=f"{target}: late is an answer more than {playout_ms:g} ms after its step was spoken",
+        caption="ms: delay of 50/95/99 % of the answers, computing time of 50/99 % of the steps; "
+        "lag: how late the callers themselves were in 1 % of their steps",
     )
-    for name in (
-        "callers",
-        "s",
-        "late",
-        "delay 50/95/99 %",
-        "step 50/99 %",
-        "batch",
-        "cores",
-        "callers'",
-        "their lag",
-        "",
-    ):
+    for name in ("n", "secs", "late", "delay", "step", "batch", "cores", "callers'", "lag", ""):
         table.add_column(name, justify="right", no_wrap=True)
     for load in loads:
         step = "" if load.step_p50_ms is None else f"{load.step_p50_ms:.0f}/{load.step_p99_ms:.0f}"

@@ -8,6 +8,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from loguru import logger
@@ -20,6 +21,9 @@ from pipecat_duplex.commands.callers import (
     murmur,
     run_callers,
 )
+
+if TYPE_CHECKING:
+    from pipecat_duplex.engine.engine import Runtime
 
 MAX_LATE_SHARE = 0.01
 """A load is held in real time if no more than this share of the steps is late."""
@@ -42,6 +46,7 @@ class LoadOptions:
         callers: Conversations at a time.
         secs: How long they are watched, after warming up.
         checkpoint: The model, run in a process together with the callers.
+        runtime: What runs the model, in the engine's words.
         url: A server to call instead.
         speech: What the callers say; a murmur if None.
         come_and_go: Whether callers hang up and call again.
@@ -51,6 +56,7 @@ class LoadOptions:
     callers: int
     secs: float = 30.0
     checkpoint: str = "embedded"
+    runtime: "Runtime | None" = None
     url: str | None = None
     speech: Path | None = None
     come_and_go: bool = True
@@ -166,7 +172,7 @@ def _measure_engine(options: LoadOptions, callers: int, seed: int, start_time: f
 async def _run_engine(options: LoadOptions, callers: int, seed: int) -> _Part:
     from pipecat_duplex.engine import Engine
 
-    engine = await Engine.load(options.checkpoint, slots=callers)
+    engine = await Engine.load(options.checkpoint, slots=callers, runtime=options.runtime)
     try:
         started = time.monotonic(), time.process_time(), time.thread_time()
         log = await _run_callers(engine, options, callers, seed)
