@@ -48,6 +48,8 @@ UP = SAMPLE_RATE_HZ // RATE_HZ
 WINDOW_STEPS = 5
 SEARCH_SECS = 0.5
 SPEECH_DB = -40.0
+# The service lets nothing through that is later than this.
+MAX_DELAY_SECS = 1.0
 # A sentence has ended, or an agent has fallen silent, after this much silence.
 PAUSE_SECS = 0.3
 
@@ -86,10 +88,9 @@ class WatchedSession:
         self._session = session
         self._log = log
 
-    @property
-    def id(self) -> str:
-        """The session's name."""
-        return self._session.id
+    def __getattr__(self, name: str):
+        """Leave all else to the session."""
+        return getattr(self._session, name)
 
     def send(self, pcm: np.ndarray) -> int:
         """Note the time, and pass the step on."""
@@ -101,10 +102,6 @@ class WatchedSession:
         async for step in self._session.steps():
             self._log.steps.append((time.monotonic(), step.pcm))
             yield step
-
-    async def close(self) -> None:
-        """Close the session."""
-        await self._session.close()
 
 
 @dataclass
@@ -159,9 +156,13 @@ def outbound_secs(call: Call, log: Log) -> list[float]:
         for step in range(first, first + WINDOW_STEPS):
             at = (step * STEP_SECS * SAMPLE_RATE_HZ + shift) / UP
             message = int(np.searchsorted(begins, at + 1e-6, side="right")) - 1
-            if 0 <= message < len(media):
-                came_secs = media[message].secs + (at - begins[message]) / RATE_HZ
-                delays.append(came_secs - log.steps[step][0])
+            if not 0 <= message < len(media):
+                continue
+            came_secs = media[message].secs + (at - begins[message]) / RATE_HZ
+            delay_secs = came_secs - log.steps[step][0]
+            # What was said twice may be found in the other place.
+            if 0 <= delay_secs < MAX_DELAY_SECS:
+                delays.append(delay_secs)
     return delays
 
 
@@ -343,7 +344,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     args = parser.parse_args()
     logger.remove()
-    logger.add(sys.stderr, level="INFO")
+    logger.add(sys.stderr, level="ERROR")
     rows = asyncio.run(run(args.checkpoint, args.rounds))
     print("all in ms")
     print(table(rows))
