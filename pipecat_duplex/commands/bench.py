@@ -207,7 +207,7 @@ def loads_table(loads: list[Load], target: str, playout_ms: float) -> Table:
     """
     table = Table(
         box=box.SIMPLE,
-        pad_edge=False,
+        padding=(0, 1, 0, 0),
         title=f"{target}: late is an answer more than {playout_ms:g} ms after its step was spoken",
         caption="ms: delay of 50/95/99 % of the answers, computing time of 50/99 % of the steps; "
         "lag: how late the callers themselves were in 1 % of their steps",
@@ -226,7 +226,7 @@ def loads_table(loads: list[Load], target: str, playout_ms: float) -> Table:
             "" if load.model_cpu_cores is None else f"{load.model_cpu_cores:.2f}",
             f"{load.callers_cpu_cores:.2f}",
             f"{load.callers_lag_ms:.0f}",
-            "[green]held[/]" if load.held else "[red]not held[/]",
+            "[green]held[/]" if load.held else "[red]not[/]",
         )
     return table
 
