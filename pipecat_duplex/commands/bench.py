@@ -207,7 +207,7 @@ def loads_table(loads: list[Load], target: str, playout_ms: float) -> Table:
     """
     table = Table(
         box=box.SIMPLE,
-        pad_edge=False,
+        padding=(0, 1, 0, 0),
         title=f"{target}: late is an answer more than {playout_ms:g} ms after its step was spoken",
         caption="ms: delay of 50/95/99 % of the answers, computing time of 50/99 % of the steps; "
         "lag: how late the callers themselves were in 1 % of their steps",
@@ -226,7 +226,7 @@ def loads_table(loads: list[Load], target: str, playout_ms: float) -> Table:
             "" if load.model_cpu_cores is None else f"{load.model_cpu_cores:.2f}",
             f"{load.callers_cpu_cores:.2f}",
             f"{load.callers_lag_ms:.0f}",
-            "[green]held[/]" if load.held else "[red]not held[/]",
+            "[green]held[/]" if load.held else "[red]not[/]",
         )
     return table
 
@@ -239,13 +239,16 @@ def _plot(report: BenchReport, path: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import MaxNLocator
 
     figure, (delays, steps) = pyplot.subplots(1, 2, figsize=(11, 4.5), dpi=150, sharex=True)
     loads = sorted(report.loads, key=lambda load: load.callers)
     callers = [load.callers for load in loads]
     percentiles = {"delay_p50_ms": "median", "delay_p95_ms": "95 %", "delay_p99_ms": "99 %"}
     for name, label in percentiles.items():
-        delays.plot(callers, [getattr(load, name) for load in loads], marker="o", label=label)
+        # What is far too late stays at the upper edge.
+        shown_ms = [min(getattr(load, name), 3 * report.playout_ms) for load in loads]
+        delays.plot(callers, shown_ms, marker="o", label=label, clip_on=False)
     delays.axhline(report.playout_ms, color="0.6", linestyle=":", label="played")
     delays.set_ylabel("from the end of a step to its answer, ms")
     delays.set_ylim(0, 3 * report.playout_ms)
@@ -261,6 +264,7 @@ def _plot(report: BenchReport, path: Path) -> None:
     figure.suptitle(title)
     for axes in (delays, steps):
         axes.set_xlabel("callers")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend()
     figure.tight_layout()
     figure.savefig(path)
