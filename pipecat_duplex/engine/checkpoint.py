@@ -153,13 +153,22 @@ def find_checkpoint(name: str | Path) -> CheckpointFiles:
     folder = find_folder(name)
     if folder is not None:
         return _find_local(str(name), folder)
+    return _find_on_hub(str(name), *split_hub_name(name))
+
+
+def split_hub_name(name: str | Path) -> tuple[str, str | None]:
+    """Split ``owner/name[@revision]`` into repository and revision.
+
+    Raises:
+        CheckpointError: It is no such name.
+    """
     match = HUB_NAME.fullmatch(str(name))
     if match is None or isinstance(name, Path):
         raise CheckpointError(
             f"there is no checkpoint {name}: it is no folder, and no name on the hub "
             f"(owner/name, such as {HUB_EXAMPLE})"
         )
-    return _find_on_hub(str(name), match["repo"], match["revision"])
+    return match["repo"], match["revision"]
 
 
 def find_folder(name: str | Path) -> Path | None:

@@ -7,7 +7,12 @@ from typing import Literal
 
 from loguru import logger
 
-from pipecat_duplex.engine.checkpoint import CheckpointSummary, find_folder, has_graphs
+from pipecat_duplex.engine.checkpoint import (
+    CheckpointSummary,
+    find_folder,
+    has_graphs,
+    split_hub_name,
+)
 from pipecat_duplex.engine.loop import StepLoop
 from pipecat_duplex.engine.model import StepModel
 from pipecat_duplex.engine.session import EngineSession
@@ -89,12 +94,12 @@ class Engine(DuplexBackend):
 
         def load_model() -> StepModel:
             if (runtime or _choose_runtime(checkpoint, device)) == "onnx":
-                from pipecat_duplex.engine import onnx
+                from pipecat_duplex.engine.onnx import load_model
 
-                return onnx.load_model(checkpoint, slots, cpu_threads or _count_cores())
-            from pipecat_duplex.engine import torch
+                return load_model(checkpoint, slots, cpu_threads or _count_cores())
+            from pipecat_duplex.engine.torch import load_model
 
-            return torch.load_model(checkpoint, slots, device, cpu_threads or 1)
+            return load_model(checkpoint, slots, device, cpu_threads or 1)
 
         step_loop = StepLoop(load_model, slots, gather_ms / 1000)
         try:
@@ -183,11 +188,18 @@ class Engine(DuplexBackend):
 
 
 def _choose_runtime(checkpoint: str | Path, device: str | None) -> Runtime:
-    """ONNX Runtime for a checkpoint that brings graphs, unless a GPU is asked for."""
+    """ONNX Runtime for a checkpoint that brings graphs, unless a GPU is asked for.
+
+    Raises:
+        CheckpointError: There is no such checkpoint.
+    """
     if device not in (None, "cpu"):
         return "torch"
     folder = find_folder(checkpoint)
-    return "onnx" if folder is not None and has_graphs(folder) else "torch"
+    if folder is None:
+        split_hub_name(checkpoint)  # a name that means nothing needs no torch
+        return "torch"
+    return "onnx" if has_graphs(folder) else "torch"
 
 
 def _count_cores() -> int:

@@ -365,7 +365,7 @@ async def watching_the_loop() -> AsyncIterator[list[float]]:
 async def test_asyncio_is_never_held_up(
     checkpoint_folder: Path, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slow_secs = 1.0
+    slow_secs = 2.0
     load, step = find_checkpoint, MODELS[runtime].step
 
     def slow_load(*args):

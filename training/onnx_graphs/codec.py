@@ -14,6 +14,9 @@ from training.onnx_graphs.builder import GraphBuilder, WeightFile
 
 STEP_SAMPLES = 1_920
 
+FEW_POSITIONS = 4
+"""For so few outputs in time a matrix product is several times faster than a convolution."""
+
 
 class Memories:
     """The memories of one half, cut out of the state in the order in which they are asked for."""
@@ -48,7 +51,10 @@ class Memories:
 class Codec:
     """What both halves are built of."""
 
-    def __init__(self, name: str, weights: WeightFile, config: dict[str, Any]):
+    def __init__(
+        self, name: str, weights: WeightFile, config: dict[str, Any], length: int | None = None
+    ):
+        """Begin a graph; ``length`` is the number of positions in time at first, frames if None."""
         self.config = config
         self.graph = GraphBuilder(name, weights)
         transformer = config["transformer"]
@@ -62,6 +68,7 @@ class Codec:
         ratios = config["seanet"]["ratios"]
         frame_samples = int(np.prod(ratios))
         self.frames = STEP_SAMPLES // frame_samples
+        self._length = length or self.frames
         steps = self.graph.constant([self.frames])
         offsets = self.graph.node("Mul", self.positions, steps)
         self.ring: Ring = make_ring(self.graph, self._heads, offsets, steps)
@@ -88,10 +95,30 @@ class Codec:
                 old = graph.node("Where", edge, graph.slice(value, 0, 1, axis=2), old)
             value = graph.concat([old, value], axis=2)
             self.memories.keep(graph.slice(value, -length, 2**31, axis=2))
-        weights = [graph.weight(f"{prefix}.weight")]
-        if graph.has(f"{prefix}.bias"):
-            weights.append(graph.weight(f"{prefix}.bias"))
-        return graph.node("Conv", value, *weights, strides=[stride], dilations=[dilation])
+        self._length //= stride
+        bias = graph.weight(f"{prefix}.bias") if graph.has(f"{prefix}.bias") else ""
+        return self._convolve(
+            value, graph.weight(f"{prefix}.weight"), bias, kernel, stride, dilation
+        )
+
+    def _convolve(
+        self, value: str, weight: str, bias: str, kernel: int, stride: int = 1, dilation: int = 1
+    ) -> str:
+        """A convolution without padding, to as many positions as there are now."""
+        graph = self.graph
+        if self._length > FEW_POSITIONS or dilation > 1:
+            weights = [weight, bias] if bias else [weight]
+            return graph.node("Conv", value, *weights, strides=[stride], dilations=[dilation])
+        windows = [
+            graph.reshape(graph.slice(value, begin, begin + kernel, axis=2), 0, 1, -1)
+            for begin in range(0, self._length * stride, stride)
+        ]
+        # The weight, [out, in, kernel], as [in * kernel, out].
+        product = graph.transpose(graph.reshape(weight, 0, -1), 1, 0)
+        value = graph.node("MatMul", graph.concat(windows, axis=1), product)
+        if bias:
+            value = graph.node("Add", value, bias)
+        return graph.transpose(value, 0, 2, 1)
 
     def transposed_convolution(self, value: str, prefix: str, stride: int) -> str:
         """A causal transposed convolution with a kernel of two strides.
@@ -111,17 +138,22 @@ class Codec:
         weight = graph.reshape(weight, out * stride, channels, 2)
         bias = graph.reshape(graph.weight(f"{prefix}.bias"), -1, 1)
         bias = graph.node("Expand", bias, graph.constant([out, stride]))
-        value = graph.node("Conv", value, weight, graph.reshape(bias, -1))
+        value = self._convolve(value, weight, graph.reshape(bias, -1), 2)
+        self._length *= stride
         value = graph.transpose(graph.reshape(value, 0, out, stride, -1), 0, 1, 3, 2)
         return graph.reshape(value, 0, out, -1)
+
+    def elu(self, value: str) -> str:
+        """``max(x, exp(min(x, 0)) - 1)``: three times as fast as ONNX Runtime's own operator."""
+        graph = self.graph
+        below = graph.node("Exp", graph.node("Min", value, graph.scalar(0.0)))
+        return graph.node("Max", value, graph.node("Sub", below, graph.scalar(1.0)))
 
     def residual_block(self, value: str, prefix: str, dilation: int) -> str:
         """A SEANet block: two convolutions beside a skip."""
         graph = self.graph
-        inner = self.convolution(
-            graph.node("Elu", value), f"{prefix}.block.1.conv.conv", dilation=dilation
-        )
-        inner = self.convolution(graph.node("Elu", inner), f"{prefix}.block.3.conv.conv")
+        inner = self.convolution(self.elu(value), f"{prefix}.block.1.conv.conv", dilation=dilation)
+        inner = self.convolution(self.elu(inner), f"{prefix}.block.3.conv.conv")
         return graph.node("Add", value, inner)
 
     def transformer(self, value: str, prefix: str) -> str:
@@ -178,7 +210,7 @@ def build_encoder(weights: WeightFile, config: dict[str, Any]) -> GraphBuilder:
     ``state``, and the rings. Outputs: ``codes`` ``[m, codebooks]``, ``new_state``,
     ``new_keys_values``.
     """
-    codec = Codec("encoder", weights, config)
+    codec = Codec("encoder", weights, config, STEP_SAMPLES)
     graph, seanet = codec.graph, config["seanet"]
     audio = graph.input("audio", "float", ["m", STEP_SAMPLES])
     value = codec.convolution(graph.reshape(audio, 0, 1, -1), "encoder.model.0.conv.conv")
@@ -189,10 +221,10 @@ def build_encoder(weights: WeightFile, config: dict[str, Any]) -> GraphBuilder:
             value = codec.residual_block(value, f"encoder.model.{at}", dilation)
             at += 1
         value = codec.convolution(
-            graph.node("Elu", value), f"encoder.model.{at + 1}.conv.conv", stride=ratio
+            codec.elu(value), f"encoder.model.{at + 1}.conv.conv", stride=ratio
         )
         at += 2
-    value = codec.convolution(graph.node("Elu", value), f"encoder.model.{at + 1}.conv.conv")
+    value = codec.convolution(codec.elu(value), f"encoder.model.{at + 1}.conv.conv")
     value = codec.transformer(graph.transpose(value, 0, 2, 1), "encoder_transformer")
     value = graph.transpose(value, 0, 2, 1)
     first = graph.node("Equal", codec.positions, graph.constant(0))
@@ -244,14 +276,14 @@ def build_decoder(weights: WeightFile, config: dict[str, Any]) -> GraphBuilder:
     at = 1
     for ratio in seanet["ratios"]:
         value = codec.transposed_convolution(
-            graph.node("Elu", value), f"decoder.model.{at + 1}.convtr.convtr", ratio
+            codec.elu(value), f"decoder.model.{at + 1}.convtr.convtr", ratio
         )
         at += 2
         for layer in range(seanet["n_residual_layers"]):
             dilation = seanet["dilation_base"] ** layer
             value = codec.residual_block(value, f"decoder.model.{at}", dilation)
             at += 1
-    value = codec.convolution(graph.node("Elu", value), f"decoder.model.{at + 1}.conv.conv")
+    value = codec.convolution(codec.elu(value), f"decoder.model.{at + 1}.conv.conv")
     codec.memories.declare()
     audio = graph.node("Clip", value, graph.scalar(-1.0), graph.scalar(1.0))
     graph.output("audio", graph.reshape(audio, 0, -1), "float", ["m", STEP_SAMPLES])
