@@ -1,4 +1,4 @@
-"""Stage 4: the codec's decoder alone, on the agent's codes.
+"""Stage 5: the codec's decoder alone, on the agent's codes.
 
     python -m training.decoder DATA CODEC RUN [--minutes 60]    start, or go on from RUN/last.pt
     python -m training.decoder DATA CODEC RUN --minutes 10 --anneal

@@ -1,4 +1,4 @@
-"""Stage 5: the checkpoint folder.
+"""Stage 6: the checkpoint folder.
 
     python -m training.export CODEC_RUN LM_RUN FOLDER
 
