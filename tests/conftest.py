@@ -6,7 +6,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-# The engine's tests need the extra `moshi`.
+# These make checkpoints and compare with torch: they need the extra `moshi`. What needs none is in
+# test_onnx_engine.py and test_embedded.py.
 collect_ignore = [] if find_spec("torch") else ["engine"]
 
 # A busy machine is no reason to fail: properties have no deadline.

@@ -12,8 +12,6 @@ import soundfile
 from pipecat_duplex.commands.converse import ConverseOptions, converse
 from tests.pipeline import AUDIO
 
-pytestmark = pytest.mark.engine
-
 FOLDER = files("pipecat_duplex") / "checkpoints" / "embedded"
 
 
@@ -23,6 +21,7 @@ def test_it_is_small_and_says_what_it_is():
     assert "trained" in (FOLDER / "MODEL_CARD.md").read_text().lower()
 
 
+@pytest.mark.engine
 def test_moshis_own_loaders_run_it():
     import torch
     from moshi.models import LMGen
@@ -42,6 +41,7 @@ def test_moshis_own_loaders_run_it():
     assert info.get_text_tokenizer().vocab_size() > 100
 
 
+@pytest.mark.engine
 def test_moshis_own_command_runs_it(tmp_path):
     """``moshi.run_inference`` answers a file, by the stock files alone.
 

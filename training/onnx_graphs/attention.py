@@ -11,7 +11,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from training.onnx_graphs.builder import GraphBuilder
 
@@ -74,7 +73,7 @@ def _range(graph: GraphBuilder, steps: str) -> str:
 def _rotation(graph: GraphBuilder, heads: Heads, positions: str, steps: str) -> tuple[str, str]:
     half = heads.width_each // 2
     exponent = -math.log(heads.max_period) * 2 / heads.width_each
-    frequencies = torch.exp(torch.arange(half, dtype=torch.float32) * exponent).numpy()
+    frequencies = np.exp(np.arange(half) * exponent)
     times = graph.node("Add", graph.reshape(positions, -1, 1), _range(graph, steps))
     times = graph.node("Cast", graph.reshape(times, 0, -1, 1), to=1)
     phases = graph.node("Mul", times, graph.constant(frequencies, np.float32))
