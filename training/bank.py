@@ -264,7 +264,7 @@ def main() -> None:
         print(f"{len(answers)} answers", flush=True)
     parts = {
         "held_out": ["held_out"],
-        "users": ["users", "speakers", *2 * ["flite"], *6 * ["kokoro"]],
+        "users": ["users", "speakers", "outside", *2 * ["flite"], *6 * ["kokoro"]],
     }
     counts = {"held_out": options.held_out_sessions, "users": options.sessions}
     for name, kinds in parts.items():

@@ -9,6 +9,7 @@ where it was stopped; any number of parts is a usable corpus.
     users     questions and backchannels by flite and espeak-ng voices, speeds and pitches
     speakers  the same by some sixty speakers of espeak-ng in eight accents
     flite     the same by four of flite's voices, made higher and lower
+    outside   more questions that have no answer, by all of these voices
     kokoro    the same by blends of Kokoro's styles, the voices nearest to people (slow)
     held_out  the same by voices that no training part contains, for the evaluation
 """
@@ -49,6 +50,7 @@ SIZES = {
     "users": 7_000,
     "speakers": 5_000,
     "flite": 1_500,
+    "outside": 900,
     "kokoro": 1_200,
     "held_out": 400,
 }
@@ -57,6 +59,7 @@ PART_SIZES = {
     "users": 500,
     "speakers": 500,
     "flite": 250,
+    "outside": 300,
     "kokoro": 50,
     "held_out": 100,
 }
@@ -110,6 +113,8 @@ def make_utterance(part: str, index: int, seed: int) -> Utterance:
         kind, text = draw_question(rng)
         if part == "held_out" and kind == "outside":
             text = str(rng.choice(world.OUTSIDE_HELD_OUT))
+        if part == "outside":
+            kind, text = "outside", str(rng.choice(world.MORE_OUTSIDE))
         voice, rate, pitch = _draw_voice(part, rng)
         try:
             speech = synthesise(text.replace("| ", ""), voice, rate, pitch)
@@ -129,6 +134,8 @@ def _draw_voice(part: str, rng: np.random.Generator) -> tuple[str, float, float]
         parts = zip(KOKORO_STYLES, weights, strict=True)
         name = "+".join(f"{style}*{weight:.2f}" for style, weight in parts)
         return f"kokoro:{name}", rng.uniform(0.9, 1.2), rng.uniform(0.88, 1.15)
+    if part == "outside":
+        part = str(rng.choice(("users", "speakers", "flite")))
     if part == "flite":
         name = rng.choice(MORE_FLITE_VOICES)
         return f"flite:{name}", rng.uniform(0.85, 1.25), rng.uniform(0.78, 1.42)

@@ -5,8 +5,8 @@ follows the behaviour that the model should have:
 
 - the agent answers a complete sentence after one to three steps, and waits through pauses in it;
 - it speaks first when nobody has spoken for two seconds at the start;
-- talked over by a question, it fades out two to nine steps after the user's onset, then answers:
-  mostly soon, now and then late, so that a yield that was missed can still come;
+- talked over by a question, it fades out four steps after the user's onset, then answers; now and
+  then it is six or eight, so that a yield that was missed can still come;
 - when the user goes on just after a sentence, it drops that sentence's answer;
 - it goes on through backchannels, and never answers one.
 """
@@ -48,8 +48,9 @@ class Habits:
     barge_in_stop: float = 0.35
     backchannel: float = 0.4
     pause: float = 0.25  # of questions that are picked for the pause in them
-    # Shares of yields that begin so many steps after the step of the user's onset.
-    yield_steps: tuple[float, ...] = (0, 0, 0.12, 0.28, 0.28, 0.2, 0.05, 0.04, 0, 0.03)
+    # Shares of yields that begin so many steps after the step of the user's onset. Few choices: the
+    # model hardly samples, so what is never likely at any one step would always come too late.
+    yield_steps: tuple[float, ...] = (0, 0, 0, 0, 0.75, 0, 0.17, 0, 0.08)
     long_answer: int = 16  # steps from which an answer can be talked over
 
 
@@ -87,7 +88,7 @@ class Composer:
         self.answers = {answer.text: answer for answer in answers}
         self.answer_ids = {text: number for number, text in enumerate(self.answers)}
         self.sessions = [s for s in read_sessions(bank, users) if len(s.heard) >= 4]
-        questions = world.exchanges() + world.held_out_exchanges()
+        questions = world.exchanges() + world.more_outside_exchanges() + world.held_out_exchanges()
         self.owed = {exchange.question: exchange.answer for exchange in questions}
         self.word_ids = {word: number for number, word in enumerate(world.user_words(), start=1)}
         self.tokenizer = tokenizer
@@ -213,7 +214,7 @@ class _Layout:
         words = heard.text.replace("| ", "").split()
         ends = [onset + end - heard.onset for end in heard.word_ends]
         for word, start, stop in zip(words, ends, [*ends[1:], ends[-1] + 3], strict=True):
-            number = self.composer.word_ids.get(word, 0)
+            number = self.composer.word_ids.get(word, NO_LABEL)
             self.out.heard_word[start + 1 : max(stop, start + 1) + 1] = number
         self._note(onset, f"user: {heard.text}")
         return ends[-1]

@@ -69,6 +69,29 @@ OUTSIDE = (
     "which book should i read",
     "how tall is that tower",
 )
+MORE_OUTSIDE = (
+    "what is the time", "what day is it today", "i want to order a pizza", "i need some help",
+    "can you hear me", "this is a test", "one more thing", "i do not understand", "say that again",
+    "could you repeat that", "what did you say", "that is not right", "are you a robot",
+    "are you a real person", "where do you live", "what are you doing", "how does this work",
+    "who made you", "what is your favorite color", "do you like cats", "can you swim",
+    "i am looking for my sister", "my name is david", "i would like to talk to a person",
+    "can i speak to your manager", "please call me back", "i have a question",
+    "what should i do now", "how long does it take", "when is the next bus", "is the shop busy",
+    "which way is north", "the door is locked", "there is a bird in the tree",
+    "we are going to the beach", "she bought a new bicycle", "he will be late for dinner",
+    "did you see the movie", "have you read this book", "will you marry me",
+    "could you turn off the radio", "bring me a glass of water", "write an email to my boss",
+    "set an alarm for seven", "remind me to feed the dog", "translate this word",
+    "how many days are in a year", "how heavy is an elephant", "how fast is a train",
+    "why do birds sing", "why is the sea salty", "who invented the telephone",
+    "who is your best friend", "what is a computer", "what makes you laugh",
+    "what is for lunch", "what happened yesterday", "where did you put the keys",
+    "where does the river end", "when did the war end", "i feel a little tired",
+    "i think it is going to snow", "it was nice to see them", "let us play a game",
+    "let me think about it", "you sound different today", "you are very funny",
+    "they live in a small village", "nobody knows the answer", "everything is fine with me",
+)  # fmt: skip
 OUTSIDE_HELD_OUT = (
     "what is the price of gold",
     "who wrote this letter",
@@ -183,6 +206,11 @@ def exchanges() -> list[Exchange]:
 def held_out_exchanges() -> list[Exchange]:
     """Questions outside the world that training never hears."""
     return [Exchange("outside", question, UNKNOWN) for question in OUTSIDE_HELD_OUT]
+
+
+def more_outside_exchanges() -> list[Exchange]:
+    """More questions outside the world; their words are not among ``user_words``."""
+    return [Exchange("outside", question, UNKNOWN) for question in MORE_OUTSIDE]
 
 
 def answers() -> list[str]:
