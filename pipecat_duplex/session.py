@@ -44,6 +44,14 @@ class MissingExtra(DuplexError):
     """An optional part of the package is not installed; the message says what to install."""
 
 
+class CannotSay(DuplexError):
+    """Words cannot be put into the agent's mouth; the message says which, or why."""
+
+
+class InvalidHistory(DuplexError, ValueError):
+    """A history is damaged, or was made with another checkpoint."""
+
+
 class InvalidAudio(DuplexError, ValueError):
     """Audio handed to the package has the wrong shape, type, rate or length."""
 
@@ -166,6 +174,22 @@ class StepTiming:
 
 
 @dataclass(frozen=True, slots=True)
+class Said:
+    """What became of words that were put into the agent's mouth.
+
+    Parameters:
+        utterance_id: The number that ``say`` gave.
+        spoken: The words that were spoken.
+        unspoken: The words that were dropped: the user barged in, or others cut in. Empty if all
+            was said.
+    """
+
+    utterance_id: int
+    spoken: str
+    unspoken: str
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """The agent's side of one step.
 
@@ -178,6 +202,8 @@ class Step:
         text_piece: The token's SentencePiece piece (``▁`` starts a word, ``<0xE2>`` is one byte),
             or ``None`` for padding and control tokens.
         timing: Where the time went.
+        utterance_id: The utterance of ``say`` that the piece belongs to, or ``None``.
+        said: Utterances of ``say`` that came to their end.
     """
 
     index: int
@@ -185,6 +211,8 @@ class Step:
     text_token: int
     text_piece: str | None
     timing: StepTiming
+    utterance_id: int | None = None
+    said: tuple[Said, ...] = ()
 
 
 class DuplexSession(Protocol):
@@ -217,6 +245,35 @@ class DuplexSession(Protocol):
 
         Raises:
             SessionEnded: The session failed or reached its limit.
+        """
+        ...
+
+    async def say(self, text: str, *, cut_in: bool = False) -> int:
+        """Let the agent speak these words, in its own voice.
+
+        They are spoken once the agent has come to the end of its own utterance, and of those that
+        were queued before. When the user barges in and the model pauses, the rest is dropped:
+        :attr:`Step.said` tells what was spoken and what was not.
+
+        Args:
+            text: What to say.
+            cut_in: Do not wait: what is being said or queued is dropped, and the words begin where
+                the agent would begin its next one.
+
+        Returns:
+            The utterance's number, from 1, as in :attr:`Step.utterance_id`.
+
+        Raises:
+            CannotSay: The model does not have these words, or its server cannot do this.
+            SessionEnded: The session is over.
+        """
+        ...
+
+    async def hush(self) -> None:
+        """Drop what :meth:`say` has not spoken yet. The model's own words are its own.
+
+        Raises:
+            SessionEnded: The session is over.
         """
         ...
 
