@@ -13,11 +13,11 @@ from typing import Any
 
 import sentencepiece
 
+from pipecat_duplex.engine.vocabulary import Vocabulary
 from pipecat_duplex.session import (
     MOSHI_SAMPLING,
     SAMPLE_RATE_HZ,
     STEP_SAMPLES,
-    TEXT_END_OF_PADDING,
     TEXT_PADDING,
     CheckpointError,
     MissingExtra,
@@ -117,8 +117,8 @@ class CheckpointFiles:
             given |= {"text_temperature": 0.0, "audio_temperature": 0.0}
         return MOSHI_SAMPLING._replace(**given)
 
-    def text_pieces(self) -> list[str | None]:
-        """Read the piece of each text token; None for padding and control tokens.
+    def vocabulary(self) -> Vocabulary:
+        """Read what the monologue is made of.
 
         Raises:
             CheckpointError: The tokenizer cannot be read.
@@ -129,11 +129,9 @@ class CheckpointFiles:
             raise CheckpointError(
                 f"checkpoint {self.name} cannot be loaded: {one_line(error)}"
             ) from error
-        silent = {TEXT_PADDING, TEXT_END_OF_PADDING}
-        return [
-            None if token in silent or tokenizer.is_control(token) else tokenizer.id_to_piece(token)
-            for token in range(tokenizer.vocab_size())
-        ]
+        model_id = self.config.get("model_id")
+        words_only = isinstance(model_id, dict) and bool(model_id.get("words_only", False))
+        return Vocabulary(tokenizer, words_only=words_only)
 
 
 def find_checkpoint(name: str | Path) -> CheckpointFiles:

@@ -7,7 +7,7 @@ from typing import Literal
 from loguru import logger
 
 from pipecat_duplex.engine.checkpoint import CheckpointSummary
-from pipecat_duplex.engine.loop import StepLoop
+from pipecat_duplex.engine.loop import Loaded, StepLoop
 from pipecat_duplex.engine.model import StepModel
 from pipecat_duplex.engine.session import EngineSession
 from pipecat_duplex.engine.stats import WINDOW_STEPS, EngineStats
@@ -34,10 +34,11 @@ class Engine(DuplexBackend):
         session = await engine.open(SessionConfig(seed=1))
     """
 
-    def __init__(self, step_loop: StepLoop, summary: CheckpointSummary, slots: int):
+    def __init__(self, step_loop: StepLoop, loaded: Loaded, slots: int):
         """Initialize around a running loop; use :meth:`load`."""
         self._step_loop = step_loop
-        self._summary = summary
+        self._summary = loaded.summary
+        self._vocabulary = loaded.vocabulary
         self._slots = slots
         self._closed = False
 
@@ -85,16 +86,17 @@ class Engine(DuplexBackend):
 
         step_loop = StepLoop(load_model, slots, gather_ms / 1000)
         try:
-            summary = await asyncio.wrap_future(step_loop.start())
+            loaded = await asyncio.wrap_future(step_loop.start())
         except asyncio.CancelledError:
             step_loop.stop("loading was cancelled")  # the thread is still at it
             raise
+        summary = loaded.summary
         logger.info(
             f"Engine loaded: {summary.name} ({summary.lm_parameters / 1e6:.0f} M parameters"
             f"{'' if summary.trained else ', random weights'}) on {summary.device} in "
             f"{summary.dtype}, slots: {slots}"
         )
-        return cls(step_loop, summary, slots)
+        return cls(step_loop, loaded, slots)
 
     @property
     def summary(self) -> CheckpointSummary:
@@ -135,7 +137,10 @@ class Engine(DuplexBackend):
         sampling = config.sampling(self._summary.sampling)
         config = config.model_copy(update=sampling._asdict())
         session = EngineSession(
-            config, wake_engine=self._step_loop.wake, leave_slot=self._leave_slot
+            config,
+            self._vocabulary,
+            wake_engine=self._step_loop.wake,
+            leave_slot=self._leave_slot,
         )
         if not self._step_loop.take_seat(session):
             self._check_running()

@@ -6,13 +6,16 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import Future
+from typing import NamedTuple
 
 from loguru import logger
 
+from pipecat_duplex.conversation.pcm import level_db
 from pipecat_duplex.engine.checkpoint import CheckpointSummary
-from pipecat_duplex.engine.model import StepModel
+from pipecat_duplex.engine.model import ChooseWord, StepModel
 from pipecat_duplex.engine.session import EngineSession, Frame
 from pipecat_duplex.engine.stats import StepRecorder
+from pipecat_duplex.engine.vocabulary import Vocabulary
 from pipecat_duplex.session import Step, StepTiming
 
 MAX_FAILURES = 3
@@ -23,6 +26,18 @@ Batch = dict[int, tuple[EngineSession, Frame]]
 
 Mail = tuple[EngineSession, Step | str]
 """A step for a session, or the reason why it ends."""
+
+
+class Loaded(NamedTuple):
+    """What is known of the model outside of its thread.
+
+    Parameters:
+        summary: What was loaded.
+        vocabulary: What its monologue is made of.
+    """
+
+    summary: CheckpointSummary
+    vocabulary: Vocabulary
 
 
 class StepLoop:
@@ -47,13 +62,13 @@ class StepLoop:
         self._condition = threading.Condition()
         self._seats: list[EngineSession | None] = [None] * slots
         self._stopping = False
-        self._loaded: Future[CheckpointSummary] = Future()
+        self._loaded: Future[Loaded] = Future()
         self._thread = threading.Thread(target=self._run, name="duplex-engine", daemon=True)
         # The rest belongs to the thread.
         self._seated: list[EngineSession | None] = [None] * slots
         self._failures_in_a_row = 0
 
-    def start(self) -> Future[CheckpointSummary]:
+    def start(self) -> Future[Loaded]:
         """Start the thread; the future tells what was loaded, once steps can begin."""
         self._thread.start()
         return self._loaded
@@ -109,7 +124,7 @@ class StepLoop:
             except Exception as error:
                 self._loaded.set_exception(error)
                 return
-            self._loaded.set_result(model.summary)
+            self._loaded.set_result(Loaded(model.summary, model.vocabulary))
             try:
                 while (batch := self._gather()) is not None:
                     self._step(model, batch)
@@ -144,7 +159,10 @@ class StepLoop:
         started = time.perf_counter()
         try:
             self._follow_seats(model, batch)
-            outputs = model.step({slot: frame.pcm for slot, (_, frame) in batch.items()})
+            # What is chosen in this step is given out in the next.
+            spoken = {s: session.speaker.take_spoken() for s, (session, _) in batch.items()}
+            frames = {slot: frame.pcm for slot, (_, frame) in batch.items()}
+            outputs = model.step(frames, _word_chooser(batch))
         except Exception as error:
             logger.opt(exception=error).error("A step of the engine failed")
             self._recover(model, error)
@@ -154,10 +172,18 @@ class StepLoop:
         self.recorder.add_step(compute_secs, len(batch))
         mail: list[Mail] = []
         for slot, (session, frame) in batch.items():
-            token = outputs[slot].text_token
-            piece = model.pieces[token] if token < len(model.pieces) else None
-            timing = StepTiming(started - frame.sent_at_secs, compute_secs)
-            mail.append((session, Step(frame.step_index, outputs[slot].pcm, token, piece, timing)))
+            output = outputs[slot]
+            token = output.text_token
+            session.speaker.observe(token, level_db(output.pcm), level_db(frame.pcm))
+            step = Step(
+                frame.step_index,
+                output.pcm,
+                token,
+                model.vocabulary.piece(token),
+                StepTiming(started - frame.sent_at_secs, compute_secs),
+                *spoken[slot],
+            )
+            mail.append((session, step))
         self._post(mail)
 
     def _follow_seats(self, model: StepModel, batch: Batch) -> None:
@@ -220,6 +246,14 @@ class StepLoop:
 
     def _has_frame(self, quantify: Callable[..., bool]) -> bool:
         return quantify(bool(s.waiting) for s in self._seats if s is not None)
+
+
+def _word_chooser(batch: Batch) -> ChooseWord | None:
+    """Return who chooses the words of a step; None while nobody has words to be said."""
+    speakers = {slot: session.speaker for slot, (session, _) in batch.items()}
+    if not any(speaker.is_active for speaker in speakers.values()):
+        return None
+    return lambda slot, sampled: speakers[slot].choose(sampled)
 
 
 def _hand_out(mail: list[Mail]) -> None:

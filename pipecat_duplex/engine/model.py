@@ -1,6 +1,6 @@
 """What the engine asks of a model, whatever runs it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from pipecat_duplex.engine.checkpoint import CheckpointSummary
+from pipecat_duplex.engine.vocabulary import Vocabulary
 from pipecat_duplex.session import STEP_SAMPLES, TEXT_PADDING, SessionConfig
 
 UNGENERATED = -2
@@ -57,7 +58,7 @@ class StepModel(Protocol):
 
     slots: int
     summary: CheckpointSummary
-    pieces: Sequence[str | None]
+    vocabulary: Vocabulary
 
     def running(self) -> AbstractContextManager[None]:
         """Prepare the calling thread; all else is called within. Leaving it frees memory."""

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pipecat_duplex.engine.speech import Speaker, Utterance
+from pipecat_duplex.engine.vocabulary import Vocabulary
 from pipecat_duplex.inbox import MAX_PENDING_STEPS, StepInbox
 from pipecat_duplex.session import (
     STEP_SECS,
@@ -33,12 +35,14 @@ class EngineSession(DuplexSession):
     """A conversation in one slot of an engine.
 
     Belongs to the asyncio loop in which it was opened: call its methods there. The engine's thread
-    only takes frames out of ``waiting`` and posts steps back to that loop.
+    only takes frames out of ``waiting``, asks ``speaker`` for words, and posts steps back to that
+    loop.
     """
 
     def __init__(
         self,
         config: SessionConfig,
+        vocabulary: Vocabulary,
         *,
         wake_engine: Callable[[], None],
         leave_slot: Callable[["EngineSession"], None],
@@ -47,6 +51,7 @@ class EngineSession(DuplexSession):
 
         Args:
             config: What the conversation asks of the model. Without a seed, one is drawn.
+            vocabulary: What its monologue is made of.
             wake_engine: Called after a frame was put into ``waiting``.
             leave_slot: Called once, when the session is over.
         """
@@ -55,6 +60,9 @@ class EngineSession(DuplexSession):
         self.config = config
         self.loop = asyncio.get_running_loop()
         self.waiting: deque[Frame] = deque()
+        self.speaker = Speaker()
+        self._vocabulary = vocabulary
+        self._utterances = 0
         self._id = secrets.token_hex(4)
         self._wake_engine = wake_engine
         self._leave_slot = leave_slot
@@ -105,6 +113,19 @@ class EngineSession(DuplexSession):
         See :meth:`~pipecat_duplex.inbox.StepInbox.steps`.
         """
         return self._inbox.steps()
+
+    async def say(self, text: str, *, cut_in: bool = False) -> int:
+        """Let the agent speak these words; see :class:`~pipecat_duplex.session.DuplexSession`."""
+        self._inbox.check_open()
+        words = self._vocabulary.spell(text)
+        self._utterances += 1
+        self.speaker.say(Utterance(self._utterances, words), cut_in=cut_in)
+        return self._utterances
+
+    async def hush(self) -> None:
+        """Drop what :meth:`say` has not spoken yet."""
+        self._inbox.check_open()
+        self.speaker.hush()
 
     async def close(self) -> None:
         """Leave the conversation and free its slot. May be called any number of times."""

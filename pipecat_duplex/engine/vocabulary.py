@@ -1,17 +1,15 @@
-"""From text to the pieces of a checkpoint's monologue."""
+"""What a checkpoint's monologue is made of: from tokens to pieces, and from text to tokens."""
 
 import re
 
 import sentencepiece
 
 from pipecat_duplex.engine.speech import SpelledWord
-from pipecat_duplex.session import CannotSay
-
-WORD_START = "▁"
+from pipecat_duplex.session import TEXT_END_OF_PADDING, TEXT_PADDING, CannotSay
 
 
 class Vocabulary:
-    """Spells words for the monologue.
+    """The text tokens of a checkpoint.
 
     A large model's tokenizer spells any text, and the model has learned to speak what it spells. A
     small one may know whole words only: its tokenizer can spell others with letters and bytes, but
@@ -28,6 +26,15 @@ class Vocabulary:
         """
         self._tokenizer = tokenizer
         self._words_only = words_only
+        silent = {TEXT_PADDING, TEXT_END_OF_PADDING}
+        self._pieces: list[str | None] = [
+            None if token in silent or tokenizer.is_control(token) else tokenizer.id_to_piece(token)
+            for token in range(tokenizer.vocab_size())
+        ]
+
+    def piece(self, token: int) -> str | None:
+        """Return the SentencePiece piece of a token; None for padding and control tokens."""
+        return self._pieces[token] if 0 <= token < len(self._pieces) else None
 
     def spell(self, text: str) -> tuple[SpelledWord, ...]:
         """Split a text into words and spell each.

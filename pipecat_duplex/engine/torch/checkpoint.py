@@ -15,6 +15,7 @@ from pipecat_duplex.engine.checkpoint import (
     find_checkpoint,
     one_line,
 )
+from pipecat_duplex.engine.vocabulary import Vocabulary
 from pipecat_duplex.session import SAMPLE_RATE_HZ, STEP_SAMPLES, CheckpointError
 
 
@@ -25,13 +26,13 @@ class Checkpoint:
     Parameters:
         lm: The language model.
         mimi: The codec, with as many codebooks as the language model speaks.
-        pieces: SentencePiece piece of each text token; None for padding and control tokens.
+        vocabulary: What its monologue is made of.
         summary: What it is.
     """
 
     lm: LMModel
     mimi: MimiModel
-    pieces: list[str | None]
+    vocabulary: Vocabulary
     summary: CheckpointSummary
 
 
@@ -51,7 +52,7 @@ def load_checkpoint(name: str | Path, device: str | None = None) -> Checkpoint:
     dtype = torch.bfloat16 if target.type == "cuda" else torch.float32
     files = find_checkpoint(name)
     info = open_with_moshi(files)
-    pieces = files.text_pieces()
+    vocabulary = files.vocabulary()
     try:
         mimi = info.get_mimi(target)
         lm = info.get_moshi(target, dtype=dtype)
@@ -79,7 +80,7 @@ def load_checkpoint(name: str | Path, device: str | None = None) -> Checkpoint:
         kv_bytes_per_slot=_kv_bytes(lm.transformer, dtype) + _kv_bytes(mimi, torch.float32),
         sampling=files.sampling,
     )
-    return Checkpoint(lm, mimi, pieces, summary)
+    return Checkpoint(lm, mimi, vocabulary, summary)
 
 
 def open_with_moshi(files: CheckpointFiles) -> loaders.CheckpointInfo:

@@ -70,7 +70,7 @@ class BatchedModel(StepModel):
         self.slots = slots
         self._cpu_threads = cpu_threads
         self.summary: CheckpointSummary = checkpoint.summary
-        self.pieces = checkpoint.pieces
+        self.vocabulary = checkpoint.vocabulary
         self._mimi = checkpoint.mimi
         self._lm_gen = SlotLMGen(checkpoint.lm, slots)
         self._device = checkpoint.lm.device
