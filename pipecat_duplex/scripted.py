@@ -8,8 +8,10 @@ the user speaks over it, or does not.
 import asyncio
 import itertools
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,6 +21,8 @@ from pipecat_duplex.session import (
     STEP_SAMPLES,
     TEXT_PADDING,
     AtCapacity,
+    CannotSay,
+    Said,
     SessionConfig,
     SessionEnded,
     Step,
@@ -117,8 +121,7 @@ class ScriptedSession:
 
     def send(self, pcm: np.ndarray) -> int:
         """Take the next step of user audio; see :class:`~pipecat_duplex.session.DuplexSession`."""
-        if self.closed:
-            raise SessionEnded(self._id, "the session is closed")
+        self._check_open()
         check_step_audio(pcm)
         self._frames.put_nowait((time.monotonic(), pcm.copy()))
         self._sent += 1
@@ -136,17 +139,59 @@ class ScriptedSession:
                 raise SessionEnded(self._id, "the script says so")
             started_secs = time.monotonic()
             await asyncio.sleep(self._script.step_secs + self._script.stalls.get(index, 0.0))
-            token, piece, out = self._agent.step(index, pcm)
+            spoken = self._agent.step(index, pcm)
             timing = StepTiming(
                 waited_secs=started_secs - sent_secs, compute_secs=time.monotonic() - started_secs
             )
-            yield Step(index, out, token, piece, timing)
+            yield Step(
+                index,
+                spoken.pcm,
+                spoken.token,
+                spoken.piece,
+                timing,
+                spoken.utterance_id,
+                self._agent.take_said(),
+            )
+
+    async def say(self, text: str, *, cut_in: bool = False) -> int:
+        """Let the agent speak; see :class:`~pipecat_duplex.session.DuplexSession`."""
+        self._check_open()
+        if not text.split():
+            raise CannotSay(f"there are no words in {text!r}")
+        return self._agent.say(text.split(), cut_in=cut_in)
+
+    async def hush(self) -> None:
+        """Drop what :meth:`say` has not spoken yet."""
+        self._check_open()
+        self._agent.hush()
 
     async def close(self) -> None:
         """End the session."""
         if not self.closed:
             self.closed = True
             self._frames.put_nowait(None)
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise SessionEnded(self._id, "the session is closed")
+
+
+class _Spoken(NamedTuple):
+    """The agent's side of a step."""
+
+    token: int
+    piece: str | None
+    pcm: np.ndarray
+    utterance_id: int | None
+
+
+@dataclass
+class _Utterance:
+    """Words on their way out; ``id`` is ``None`` for those of the script."""
+
+    words: list[str]
+    id: int | None = None
+    spoken: int = 0
 
 
 class _ScriptedAgent:
@@ -155,27 +200,66 @@ class _ScriptedAgent:
     def __init__(self, script: Script):
         self._script = script
         self._replies = list(script.replies)
-        self._words: list[str] = []
+        self._now: _Utterance | None = None
+        self._to_say: deque[_Utterance] = deque()
+        self._asked = 0
+        self._said: list[Said] = []
         self._word_step = 0
         self._user_steps = 0
         self._over_steps = 0
         self._quiet_steps = 0
 
-    def step(self, index: int, pcm: np.ndarray) -> tuple[int, str | None, np.ndarray]:
+    def step(self, index: int, pcm: np.ndarray) -> _Spoken:
         self._listen(pcm)
         if index == self._script.opening_step and self._script.opening:
-            self._words = self._script.opening.split()
+            self._begin(_Utterance(self._script.opening.split()))
+        if self._now is None and self._to_say:
+            self._begin(self._to_say.popleft())
         return self._speak(index)
+
+    def say(self, words: list[str], *, cut_in: bool) -> int:
+        if cut_in:
+            self.hush()
+            self._stop()
+        self._asked += 1
+        self._to_say.append(_Utterance(words, self._asked))
+        return self._asked
+
+    def hush(self) -> None:
+        if self._now is not None and self._now.id is not None:
+            self._stop()
+        while self._to_say:
+            self._tell(self._to_say.popleft())
+
+    def take_said(self) -> tuple[Said, ...]:
+        said, self._said = self._said, []
+        return tuple(said)
+
+    def _begin(self, utterance: _Utterance) -> None:
+        self._stop()
+        self._now = utterance
+
+    def _stop(self) -> None:
+        if self._now is not None:
+            self._tell(self._now)
+        self._now = None
+        self._word_step = 0
+
+    def _tell(self, utterance: _Utterance) -> None:
+        if utterance.id is not None:
+            spoken = " ".join(utterance.words[: utterance.spoken])
+            unspoken = " ".join(utterance.words[utterance.spoken :])
+            self._said.append(Said(utterance.id, spoken, unspoken))
 
     def _listen(self, pcm: np.ndarray) -> None:
         user = level_db(pcm) > _USER_LEVEL_DB
-        if user and self._words:
+        if user and self._now:
             self._over_steps += 1
-        elif not self._words or self._quiet_steps >= self._script.reply_steps:
+        elif not self._now or self._quiet_steps >= self._script.reply_steps:
             self._over_steps = 0
         if self._script.yield_steps is not None and self._over_steps >= self._script.yield_steps:
-            self._words = []
-            self._word_step = 0
+            self.hush()
+            self._stop()
         if user:
             self._user_steps += 1
             self._quiet_steps = 0
@@ -183,21 +267,24 @@ class _ScriptedAgent:
         self._quiet_steps += 1
         if self._quiet_steps == self._script.reply_steps and self._user_steps and self._replies:
             self._user_steps = 0
-            if not self._words:
+            if not self._now:
                 reply = self._replies.pop(0) if len(self._replies) > 1 else self._replies[0]
-                self._words = reply.split()
+                self._begin(_Utterance(reply.split()))
 
-    def _speak(self, index: int) -> tuple[int, str | None, np.ndarray]:
-        if not self._words:
-            return TEXT_PADDING, None, np.zeros(STEP_SAMPLES, np.float32)
-        word = self._words[0]
-        piece = f"▁{word}" if self._word_step == 0 else None
+    def _speak(self, index: int) -> _Spoken:
+        utterance = self._now
+        if utterance is None:
+            return _Spoken(TEXT_PADDING, None, np.zeros(STEP_SAMPLES, np.float32), None)
+        begins = self._word_step == 0
+        utterance.spoken += begins
+        word = utterance.words[utterance.spoken - 1]
         pcm = _tone(index, 180 + 17 * (len(word) + ord(word[0]) % 7))
-        self._word_step += 1
-        if self._word_step == WORD_STEPS:
-            self._word_step = 0
-            self._words.pop(0)
-        return (10 if piece else TEXT_PADDING), piece, pcm
+        self._word_step = (self._word_step + 1) % WORD_STEPS
+        if self._word_step == 0 and utterance.spoken == len(utterance.words):
+            self._stop()
+        if not begins:
+            return _Spoken(TEXT_PADDING, None, pcm, None)
+        return _Spoken(10, f"▁{word}", pcm, utterance.id)
 
 
 def _tone(index: int, hz: float) -> np.ndarray:

@@ -25,6 +25,7 @@ from pipecat.frames.frames import (
     ProposedUserStoppedSpeakingFrame,
     StartFrame,
     TTSAudioRawFrame,
+    TTSSpeakFrame,
     TTSStartedFrame,
     TTSStoppedFrame,
     TTSTextFrame,
@@ -67,6 +68,7 @@ from pipecat_duplex.frames import (
     DuplexMetricsData,
     MonologueTextFrame,
 )
+from pipecat_duplex.saying import Saying, Sayings
 from pipecat_duplex.session import (
     SAMPLE_RATE_HZ,
     STEP_SAMPLES,
@@ -94,6 +96,9 @@ FADE_IN_SAMPLES = 120
 
 METRICS_STEPS = 12
 
+# How long the end of a conversation waits for words that the agent was given.
+MAX_FINISH_SECS = 20.0
+
 FIRST_REOPEN_PAUSE_SECS = 0.25
 MAX_REOPEN_PAUSE_SECS = 2.0
 
@@ -110,6 +115,7 @@ class DuplexLLMSettings(LLMSettings):
         audio_temperature: Sampling temperature of the agent's audio; 0 is greedy.
         audio_top_k: Each audio codebook samples among this many most likely entries.
         max_session_secs: The session ends after this much audio. ``None`` is no limit.
+        greeting: Words that the agent says first, once somebody listens.
     """
 
     text_temperature: float | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
@@ -117,6 +123,7 @@ class DuplexLLMSettings(LLMSettings):
     audio_temperature: float | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
     audio_top_k: int | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
     max_session_secs: float | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
+    greeting: str | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +166,8 @@ class DuplexLLMService(LLMService):
     - on_agent_stopped: Called with an ``AgentStopped`` and the text of the utterance.
     - on_yield: Called with a ``Yielded`` and the text said so far.
     - on_backchannel: Called with a ``Backchannel``.
+    - on_said: Called with a :class:`~pipecat_duplex.session.Said`, when words that the agent was
+      given were spoken or dropped.
 
     Example::
 
@@ -228,6 +237,7 @@ class DuplexLLMService(LLMService):
             audio_temperature=defaults.audio_temperature,
             audio_top_k=defaults.audio_top_k,
             max_session_secs=defaults.max_secs,
+            greeting=None,
         )
         if settings is not None:
             default_settings.apply_update(settings)
@@ -251,6 +261,7 @@ class DuplexLLMService(LLMService):
         self._session: DuplexSession | None = None
         self._input_task: asyncio.Task | None = None
         self._session_task: asyncio.Task | None = None
+        self._to_say: list[Saying] = []
         self._out_resampler = Resampler(SAMPLE_RATE_HZ, SAMPLE_RATE_HZ)
         self._begin_conversation()
 
@@ -263,6 +274,7 @@ class DuplexLLMService(LLMService):
             "on_agent_stopped",
             "on_yield",
             "on_backchannel",
+            "on_said",
         ):
             self._register_event_handler(event)
 
@@ -284,6 +296,9 @@ class DuplexLLMService(LLMService):
         self._interrupted = False
         self._fade_in = False
         self._unheard_steps: set[int] = set()
+        self._sayings = Sayings()
+        self._all_said = asyncio.Event()
+        self._aside_steps: set[int] = set()
         self._user_turn_proposed = False
         self._user_turn_opened = asyncio.Event()
         self._step_timings: list[StepTiming] = []
@@ -366,6 +381,7 @@ class DuplexLLMService(LLMService):
             frame: The end frame.
         """
         await super().stop(frame)
+        await self._finish_sayings()
         await self._stop_tasks()
         await self._finish_turns()
         await self._close_session()
@@ -431,10 +447,14 @@ class DuplexLLMService(LLMService):
 
     async def _run_sessions(self, session: DuplexSession):
         """Hold the conversation, with a fresh session when one fails."""
+        greeting = assert_given(self._settings.greeting)
+        if greeting:
+            self._to_say.insert(0, Saying(greeting))
         while True:
             self._session = session
             logger.info(f"{self}: session {session.id} started")
             await self._call_event_handler("on_session_started", session.id)
+            await self._say_waiting()
             self._input_task = self.create_task(self._run_input(session))
             try:
                 async for step in session.steps():
@@ -487,6 +507,72 @@ class DuplexLLMService(LLMService):
         return session
 
     #
+    # words put in the agent's mouth
+    #
+
+    async def say(self, text: str, *, cut_in: bool = False, append_to_context: bool = True):
+        """Let the agent speak these words, in its own voice.
+
+        They wait for the end of its own utterance. A user who barges in stops them like any other
+        words; ``on_said`` tells what was spoken and what was not. Before the session is open they
+        wait for it.
+
+        Args:
+            text: What to say.
+            cut_in: Do not wait; what is being said or queued is dropped.
+            append_to_context: Whether the words go into the conversation's context.
+
+        Raises:
+            DuplexError: The model does not have these words, its server cannot do this, or the
+                session is over.
+        """
+        saying = Saying(text, append_to_context)
+        if self._session is None:
+            self._to_say.append(saying)
+            return
+        utterance_id = await self._session.say(text, cut_in=cut_in)
+        self._sayings.add(utterance_id, saying)
+        self._all_said.clear()
+
+    async def _try_to_say(self, saying: Saying):
+        try:
+            await self.say(saying.text, append_to_context=saying.to_context)
+        except DuplexError as e:
+            await self.push_error(f"Cannot say {saying.text!r}: {e}", exception=e)
+
+    async def _say_waiting(self):
+        """Say what waited for a session."""
+        waiting, self._to_say = self._to_say, []
+        for saying in waiting:
+            await self._try_to_say(saying)
+
+    async def _hear_given_words(self, step: Step):
+        if not self._sayings.goes_to_context(step.utterance_id):
+            self._aside_steps.add(step.index)
+        self._sayings.hear(step.utterance_id, step.text_piece)
+        for said in step.said:
+            self._sayings.end(said)
+            if not self._sayings:
+                self._all_said.set()
+            await self._call_event_handler("on_said", said)
+
+    async def _hush(self):
+        """Drop the words that the agent has been given and has not spoken."""
+        if self._sayings and self._session is not None:
+            try:
+                await self._session.hush()
+            except DuplexError:
+                pass  # The session is over, and with it what it was to say.
+
+    async def _finish_sayings(self):
+        """Let the agent finish what it was given before the conversation ends."""
+        if self._sayings and self._session is not None:
+            try:
+                await asyncio.wait_for(self._all_said.wait(), MAX_FINISH_SECS)
+            except TimeoutError:
+                logger.warning(f"{self}: ended before everything was said")
+
+    #
     # frames in
     #
 
@@ -500,6 +586,9 @@ class DuplexLLMService(LLMService):
         await super().process_frame(frame, direction)
         if isinstance(frame, LLMContextFrame):
             return  # The model keeps its own memory of the conversation.
+        if isinstance(frame, TTSSpeakFrame) and direction is FrameDirection.DOWNSTREAM:
+            await self._try_to_say(Saying(frame.text, bool(frame.append_to_context)))
+            return
         if isinstance(frame, InputAudioRawFrame):
             self._input.put_nowait(frame)
         elif isinstance(frame, ClientConnectedFrame):
@@ -575,6 +664,7 @@ class DuplexLLMService(LLMService):
         agent_level_db = level_db(step.pcm)
         # The resampler runs on through silence, so that speech begins on its own sample.
         pcm = self._out_resampler.push(step.pcm)
+        await self._hear_given_words(step)
         await self._push_word(self._monologue.feed(step.index, step.text_piece))
         events = self._tracker.step(
             step.index,
@@ -636,6 +726,7 @@ class DuplexLLMService(LLMService):
         tts_frame = TTSTextFrame(word.text, "sentence")
         tts_frame.will_be_spoken = True
         tts_frame.includes_inter_frame_spaces = True
+        tts_frame.append_to_context = word.first_step not in self._aside_steps
         await self.push_frame(tts_frame)
 
     #
@@ -693,6 +784,7 @@ class DuplexLLMService(LLMService):
 
     async def _handle_yield(self, event: Yielded):
         text = self._monologue.utterance
+        await self._hush()
         if not self._user_turn_proposed:
             await self._propose_user_turn()
             await self._wait_for_user_turn()
@@ -706,6 +798,7 @@ class DuplexLLMService(LLMService):
     async def _handle_agent_stopped(self, event: AgentStopped):
         await self._push_word(self._monologue.end_utterance())
         self._unheard_steps.clear()
+        self._aside_steps.clear()
         await self._close_brackets()
         if not self._tracker.user_speaking:
             await self._end_user_turn()
@@ -719,6 +812,7 @@ class DuplexLLMService(LLMService):
         self._interrupted = False
         self._output_clock.flush()
         self._monologue.end_utterance()  # A word that was not finished was not heard.
+        await self._hush()
         for event in self._tracker.interrupt():
             await self._handle_turn_event(event)
 

@@ -1,7 +1,7 @@
 """The messages of Moshi's protocol: what the bytes of a WebSocket message mean.
 
-The first byte of a binary message is its kind. Kinds 0 to 6 are Moshi's own; 16 and 17 are this
-package's raw audio, used only between two that have agreed on it (``docs/protocol.md``). No I/O
+The first byte of a binary message is its kind. Kinds 0 to 6 are Moshi's own; those from 16 on are
+this package's, used only between two that have agreed on them (``docs/protocol.md``). No I/O
 happens here, and whatever the bytes, :func:`parse` raises nothing but :class:`WireError`.
 """
 
@@ -20,6 +20,7 @@ from pipecat_duplex.session import (
     STEP_SAMPLES,
     STEP_SECS,
     DuplexError,
+    Said,
     SessionConfig,
     Step,
     StepTiming,
@@ -33,6 +34,9 @@ MAX_TEXT_BYTES = 4096
 
 MAX_SEED = 2**64 - 1
 """The Rust backend's seeds are of 64 bits."""
+
+SAY = "say"
+"""Feature of a server that lets its agent speak words that it is given."""
 
 AudioFormat = Literal["opus", "pcm"]
 """How audio travels: Ogg-Opus, as everywhere, or raw steps."""
@@ -58,6 +62,8 @@ class Kind(IntEnum):
     PING = 6
     PCM = 16
     STEP = 17
+    SAY = 18
+    SPEECH = 19
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +159,65 @@ class AgentStep:
     step: Step
 
 
-Message = Handshake | Audio | Text | Control | Metadata | Error | Ping | Pcm | AgentStep
+@dataclass(frozen=True, slots=True)
+class Say:
+    """Words for the agent to speak.
+
+    Parameters:
+        request: The client's number for it, which the answer carries.
+        text: What to say; ``None`` drops what has not been said.
+        cut_in: Whether it does not wait.
+    """
+
+    request: int
+    text: str | None
+    cut_in: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SayAnswer:
+    """What a server answers to :class:`Say`.
+
+    Parameters:
+        request: The client's number for it.
+        utterance_id: The number of the utterance; ``None`` if it will not be said.
+        error: Why it will not be said.
+    """
+
+    request: int
+    utterance_id: int | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechNote:
+    """What is to be known of a step in which given words are spoken. It comes before the step.
+
+    Parameters:
+        index: The step.
+        utterance_id: The utterance that its piece belongs to.
+        said: Utterances that came to their end.
+    """
+
+    index: int
+    utterance_id: int | None
+    said: tuple[Said, ...]
+
+
+Message = (
+    Handshake
+    | Audio
+    | Text
+    | Control
+    | Metadata
+    | Error
+    | Ping
+    | Pcm
+    | AgentStep
+    | Say
+    | SayAnswer
+    | SpeechNote
+)
 
 
 #
@@ -178,7 +242,7 @@ def encode_text(text: str) -> bytes:
 
 def encode_metadata(fields: Mapping[str, Any]) -> bytes:
     """Return a message with a JSON object."""
-    return bytes([Kind.METADATA]) + json.dumps(fields).encode()
+    return _encode_json(Kind.METADATA, fields)
 
 
 def encode_error(reason: str) -> bytes:
@@ -207,6 +271,33 @@ def encode_step(step: Step) -> bytes:
     )
     pcm = step.pcm.astype("<f4", copy=False).tobytes()
     return bytes([Kind.STEP]) + header + pcm + (step.text_piece or "").encode()
+
+
+def encode_say(say: Say) -> bytes:
+    """Return a message that lets the agent speak."""
+    return _encode_json(Kind.SAY, {"request": say.request, "text": say.text, "cut_in": say.cut_in})
+
+
+def encode_say_answer(answer: SayAnswer) -> bytes:
+    """Return the answer to it."""
+    fields = {"request": answer.request, "utterance": answer.utterance_id, "error": answer.error}
+    return _encode_json(Kind.SPEECH, fields)
+
+
+def encode_speech_note(step: Step) -> bytes | None:
+    """Return what is to be known before a step in which given words are spoken, if anything."""
+    if step.utterance_id is None and not step.said:
+        return None
+    said = [
+        {"utterance": each.utterance_id, "spoken": each.spoken, "unspoken": each.unspoken}
+        for each in step.said
+    ]
+    fields = {"step": step.index, "utterance": step.utterance_id, "said": said}
+    return _encode_json(Kind.SPEECH, fields)
+
+
+def _encode_json(kind: Kind, fields: Mapping[str, Any]) -> bytes:
+    return bytes([kind]) + json.dumps(fields).encode()
 
 
 #
@@ -252,13 +343,7 @@ def _parse_control(payload: bytes) -> Control | None:
 
 
 def _parse_metadata(payload: bytes) -> Metadata:
-    try:
-        fields = json.loads(payload)
-    except (ValueError, RecursionError) as e:
-        raise WireError(f"metadata that is not JSON: {e}") from e
-    if not isinstance(fields, dict):
-        raise WireError("metadata that is not a JSON object")
-    return Metadata(fields)
+    return Metadata(_decode_json(payload, "metadata"))
 
 
 def _parse_error(payload: bytes) -> Error:
@@ -286,6 +371,46 @@ def _parse_step(payload: bytes) -> AgentStep:
     return AgentStep(Step(index, pcm, token, piece, timing))
 
 
+def _parse_say(payload: bytes) -> Say:
+    fields = _decode_json(payload, "a say")
+    text = fields.get("text")
+    if text is not None and not isinstance(text, str):
+        raise WireError("a say whose text is none")
+    if text is not None and len(text.encode()) > MAX_TEXT_BYTES:
+        raise WireError(f"a say of more than {MAX_TEXT_BYTES} bytes")
+    return Say(_number(fields, "request"), text, fields.get("cut_in") is True)
+
+
+def _parse_speech(payload: bytes) -> SayAnswer | SpeechNote:
+    fields = _decode_json(payload, "speech")
+    utterance_id = None if fields.get("utterance") is None else _number(fields, "utterance")
+    if "request" in fields:
+        error = str(fields.get("error", ""))[:MAX_TEXT_BYTES]
+        return SayAnswer(_number(fields, "request"), utterance_id, error)
+    said = fields.get("said", [])
+    if not isinstance(said, list) or not all(isinstance(each, dict) for each in said):
+        raise WireError("speech that does not tell what was said")
+    return SpeechNote(
+        _number(fields, "step"),
+        utterance_id,
+        tuple(
+            Said(
+                _number(each, "utterance"),
+                str(each.get("spoken", "")),
+                str(each.get("unspoken", "")),
+            )
+            for each in said
+        ),
+    )
+
+
+def _number(fields: Mapping[str, Any], name: str) -> int:
+    value = fields.get(name)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**53:
+        raise WireError(f"{name} is no number")
+    return value
+
+
 _PARSERS: dict[int, Callable[[bytes], Message | None]] = {
     Kind.HANDSHAKE: _parse_handshake,
     Kind.AUDIO: Audio,
@@ -296,7 +421,19 @@ _PARSERS: dict[int, Callable[[bytes], Message | None]] = {
     Kind.PING: _parse_ping,
     Kind.PCM: _parse_pcm,
     Kind.STEP: _parse_step,
+    Kind.SAY: _parse_say,
+    Kind.SPEECH: _parse_speech,
 }
+
+
+def _decode_json(payload: bytes, what: str) -> dict[str, Any]:
+    try:
+        fields = json.loads(payload)
+    except (ValueError, RecursionError) as e:
+        raise WireError(f"{what} that is not JSON: {e}") from e
+    if not isinstance(fields, dict):
+        raise WireError(f"{what} that is not a JSON object")
+    return fields
 
 
 def _decode_text(payload: bytes) -> str:

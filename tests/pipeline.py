@@ -159,6 +159,7 @@ EVENTS = (
     "on_agent_stopped",
     "on_yield",
     "on_backchannel",
+    "on_said",
 )
 
 

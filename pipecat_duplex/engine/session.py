@@ -10,11 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipecat_duplex.engine.speech import Speaker, Utterance
+from pipecat_duplex.engine.speech import MAX_WAITING, Speaker, Utterance
 from pipecat_duplex.engine.vocabulary import Vocabulary
 from pipecat_duplex.inbox import MAX_PENDING_STEPS, StepInbox
 from pipecat_duplex.session import (
     STEP_SECS,
+    CannotSay,
     DuplexSession,
     SessionConfig,
     SessionEnded,
@@ -118,6 +119,8 @@ class EngineSession(DuplexSession):
         """Let the agent speak these words; see :class:`~pipecat_duplex.session.DuplexSession`."""
         self._inbox.check_open()
         words = self._vocabulary.spell(text)
+        if self.speaker.waiting >= MAX_WAITING and not cut_in:
+            raise CannotSay(f"{MAX_WAITING} utterances are waiting already")
         self._utterances += 1
         self.speaker.say(Utterance(self._utterances, words), cut_in=cut_in)
         return self._utterances

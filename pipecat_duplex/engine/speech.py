@@ -9,7 +9,6 @@ that follows padding. No torch here: every room of the engine asks the same spea
 
 import threading
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import NamedTuple
@@ -27,6 +26,9 @@ MAX_CLOSING_STEPS = 25
 
 OWN_STOP_STEPS = 6
 """Steps without word or sound after which an utterance of the model's own is over (0.48 s)."""
+
+MAX_WAITING = 64
+"""Utterances that may wait to be said."""
 
 SOUND_LEVEL_DB = -50.0
 """Agent audio above this level (dBFS, RMS of a step) is speech."""
@@ -147,6 +149,11 @@ class Speaker:
     def is_active(self) -> bool:
         """Whether :meth:`choose` has anything to decide."""
         return self._now is not None or bool(self._queue)
+
+    @property
+    def waiting(self) -> int:
+        """Utterances that have not begun."""
+        return len(self._queue)
 
     def say(self, utterance: Utterance, *, cut_in: bool = False) -> None:
         """Queue an utterance.

@@ -245,6 +245,7 @@ class RemoteBackend(DuplexBackend):
             strips_first_space=is_rust,
             limits=self._limits,
             remote_id=str(ours.get("session", "")),
+            features=_texts(ours.get("features")),
         )
 
     def _closed_early(self, error: ConnectionClosed) -> DuplexError:
@@ -254,6 +255,12 @@ class RemoteBackend(DuplexBackend):
             return AtCapacity(f"{self.host} has no room: {reason}")
         hint = "" if self._prompts else " (PersonaPlex needs voice_prompt and text_prompt)"
         return DuplexError(f"{self.host} hung up before it was ready: {reason}{hint}")
+
+
+def _texts(values: object) -> frozenset[str]:
+    """What is text in a list that somebody else sent."""
+    found = values if isinstance(values, list) else []
+    return frozenset(value for value in found if isinstance(value, str))
 
 
 def _normal_url(url: str) -> str:

@@ -15,10 +15,12 @@ from pipecat_duplex import wire
 from pipecat_duplex.inbox import MAX_PENDING_STEPS, StepInbox
 from pipecat_duplex.opus import OpusDecoder, OpusEncoder
 from pipecat_duplex.remote.pairing import Pairing
+from pipecat_duplex.remote.speech import RemoteSpeech
 from pipecat_duplex.remote.words import PieceQueue
 from pipecat_duplex.session import (
     STEP_SAMPLES,
     TEXT_PADDING,
+    CannotSay,
     DuplexSession,
     InvalidAudio,
     Step,
@@ -63,6 +65,7 @@ class RemoteSession(DuplexSession):
         strips_first_space: bool,
         limits: RemoteLimits,
         remote_id: str = "",
+        features: frozenset[str] = frozenset(),
     ):
         """Initialize around a connection whose server is ready.
 
@@ -74,6 +77,7 @@ class RemoteSession(DuplexSession):
             strips_first_space: Whether the server leaves out the space of the first word.
             limits: When the server counts as dead.
             remote_id: Name that the server gave the session.
+            features: What the server can do beyond Moshi's protocol.
         """
         self._connection = connection
         self._host = host
@@ -87,6 +91,8 @@ class RemoteSession(DuplexSession):
         self._pending = np.zeros(0, np.float32)
         self._inbox = StepInbox(self._id)
         self._sent = 0
+        self._features = features
+        self._speech = RemoteSpeech(self._id)
         self._alive_secs = self._answered_secs = time.monotonic()
         self._out: asyncio.Queue[bytes] = asyncio.Queue()
         self._tasks = [
@@ -145,9 +151,30 @@ class RemoteSession(DuplexSession):
         """
         return self._inbox.steps()
 
+    async def say(self, text: str, *, cut_in: bool = False) -> int:
+        """Let the agent speak these words; see :class:`~pipecat_duplex.session.DuplexSession`."""
+        self._check_can_say()
+        request, answer = self._speech.ask()
+        self._out.put_nowait(wire.encode_say(wire.Say(request, text, cut_in)))
+        return await answer
+
+    async def hush(self) -> None:
+        """Drop what :meth:`say` has not spoken yet."""
+        self._check_can_say()
+        self._out.put_nowait(wire.encode_say(wire.Say(0, None)))
+
+    def _check_can_say(self) -> None:
+        self._inbox.check_open()
+        if wire.SAY not in self._features:
+            raise CannotSay(
+                f"{self._host} cannot let its agent say given words: only pipecat-duplex's server "
+                "knows how"
+            )
+
     async def close(self) -> None:
         """Hang up. May be called any number of times."""
         self._inbox.close()
+        self._speech.end("it was closed")
         self._hang_up()
         assert self._goodbye is not None
         await asyncio.shield(self._goodbye)
@@ -183,6 +210,10 @@ class RemoteSession(DuplexSession):
                 self._take_audio(message.data)
             elif isinstance(message, wire.AgentStep):
                 self._take_step(message.step)
+            elif isinstance(message, wire.SpeechNote):
+                self._speech.note(message)
+            elif isinstance(message, wire.SayAnswer):
+                self._speech.take_answer(message)
             elif isinstance(message, wire.Text):
                 self._pieces.put(message.text)
             elif isinstance(message, wire.Error):
@@ -252,7 +283,7 @@ class RemoteSession(DuplexSession):
         self._deliver(Step(index, pcm, token, piece, StepTiming(under_way_secs, 0.0)))
 
     def _deliver(self, step: Step) -> None:
-        self._inbox.put(step)
+        self._inbox.put(self._speech.annotate(step))
 
     #
     # the end
@@ -260,6 +291,7 @@ class RemoteSession(DuplexSession):
 
     def _end(self, reason: str) -> None:
         if self._inbox.end(reason):
+            self._speech.end(reason)
             logger.debug(f"Session {self._id} ended: {reason}")
             self._hang_up()
 

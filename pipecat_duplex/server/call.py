@@ -19,6 +19,7 @@ from pipecat_duplex.session import (
     SAMPLE_RATE_HZ,
     STEP_SAMPLES,
     STEP_SECS,
+    DuplexError,
     DuplexSession,
     InvalidAudio,
     SessionEnded,
@@ -158,6 +159,7 @@ class Call:
         self._encoder = OpusEncoder() if self._uses_opus else None
         self._pending = np.zeros(0, np.float32)
         self._delays = CallDelays()
+        self._to_say: asyncio.Queue[wire.Say] = asyncio.Queue()
 
     @property
     def lag_secs(self) -> float:
@@ -178,7 +180,13 @@ class Call:
         self._shorten_buffers()
         pumps = [
             asyncio.ensure_future(pump)
-            for pump in (self._receive(), self._send(), self._watch(), self._stopped)
+            for pump in (
+                self._receive(),
+                self._send(),
+                self._watch(),
+                self._pass_words_on(),
+                self._stopped,
+            )
         ]
         try:
             await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
@@ -222,6 +230,8 @@ class Call:
                 self._take_opus(message.data)
             elif isinstance(message, wire.Pcm):
                 self._take_pcm(message.pcm)
+            elif isinstance(message, wire.Say):
+                self._to_say.put_nowait(message)
         except (wire.WireError, InvalidAudio) as e:
             return Ending("protocol", WSCloseCode.INVALID_TEXT, str(e))
         except SessionEnded:
@@ -253,6 +263,27 @@ class Call:
             raise wire.WireError("raw audio, which was not agreed on: ask for format=pcm")
         self._count_audio(len(pcm))
         self._session.send(pcm)
+
+    async def _pass_words_on(self) -> Ending:
+        """Give the agent the words that the caller sends, in their order."""
+        while True:
+            say = await self._to_say.get()
+            try:
+                if say.text is None:
+                    await self._session.hush()
+                    continue
+                utterance_id = await self._session.say(say.text, cut_in=say.cut_in)
+                answer = wire.SayAnswer(say.request, utterance_id)
+            except SessionEnded:
+                continue  # The reason comes after the steps that are still on their way.
+            except DuplexError as e:
+                answer = wire.SayAnswer(say.request, error=str(e))
+            try:
+                await self._send_message(wire.encode_say_answer(answer))
+            except TimeoutError:
+                return DEAF
+            except ConnectionError:
+                return CLIENT_LOST
 
     def _count_audio(self, samples: int) -> None:
         self._audio_at_secs = time.monotonic()
@@ -310,6 +341,9 @@ class Call:
     async def _send_step(self, step: Step) -> None:
         delay_secs = self._metrics.add_step(step.timing)
         self._delays.add(delay_secs)
+        note = wire.encode_speech_note(step)
+        if note is not None:
+            await self._send_message(note)
         if self._encoder is None:
             await self._send_message(wire.encode_step(step))
             return
@@ -348,6 +382,7 @@ class Call:
             "format": self._asked.audio_format,
             "max_secs": config.max_secs,
             "ignored": self._asked.ignored,
+            "features": [wire.SAY],
         }
         return fields
 
