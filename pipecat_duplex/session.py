@@ -7,10 +7,13 @@ a cluster, the service sees the same object.
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
+
+if TYPE_CHECKING:
+    from pipecat_duplex.history import History, Memory
 
 SAMPLE_RATE_HZ = 24_000
 """The sample rate of every session, in both directions."""
@@ -129,6 +132,8 @@ class SessionConfig(BaseModel):
         audio_top_k: Each codebook samples among this many most likely entries.
         seed: Makes the conversation repeatable. ``None`` draws a new one.
         max_secs: The session ends, with a reason, after this much audio. ``None`` is no limit.
+        text_prompt: Who the agent is, for models that were trained to take a role.
+        voice_prompt: The agent's voice, by its key among those that the engine was given.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -139,6 +144,8 @@ class SessionConfig(BaseModel):
     audio_top_k: int | None = Field(default=None, ge=1)
     seed: int | None = Field(default=None, ge=0, lt=2**63)
     max_secs: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    text_prompt: str | None = Field(default=None, max_length=8000)
+    voice_prompt: str | None = Field(default=None, max_length=200)
 
     @classmethod
     def greedy(cls, **changes) -> "SessionConfig":
@@ -204,6 +211,8 @@ class Step:
         timing: Where the time went.
         utterance_id: The utterance of ``say`` that the piece belongs to, or ``None``.
         said: Utterances of ``say`` that came to their end.
+        tokens: All of the step, int32, shape ``(17,)``: monologue, agent's codebooks, user's. For
+            a :class:`~pipecat_duplex.history.HistoryKeeper`. ``None`` where they are not known.
     """
 
     index: int
@@ -213,6 +222,7 @@ class Step:
     timing: StepTiming
     utterance_id: int | None = None
     said: tuple[Said, ...] = ()
+    tokens: np.ndarray | None = None
 
 
 class DuplexSession(Protocol):
@@ -221,6 +231,11 @@ class DuplexSession(Protocol):
     @property
     def id(self) -> str:
         """A name for logs and error messages."""
+        ...
+
+    @property
+    def memory(self) -> "Memory | None":
+        """What a history of this session is of use to; ``None`` if steps come without tokens."""
         ...
 
     def send(self, pcm: np.ndarray) -> int:
@@ -265,6 +280,19 @@ class DuplexSession(Protocol):
 
         Raises:
             CannotSay: The model does not have these words, or its server cannot do this.
+            SessionEnded: The session is over.
+        """
+        ...
+
+    async def restore(self, history: "History") -> None:
+        """Go on with a conversation that was held elsewhere. Before the first ``send``, and once.
+
+        Args:
+            history: What was said there.
+
+        Raises:
+            InvalidHistory: It is damaged, or was made with another checkpoint.
+            DuplexError: The session has begun already, or its server cannot do this.
             SessionEnded: The session is over.
         """
         ...

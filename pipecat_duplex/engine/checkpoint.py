@@ -4,6 +4,7 @@ A checkpoint is named by ``embedded`` (the small one inside this package), by a 
 a hub name ``owner/name[@revision]``. All three have the layout of moshi's own loaders.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Callable
@@ -27,6 +28,8 @@ from pipecat_duplex.session import (
 EMBEDDED = "embedded"
 EMBEDDED_FOLDER = Path(__file__).parent.parent / "checkpoints" / "embedded"
 CODEBOOKS = 8
+DIGEST_SAMPLES = 32
+DIGEST_BYTES = 64 * 1024
 HUB_EXAMPLE = "kyutai/moshiko-pytorch-bf16"
 HUB_NAME = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[^@]+))?")
 
@@ -58,6 +61,9 @@ class CheckpointSummary:
         dtype: Number format of the language model; the codec is always float32.
         kv_bytes_per_slot: Attention memory of one conversation.
         sampling: How it recommends to sample.
+        fingerprint: Tells checkpoints apart.
+        text_tokens: Tokens of the monologue.
+        audio_tokens: Entries of a codebook.
     """
 
     name: str
@@ -70,6 +76,9 @@ class CheckpointSummary:
     dtype: str
     kv_bytes_per_slot: int
     sampling: Sampling
+    fingerprint: str
+    text_tokens: int
+    audio_tokens: int
 
 
 @dataclass(frozen=True)
@@ -116,6 +125,24 @@ class CheckpointFiles:
         if not generation.get("use_sampling", True):
             given |= {"text_temperature": 0.0, "audio_temperature": 0.0}
         return MOSHI_SAMPLING._replace(**given)
+
+    @property
+    def text_tokens(self) -> int:
+        """Tokens of the monologue."""
+        return int(self.config.get("text_card", 32_000))
+
+    @property
+    def audio_tokens(self) -> int:
+        """Entries of a codebook."""
+        return int(self.config.get("card", 2048))
+
+    def fingerprint(self) -> str:
+        """Return what tells this checkpoint from others: a digest of samples of its files."""
+        digest = hashlib.sha256()
+        for path in (self.lm_weights, self.mimi_weights, self.tokenizer, self.lora_weights):
+            if path is not None:
+                _digest_samples(path, digest)
+        return digest.hexdigest()[:32]
 
     def vocabulary(self) -> Vocabulary:
         """Read what the monologue is made of.
@@ -302,6 +329,16 @@ def _check_codec_config(name: str, config: dict[str, Any]) -> None:
             f"checkpoint {name} is not a full-duplex Moshi: its codec has {sample_rate} Hz and "
             f"{frame_rate} steps a second, not {SAMPLE_RATE_HZ} and {SAMPLE_RATE_HZ / STEP_SAMPLES}"
         )
+
+
+def _digest_samples(path: Path, digest: "hashlib._Hash") -> None:
+    """Take a file into a digest by its size and by samples: gigabytes would take many seconds."""
+    size = path.stat().st_size
+    digest.update(str(size).encode())
+    with path.open("rb") as file:
+        for sample in range(DIGEST_SAMPLES):
+            file.seek(sample * max(0, size - DIGEST_BYTES) // (DIGEST_SAMPLES - 1))
+            digest.update(file.read(DIGEST_BYTES))
 
 
 def one_line(error: Exception) -> str:

@@ -1,15 +1,17 @@
 """The engine: a model in this process that serves many conversations at once."""
 
 import asyncio
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 from loguru import logger
 
 from pipecat_duplex.engine.checkpoint import CheckpointSummary
-from pipecat_duplex.engine.loop import Loaded, StepLoop
+from pipecat_duplex.engine.loop import StepLoop
 from pipecat_duplex.engine.model import StepModel
-from pipecat_duplex.engine.session import EngineSession
+from pipecat_duplex.engine.persona import find_voices, known_voice
+from pipecat_duplex.engine.session import EngineSession, Loaded
 from pipecat_duplex.engine.stats import WINDOW_STEPS, EngineStats
 from pipecat_duplex.session import AtCapacity, DuplexBackend, DuplexError, SessionConfig
 
@@ -34,11 +36,12 @@ class Engine(DuplexBackend):
         session = await engine.open(SessionConfig(seed=1))
     """
 
-    def __init__(self, step_loop: StepLoop, loaded: Loaded, slots: int):
+    def __init__(self, step_loop: StepLoop, loaded: Loaded, slots: int, voices: Mapping[str, Path]):
         """Initialize around a running loop; use :meth:`load`."""
         self._step_loop = step_loop
+        self._loaded = loaded
+        self._voices = voices
         self._summary = loaded.summary
-        self._vocabulary = loaded.vocabulary
         self._slots = slots
         self._closed = False
 
@@ -52,6 +55,7 @@ class Engine(DuplexBackend):
         device: str | None = None,
         gather_ms: float | None = None,
         cpu_threads: int = 1,
+        voices: str | Path | None = None,
     ) -> "Engine":
         """Load a checkpoint, without holding up the asyncio loop.
 
@@ -67,8 +71,12 @@ class Engine(DuplexBackend):
                 busy one they wait for each other: up to 40 times as long was measured. torch hands
                 this number on to threads that the process starts later.
 
+            voices: A folder of recordings that :attr:`SessionConfig.voice_prompt` may name, by the
+                name of the file without its ending.
+
         Raises:
             CheckpointError: The checkpoint cannot be found or loaded.
+            DuplexError: There is no such folder of voices.
             MissingExtra: The checkpoint needs torch, which is not installed.
             ValueError: ``slots`` or ``cpu_threads`` is not positive, or ``gather_ms`` is negative.
         """
@@ -79,12 +87,14 @@ class Engine(DuplexBackend):
         if gather_ms < 0:
             raise ValueError(f"gather_ms must not be negative, as {gather_ms} is")
 
+        found = find_voices(Path(voices) if voices is not None else None)
+
         def load_model() -> StepModel:
             from pipecat_duplex.engine.torch import load_model
 
             return load_model(checkpoint, slots, device, cpu_threads)
 
-        step_loop = StepLoop(load_model, slots, gather_ms / 1000)
+        step_loop = StepLoop(load_model, slots, gather_ms / 1000, found)
         try:
             loaded = await asyncio.wrap_future(step_loop.start())
         except asyncio.CancelledError:
@@ -96,7 +106,7 @@ class Engine(DuplexBackend):
             f"{'' if summary.trained else ', random weights'}) on {summary.device} in "
             f"{summary.dtype}, slots: {slots}"
         )
-        return cls(step_loop, loaded, slots)
+        return cls(step_loop, loaded, slots, found)
 
     @property
     def summary(self) -> CheckpointSummary:
@@ -136,9 +146,11 @@ class Engine(DuplexBackend):
         self._check_running()
         sampling = config.sampling(self._summary.sampling)
         config = config.model_copy(update=sampling._asdict())
+        if config.voice_prompt:
+            known_voice(config.voice_prompt, self._voices)
         session = EngineSession(
             config,
-            self._vocabulary,
+            self._loaded,
             wake_engine=self._step_loop.wake,
             leave_slot=self._leave_slot,
         )
@@ -149,6 +161,12 @@ class Engine(DuplexBackend):
                 if self._slots > 1
                 else "the engine's only slot is taken"
             )
+        if config.text_prompt or config.voice_prompt:
+            try:
+                await session.prepare()
+            except BaseException:
+                await session.close()
+                raise
         logger.debug(f"Session {session.id} opened, seed {session.config.seed}")
         return session
 

@@ -18,6 +18,7 @@ from websockets.exceptions import (
 
 from pipecat_duplex import wire
 from pipecat_duplex.opus import has_opus
+from pipecat_duplex.remote.notes import ServerNotes
 from pipecat_duplex.remote.session import RemoteLimits, RemoteSession
 from pipecat_duplex.session import (
     AtCapacity,
@@ -227,10 +228,9 @@ class RemoteBackend(DuplexBackend):
     def _make_session(
         self, connection: ClientConnection, handshake: wire.Handshake, metadata: dict
     ) -> RemoteSession:
-        ours = metadata.get("pipecat_duplex")
-        ours = ours if isinstance(ours, dict) else {}
+        about = ServerNotes.read(metadata)
         audio_format: wire.AudioFormat = "opus"
-        if self._audio_format == "pcm" and ours.get("format") == "pcm":
+        if self._audio_format == "pcm" and about is not None and about.audio_format == "pcm":
             audio_format = "pcm"
         elif not has_opus():
             raise MissingExtra(
@@ -244,8 +244,7 @@ class RemoteBackend(DuplexBackend):
             lead_steps=RUST_LEAD_STEPS if is_rust else LEAD_STEPS,
             strips_first_space=is_rust,
             limits=self._limits,
-            remote_id=str(ours.get("session", "")),
-            features=_texts(ours.get("features")),
+            about=about,
         )
 
     def _closed_early(self, error: ConnectionClosed) -> DuplexError:
@@ -255,12 +254,6 @@ class RemoteBackend(DuplexBackend):
             return AtCapacity(f"{self.host} has no room: {reason}")
         hint = "" if self._prompts else " (PersonaPlex needs voice_prompt and text_prompt)"
         return DuplexError(f"{self.host} hung up before it was ready: {reason}{hint}")
-
-
-def _texts(values: object) -> frozenset[str]:
-    """What is text in a list that somebody else sent."""
-    found = values if isinstance(values, list) else []
-    return frozenset(value for value in found if isinstance(value, str))
 
 
 def _normal_url(url: str) -> str:

@@ -14,6 +14,7 @@ from websockets.exceptions import ConnectionClosed
 from pipecat_duplex import wire
 from pipecat_duplex.inbox import MAX_PENDING_STEPS, StepInbox
 from pipecat_duplex.opus import OpusDecoder, OpusEncoder
+from pipecat_duplex.remote.notes import ServerNotes
 from pipecat_duplex.remote.pairing import Pairing
 from pipecat_duplex.remote.speech import RemoteSpeech
 from pipecat_duplex.remote.words import PieceQueue
@@ -30,6 +31,10 @@ from pipecat_duplex.session import (
 
 UNKNOWN_TOKEN = -1
 """Text token of a step with a word whose server sends text only."""
+
+
+INTRODUCTION_SECS = 1.0
+"""How long after the handshake a server of ours takes at most to say what it is."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +69,7 @@ class RemoteSession(DuplexSession):
         lead_steps: int,
         strips_first_space: bool,
         limits: RemoteLimits,
-        remote_id: str = "",
-        features: frozenset[str] = frozenset(),
+        about: ServerNotes | None = None,
     ):
         """Initialize around a connection whose server is ready.
 
@@ -76,14 +80,13 @@ class RemoteSession(DuplexSession):
             lead_steps: Frames at the beginning that an Opus stream leaves without audio.
             strips_first_space: Whether the server leaves out the space of the first word.
             limits: When the server counts as dead.
-            remote_id: Name that the server gave the session.
-            features: What the server can do beyond Moshi's protocol.
+            about: What the server has said of itself so far.
         """
         self._connection = connection
         self._host = host
         self._audio_format: wire.AudioFormat = audio_format
         self._limits = limits
-        self._id = f"remote-{remote_id or secrets.token_hex(4)}"
+        self._id = f"remote-{(about and about.session) or secrets.token_hex(4)}"
         self._pairing = Pairing(0 if audio_format == "pcm" else lead_steps)
         self._pieces = PieceQueue(strips_first=strips_first_space)
         self._encoder = OpusEncoder() if audio_format == "opus" else None
@@ -91,7 +94,10 @@ class RemoteSession(DuplexSession):
         self._pending = np.zeros(0, np.float32)
         self._inbox = StepInbox(self._id)
         self._sent = 0
-        self._features = features
+        self._about = about or ServerNotes()
+        self._introduction = asyncio.Event()
+        if about is not None:
+            self._introduction.set()
         self._speech = RemoteSpeech(self._id)
         self._alive_secs = self._answered_secs = time.monotonic()
         self._out: asyncio.Queue[bytes] = asyncio.Queue()
@@ -153,23 +159,32 @@ class RemoteSession(DuplexSession):
 
     async def say(self, text: str, *, cut_in: bool = False) -> int:
         """Let the agent speak these words; see :class:`~pipecat_duplex.session.DuplexSession`."""
-        self._check_can_say()
+        await self._check_can_say()
         request, answer = self._speech.ask()
         self._out.put_nowait(wire.encode_say(wire.Say(request, text, cut_in)))
         return await answer
 
     async def hush(self) -> None:
         """Drop what :meth:`say` has not spoken yet."""
-        self._check_can_say()
+        await self._check_can_say()
         self._out.put_nowait(wire.encode_say(wire.Say(0, None)))
 
-    def _check_can_say(self) -> None:
+    async def _check_can_say(self) -> None:
         self._inbox.check_open()
-        if wire.SAY not in self._features:
+        await self._introduced()
+        if wire.SAY not in self._about.features:
             raise CannotSay(
                 f"{self._host} cannot let its agent say given words: only pipecat-duplex's server "
                 "knows how"
             )
+
+    async def _introduced(self) -> None:
+        """Wait until the server has said what it is: in Opus it does so after its handshake."""
+        try:
+            await asyncio.wait_for(self._introduction.wait(), INTRODUCTION_SECS)
+        except TimeoutError:
+            self._introduction.set()  # It never will: no server of ours.
+        self._inbox.check_open()
 
     async def close(self) -> None:
         """Hang up. May be called any number of times."""
@@ -214,6 +229,8 @@ class RemoteSession(DuplexSession):
                 self._speech.note(message)
             elif isinstance(message, wire.SayAnswer):
                 self._speech.take_answer(message)
+            elif isinstance(message, wire.Metadata):
+                self._take_metadata(message)
             elif isinstance(message, wire.Text):
                 self._pieces.put(message.text)
             elif isinstance(message, wire.Error):
@@ -242,6 +259,12 @@ class RemoteSession(DuplexSession):
     #
     # from the server
     #
+
+    def _take_metadata(self, message: wire.Metadata) -> None:
+        about = ServerNotes.read(message.fields)
+        if about is not None and not self._introduction.is_set():
+            self._about = about
+            self._introduction.set()
 
     def _take_step(self, step: Step) -> None:
         mine = self._pairing.answer_oldest()

@@ -79,6 +79,9 @@ def load_checkpoint(name: str | Path, device: str | None = None) -> Checkpoint:
         dtype=str(dtype).removeprefix("torch."),
         kv_bytes_per_slot=_kv_bytes(lm.transformer, dtype) + _kv_bytes(mimi, torch.float32),
         sampling=files.sampling,
+        fingerprint=files.fingerprint(),
+        text_tokens=lm.text_card,
+        audio_tokens=lm.card,
     )
     return Checkpoint(lm, mimi, vocabulary, summary)
 
