@@ -172,10 +172,9 @@ class HistoryKeeper:
             self._complete = self._complete and len(self._codes) < self.memory.context_steps
             self._codes.append(step.tokens)
 
-    @property
-    def unanswered(self) -> list[np.ndarray]:
-        """The user's audio that was sent and not answered, oldest first."""
-        return list(self._pending)
+    def forget_unanswered(self) -> None:
+        """Forget the audio that was sent and will not be answered."""
+        self._pending.clear()
 
     def history(self) -> History | None:
         """Return what is kept; ``None`` while there is nothing."""

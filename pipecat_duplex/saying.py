@@ -14,17 +14,20 @@ class Saying:
         text: The words.
         to_context: Whether they belong into the conversation's context.
         words_begun: How many of them have begun to sound.
+        before: Words that were spoken in a session before.
     """
 
     text: str
     to_context: bool = True
     words_begun: int = 0
+    before: str = ""
 
-    @property
-    def rest(self) -> str:
-        """The words that have not begun to sound."""
+    def continued(self) -> "Saying":
+        """Return what is left of it, for a session that takes the place of another."""
         words = [word for word in self.text.split() if any(map(str.isalnum, word))]
-        return " ".join(words[self.words_begun :])
+        begun, rest = words[: self.words_begun], words[self.words_begun :]
+        before = " ".join([self.before, *begun]).strip()
+        return Saying(" ".join(rest), self.to_context, before=before)
 
 
 class Sayings:
@@ -57,8 +60,14 @@ class Sayings:
         """Take note that an utterance came to its end."""
         self._open.pop(said.utterance_id, None)
 
-    def take_unfinished(self) -> list[Saying]:
-        """Return what was not said to the end, for a session that takes the place of another."""
-        unfinished = [Saying(each.rest, each.to_context) for each in self._open.values()]
+    def get(self, utterance_id: int) -> Saying | None:
+        """Return a saying that has not come to its end."""
+        return self._open.get(utterance_id)
+
+    def items(self) -> list[tuple[int, Saying]]:
+        """Return what has not come to its end, oldest first."""
+        return list(self._open.items())
+
+    def clear(self) -> None:
+        """Forget everything."""
         self._open.clear()
-        return [saying for saying in unfinished if saying.text]

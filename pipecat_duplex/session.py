@@ -51,6 +51,10 @@ class CannotSay(DuplexError):
     """Words cannot be put into the agent's mouth; the message says which, or why."""
 
 
+class InvalidPrompt(DuplexError, ValueError):
+    """A persona cannot be had: there is no such voice, or it cannot be read."""
+
+
 class InvalidHistory(DuplexError, ValueError):
     """A history is damaged, or was made with another checkpoint."""
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import ValidationError
 
+from pipecat_duplex.history import STREAMS
 from pipecat_duplex.session import (
     STEP_SAMPLES,
     STEP_SECS,
@@ -32,16 +33,23 @@ MAX_MESSAGE_BYTES = 64 * 1024
 MAX_TEXT_BYTES = 4096
 """Longest text, error or piece."""
 
+MAX_PIECE_BYTES = 32 * 1024
+"""Longest piece of a history."""
+
 MAX_SEED = 2**64 - 1
 """The Rust backend's seeds are of 64 bits."""
 
 SAY = "say"
 """Feature of a server that lets its agent speak words that it is given."""
 
+RESTORE = "restore"
+"""Feature of a server that gives out tokens, and goes on with conversations held elsewhere."""
+
 AudioFormat = Literal["opus", "pcm"]
 """How audio travels: Ogg-Opus, as everywhere, or raw steps."""
 
 _PCM_BYTES = 4 * STEP_SAMPLES
+_TOKENS = struct.Struct(f"<I{STREAMS}H")
 _STEP_HEADER = struct.Struct("<Iiff")
 _HANDSHAKE = struct.Struct("<II")
 
@@ -64,6 +72,8 @@ class Kind(IntEnum):
     STEP = 17
     SAY = 18
     SPEECH = 19
+    TOKENS = 20
+    HISTORY = 21
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +214,32 @@ class SpeechNote:
     said: tuple[Said, ...]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Tokens:
+    """All tokens of a step, before the step.
+
+    Parameters:
+        index: The step.
+        tokens: Int32, shape ``(17,)``.
+    """
+
+    index: int
+    tokens: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryPiece:
+    """A piece of a history, to go on with; an empty one ends it.
+
+    From a server it is the answer: empty, or why it cannot go on.
+
+    Parameters:
+        data: The bytes.
+    """
+
+    data: bytes
+
+
 Message = (
     Handshake
     | Audio
@@ -217,6 +253,8 @@ Message = (
     | Say
     | SayAnswer
     | SpeechNote
+    | Tokens
+    | HistoryPiece
 )
 
 
@@ -294,6 +332,25 @@ def encode_speech_note(step: Step) -> bytes | None:
     ]
     fields = {"step": step.index, "utterance": step.utterance_id, "said": said}
     return _encode_json(Kind.SPEECH, fields)
+
+
+def encode_tokens(step: Step) -> bytes | None:
+    """Return a message with all tokens of a step, if they are known."""
+    if step.tokens is None:
+        return None
+    return bytes([Kind.TOKENS]) + _TOKENS.pack(step.index, *step.tokens.tolist())
+
+
+def encode_history(data: bytes) -> list[bytes]:
+    """Return the messages that carry a history, the last of them empty."""
+    starts = range(0, len(data), MAX_PIECE_BYTES)
+    pieces = [data[start : start + MAX_PIECE_BYTES] for start in starts] + [b""]
+    return [bytes([Kind.HISTORY]) + piece for piece in pieces]
+
+
+def encode_history_answer(error: str = "") -> bytes:
+    """Return the answer to a history: nothing, or why the server cannot go on with it."""
+    return bytes([Kind.HISTORY]) + error.encode("utf-8", errors="replace")[:MAX_TEXT_BYTES]
 
 
 def _encode_json(kind: Kind, fields: Mapping[str, Any]) -> bytes:
@@ -404,6 +461,13 @@ def _parse_speech(payload: bytes) -> SayAnswer | SpeechNote:
     )
 
 
+def _parse_tokens(payload: bytes) -> Tokens:
+    if len(payload) != _TOKENS.size:
+        raise WireError(f"the tokens of a step have {_TOKENS.size} bytes, not {len(payload)}")
+    index, *tokens = _TOKENS.unpack(payload)
+    return Tokens(index, np.array(tokens, np.int32))
+
+
 def _number(fields: Mapping[str, Any], name: str) -> int:
     value = fields.get(name)
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**53:
@@ -423,6 +487,8 @@ _PARSERS: dict[int, Callable[[bytes], Message | None]] = {
     Kind.STEP: _parse_step,
     Kind.SAY: _parse_say,
     Kind.SPEECH: _parse_speech,
+    Kind.TOKENS: _parse_tokens,
+    Kind.HISTORY: HistoryPiece,
 }
 
 
@@ -466,11 +532,15 @@ class SessionRequest:
         config: The session's settings.
         audio_format: How audio is to travel.
         ignored: Names of parameters that make no difference here.
+        tokens: Whether the caller wants the tokens of each step.
+        moves: Whether it would rather go elsewhere at once than stay on a server that shuts down.
     """
 
     config: SessionConfig
     audio_format: AudioFormat = "opus"
     ignored: list[str] = field(default_factory=list)
+    tokens: bool = False
+    moves: bool = False
 
 
 _CONFIG_NAMES = {
@@ -478,21 +548,27 @@ _CONFIG_NAMES = {
     "text_topk": "text_top_k",
     "audio_temperature": "audio_temperature",
     "audio_topk": "audio_top_k",
+    "text_prompt": "text_prompt",
+    "voice_prompt": "voice_prompt",
 }
-"""The Rust backend's names, and ours."""
+"""The names of the Rust backend and of PersonaPlex, and ours."""
 
 # Not part of the session, so no reason to call them ignored.
 _ACCESS_NAMES = {"api_key", "worker_auth_id"}
 
 
-def build_query(config: SessionConfig, audio_format: AudioFormat = "opus") -> dict[str, str]:
+def build_query(
+    config: SessionConfig, audio_format: AudioFormat = "opus", *, moves: bool = False
+) -> dict[str, str]:
     """Return the query parameters that ask for a session, in the Rust backend's names.
 
     ``seed`` is none of them: it breaks PersonaPlex's server.
 
     Args:
         config: The session's settings.
-        audio_format: How audio is to travel, if the server can.
+        audio_format: How audio is to travel, if the server can. With ``pcm``, tokens are asked for
+            as well.
+        moves: Whether to go elsewhere at once when the server shuts down.
     """
     asked = {name: getattr(config, ours) for name, ours in _CONFIG_NAMES.items()}
     query = {name: str(value) for name, value in asked.items() if value is not None}
@@ -502,6 +578,7 @@ def build_query(config: SessionConfig, audio_format: AudioFormat = "opus") -> di
         query["max_steps"] = str(max(1, math.ceil(config.max_secs / STEP_SECS - 1e-6)))
     if audio_format != "opus":
         query["format"] = audio_format
+        query["tokens"] = "move" if moves else "1"
     return query
 
 
@@ -525,15 +602,18 @@ def parse_query(query: Mapping[str, str]) -> SessionRequest:
     audio_format = query.get("format") or "opus"
     if audio_format not in ("opus", "pcm"):
         raise WireError(f"format={audio_format!r}: there are 'opus' and 'pcm'")
-    for name in ("text_prompt", "voice_prompt"):
-        if query.get(name):
-            raise WireError(f"{name}: this server has no personas")
-    known = {*_CONFIG_NAMES, *_ACCESS_NAMES, "text_seed", "audio_seed", "max_steps", "format"}
+    tokens = query.get("tokens") or "0"
+    if tokens not in ("0", "1", "move"):
+        raise WireError(f"tokens={tokens[:40]!r}: there are '0', '1' and 'move'")
+    others = {"text_seed", "audio_seed", "max_steps", "format", "tokens"}
+    known = {*_CONFIG_NAMES, *_ACCESS_NAMES, *others}
     try:
         config = SessionConfig(**fields)
     except ValidationError as e:
         raise WireError(_explain(e)) from e
-    return SessionRequest(config, audio_format, sorted(set(query) - known))
+    return SessionRequest(
+        config, audio_format, sorted(set(query) - known), tokens != "0", tokens == "move"
+    )
 
 
 def _parse_int(query: Mapping[str, str], name: str, highest: int) -> int | None:

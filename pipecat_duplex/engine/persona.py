@@ -19,6 +19,7 @@ from pipecat_duplex.session import (
     STEP_SAMPLES,
     TEXT_PADDING,
     DuplexError,
+    InvalidPrompt,
     SessionConfig,
 )
 
@@ -62,12 +63,12 @@ def known_voice(name: str, voices: Mapping[str, Path]) -> str:
         voices: Files by key. Nothing else can be named: no caller's path is ever opened.
 
     Raises:
-        DuplexError: There is no such voice.
+        InvalidPrompt: There is no such voice.
     """
     key = re.sub(r"\.(pt|wav|flac|ogg|mp3)$", "", name)
     if key not in voices:
         known = ", ".join(voices) or "none"
-        raise DuplexError(f"there is no voice {name[:100]!r}; there are: {known}")
+        raise InvalidPrompt(f"there is no voice {name[:100]!r}; there are: {known}")
     return key
 
 
@@ -103,7 +104,7 @@ class Casting:
             encode: The codec.
 
         Raises:
-            DuplexError: The voice is not known or cannot be read.
+            InvalidPrompt: The voice is not known or cannot be read.
         """
         if not config.text_prompt and not config.voice_prompt:
             return None
@@ -146,14 +147,14 @@ def read_voice(path: Path) -> np.ndarray:
         Float32, shape ``(steps, STEP_SAMPLES)``.
 
     Raises:
-        DuplexError: The file cannot be read, is silent, or is too long.
+        InvalidPrompt: The file cannot be read, is silent, or is too long.
     """
     try:
         pcm, rate_hz = soundfile.read(path, dtype="float32", always_2d=True)
     except (OSError, RuntimeError) as error:
-        raise DuplexError(f"the voice {path.stem} cannot be read: {error}") from error
+        raise InvalidPrompt(f"the voice {path.stem} cannot be read: {error}") from error
     if not 0 < len(pcm) <= MAX_VOICE_SECS * rate_hz:
-        raise DuplexError(f"the voice {path.stem} is empty, or longer than {MAX_VOICE_SECS:g} s")
+        raise InvalidPrompt(f"the voice {path.stem} is empty, or longer than {MAX_VOICE_SECS:g} s")
     pcm = pcm.mean(axis=1)
     if rate_hz != SAMPLE_RATE_HZ:
         pcm = Resampler(rate_hz, SAMPLE_RATE_HZ).push(pcm)
@@ -164,7 +165,7 @@ def read_voice(path: Path) -> np.ndarray:
     power = np.mean(np.square(blocks, dtype=np.float64), axis=1)
     loud = power[power > power.mean() * 10 ** (-PAUSE_BELOW_MEAN_DB / 10)]
     if not len(loud) or loud.mean() < 1e-10:
-        raise DuplexError(f"the voice {path.stem} is silent")
+        raise InvalidPrompt(f"the voice {path.stem} is silent")
     gain = 10 ** (VOICE_LEVEL_DB / 20) / np.sqrt(loud.mean())
     return np.clip(blocks * np.float32(gain), -1, 1)
 

@@ -70,6 +70,7 @@ class RemoteBackend(DuplexBackend):
         handshake_secs: float | None = None,
         attempts: int = 3,
         limits: RemoteLimits | None = None,
+        moves: bool = False,
     ):
         """Initialize; nothing is connected yet.
 
@@ -88,6 +89,8 @@ class RemoteBackend(DuplexBackend):
                 60 with prompts, which it has to read first.
             attempts: Connections that are tried, with growing pauses, if one fails.
             limits: When a server counts as dead.
+            moves: Whether sessions would rather go elsewhere at once than stay on a server that
+                shuts down.
 
         Raises:
             DuplexError: The URL cannot be used.
@@ -105,6 +108,7 @@ class RemoteBackend(DuplexBackend):
         self._handshake_secs = handshake_secs
         self._attempts = attempts
         self._limits = limits or RemoteLimits()
+        self._moves = moves
         self._sessions: set[RemoteSession] = set()
         self._closed = False
 
@@ -146,7 +150,7 @@ class RemoteBackend(DuplexBackend):
 
     def _session_url(self, config: SessionConfig) -> str:
         parts = urlsplit(self._url)
-        query = wire.build_query(config, self._audio_format) | self._prompts
+        query = wire.build_query(config, self._audio_format, moves=self._moves) | self._prompts
         query |= dict(parse_qsl(parts.query, keep_blank_values=True))
         return urlunsplit(parts._replace(query=urlencode(query)))
 

@@ -12,6 +12,7 @@ from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
 from pipecat_duplex import wire
+from pipecat_duplex.history import History, Memory
 from pipecat_duplex.inbox import MAX_PENDING_STEPS, StepInbox
 from pipecat_duplex.opus import OpusDecoder, OpusEncoder
 from pipecat_duplex.remote.notes import ServerNotes
@@ -22,6 +23,7 @@ from pipecat_duplex.session import (
     STEP_SAMPLES,
     TEXT_PADDING,
     CannotSay,
+    DuplexError,
     DuplexSession,
     InvalidAudio,
     Step,
@@ -94,6 +96,7 @@ class RemoteSession(DuplexSession):
         self._pending = np.zeros(0, np.float32)
         self._inbox = StepInbox(self._id)
         self._sent = 0
+        self._failed = False
         self._about = about or ServerNotes()
         self._introduction = asyncio.Event()
         if about is not None:
@@ -113,6 +116,11 @@ class RemoteSession(DuplexSession):
         return self._id
 
     @property
+    def memory(self) -> Memory | None:
+        """What a history of this session is of use to; ``None`` with servers of others."""
+        return self._about.memory
+
+    @property
     def audio_format(self) -> wire.AudioFormat:
         """How audio travels."""
         return self._audio_format
@@ -121,6 +129,11 @@ class RemoteSession(DuplexSession):
     def ended(self) -> bool:
         """Whether it is over, for whatever reason."""
         return self._inbox.is_over
+
+    @property
+    def failed(self) -> bool:
+        """Whether it ended without having been closed."""
+        return self._failed
 
     def send(self, pcm: np.ndarray) -> int:
         """Send the server the next step of the user's audio. Never waits for it.
@@ -168,6 +181,16 @@ class RemoteSession(DuplexSession):
         """Drop what :meth:`say` has not spoken yet."""
         await self._check_can_say()
         self._out.put_nowait(wire.encode_say(wire.Say(0, None)))
+
+    async def restore(self, history: History) -> None:
+        """Go on with a conversation; see :class:`~pipecat_duplex.session.DuplexSession`."""
+        self._inbox.check_open()
+        if wire.RESTORE not in self._about.features:
+            raise DuplexError(f"{self._host} cannot go on with a conversation held elsewhere")
+        answer = self._speech.ask_to_restore()
+        for message in wire.encode_history(history.to_bytes()):
+            self._out.put_nowait(message)
+        await answer
 
     async def _check_can_say(self) -> None:
         self._inbox.check_open()
@@ -229,6 +252,10 @@ class RemoteSession(DuplexSession):
                 self._speech.note(message)
             elif isinstance(message, wire.SayAnswer):
                 self._speech.take_answer(message)
+            elif isinstance(message, wire.Tokens):
+                self._speech.note_tokens(message)
+            elif isinstance(message, wire.HistoryPiece):
+                self._speech.take_restored(message)
             elif isinstance(message, wire.Metadata):
                 self._take_metadata(message)
             elif isinstance(message, wire.Text):
@@ -314,6 +341,7 @@ class RemoteSession(DuplexSession):
 
     def _end(self, reason: str) -> None:
         if self._inbox.end(reason):
+            self._failed = True
             self._speech.end(reason)
             logger.debug(f"Session {self._id} ended: {reason}")
             self._hang_up()

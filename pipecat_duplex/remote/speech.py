@@ -1,4 +1,4 @@
-"""Words that a server's agent was asked to speak, as seen by the caller."""
+"""What our own servers know beyond Moshi's protocol: words to speak, tokens, histories."""
 
 import asyncio
 import itertools
@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import replace
 
 from pipecat_duplex import wire
-from pipecat_duplex.session import CannotSay, SessionEnded, Step
+from pipecat_duplex.session import CannotSay, InvalidHistory, SessionEnded, Step
 
 
 class RemoteSpeech:
@@ -22,6 +22,8 @@ class RemoteSpeech:
         self._numbers = itertools.count(1)
         self._requests: dict[int, asyncio.Future[int]] = {}
         self._notes: deque[wire.SpeechNote] = deque()
+        self._tokens: deque[wire.Tokens] = deque()
+        self._restored: asyncio.Future[None] | None = None
 
     def ask(self) -> tuple[int, asyncio.Future[int]]:
         """Begin a request.
@@ -55,11 +57,34 @@ class RemoteSpeech:
             note = self._notes.popleft()
             utterance_id = note.utterance_id or step.utterance_id
             step = replace(step, utterance_id=utterance_id, said=step.said + note.said)
+        while self._tokens and self._tokens[0].index <= step.index:
+            tokens = self._tokens.popleft()
+            if tokens.index == step.index:
+                step = replace(step, tokens=tokens.tokens)
         return step
+
+    def note_tokens(self, tokens: wire.Tokens) -> None:
+        """Take the tokens of a step that is about to come."""
+        self._tokens.append(tokens)
+
+    def ask_to_restore(self) -> asyncio.Future[None]:
+        """Begin to restore a history; the future is what the server answers."""
+        self._restored = asyncio.get_running_loop().create_future()
+        return self._restored
+
+    def take_restored(self, answer: wire.HistoryPiece) -> None:
+        """Take the server's answer to a history."""
+        if self._restored is None or self._restored.done():
+            return
+        if answer.data:
+            self._restored.set_exception(InvalidHistory(answer.data.decode(errors="replace")))
+        else:
+            self._restored.set_result(None)
 
     def end(self, reason: str) -> None:
         """End the requests that are open."""
-        for waiting in self._requests.values():
+        waiting_for = [*self._requests.values(), *([self._restored] if self._restored else [])]
+        for waiting in waiting_for:
             if not waiting.done():
                 waiting.set_exception(SessionEnded(self._session_id, reason))
         self._requests.clear()
