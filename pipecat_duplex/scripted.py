@@ -16,12 +16,14 @@ from typing import NamedTuple
 import numpy as np
 
 from pipecat_duplex.conversation.pcm import level_db
+from pipecat_duplex.history import STREAMS, History, Memory
 from pipecat_duplex.session import (
     SAMPLE_RATE_HZ,
     STEP_SAMPLES,
     TEXT_PADDING,
     AtCapacity,
     CannotSay,
+    DuplexError,
     Said,
     SessionConfig,
     SessionEnded,
@@ -31,6 +33,8 @@ from pipecat_duplex.session import (
 )
 
 WORD_STEPS = 3
+FINGERPRINT = "scripted"
+CONTEXT_STEPS = 100
 _USER_LEVEL_DB = -40.0
 
 
@@ -48,6 +52,7 @@ class Script:
         step_secs: Computing time of a step.
         stalls: Extra computing time of single steps, by index.
         fail_step: The step at which the session fails.
+        remembers: Whether steps come with tokens, from which a session can be restored.
     """
 
     opening: str | None = None
@@ -58,6 +63,7 @@ class Script:
     step_secs: float = 0.01
     stalls: Mapping[int, float] = field(default_factory=dict)
     fail_step: int | None = None
+    remembers: bool = False
 
 
 class ScriptedBackend:
@@ -119,6 +125,11 @@ class ScriptedSession:
         """The session's name."""
         return self._id
 
+    @property
+    def memory(self) -> Memory | None:
+        """What a history of this session is of use to."""
+        return Memory(FINGERPRINT, CONTEXT_STEPS) if self._script.remembers else None
+
     def send(self, pcm: np.ndarray) -> int:
         """Take the next step of user audio; see :class:`~pipecat_duplex.session.DuplexSession`."""
         self._check_open()
@@ -151,7 +162,16 @@ class ScriptedSession:
                 timing,
                 spoken.utterance_id,
                 self._agent.take_said(),
+                spoken.tokens if self._script.remembers else None,
             )
+
+    async def restore(self, history: History) -> None:
+        """Go on with a conversation; see :class:`~pipecat_duplex.session.DuplexSession`."""
+        self._check_open()
+        if self._sent:
+            raise DuplexError("a history is taken up before the first step, and once")
+        history.check(FINGERPRINT, text_tokens=100, audio_tokens=1000)
+        self._agent.restore(history.codes[:, -1].tolist())
 
     async def say(self, text: str, *, cut_in: bool = False) -> int:
         """Let the agent speak; see :class:`~pipecat_duplex.session.DuplexSession`."""
@@ -183,15 +203,17 @@ class _Spoken(NamedTuple):
     piece: str | None
     pcm: np.ndarray
     utterance_id: int | None
+    tokens: np.ndarray
 
 
 @dataclass
 class _Utterance:
-    """Words on their way out; ``id`` is ``None`` for those of the script."""
+    """Words on their way out; ``id`` is ``None`` for those of the script, which have a number."""
 
     words: list[str]
     id: int | None = None
     spoken: int = 0
+    number: int = 0
 
 
 class _ScriptedAgent:
@@ -199,7 +221,8 @@ class _ScriptedAgent:
 
     def __init__(self, script: Script):
         self._script = script
-        self._replies = list(script.replies)
+        self._replied = 0
+        self._restored = False
         self._now: _Utterance | None = None
         self._to_say: deque[_Utterance] = deque()
         self._asked = 0
@@ -211,8 +234,8 @@ class _ScriptedAgent:
 
     def step(self, index: int, pcm: np.ndarray) -> _Spoken:
         self._listen(pcm)
-        if index == self._script.opening_step and self._script.opening:
-            self._begin(_Utterance(self._script.opening.split()))
+        if index == self._script.opening_step and self._script.opening and not self._restored:
+            self._begin(self._scripted(1))
         if self._now is None and self._to_say:
             self._begin(self._to_say.popleft())
         return self._speak(index)
@@ -230,6 +253,28 @@ class _ScriptedAgent:
             self._stop()
         while self._to_say:
             self._tell(self._to_say.popleft())
+
+    def restore(self, tokens: list[int]) -> None:
+        """Go on after a step with these tokens."""
+        self._restored = True
+        _, number, spoken, self._word_step, self._replied, self._quiet_steps, *_ = tokens
+        if number:
+            self._now = self._scripted(number)
+            self._now.spoken = spoken
+
+    def _scripted(self, number: int) -> _Utterance:
+        """Return an utterance of the script: 1 is the opening, and the replies follow."""
+        texts = [self._script.opening or "", *self._script.replies]
+        return _Utterance(texts[number - 1].split(), number=number)
+
+    def _tokens(self, token: int) -> np.ndarray:
+        """Return the tokens of a step: all that there is to be restored."""
+        tokens = np.zeros(STREAMS, np.int32)
+        now = self._now
+        state = (0, 0) if now is None else (now.number, now.spoken)
+        quiet_steps = min(self._quiet_steps, 999)
+        tokens[:6] = (token, *state, self._word_step, self._replied, quiet_steps)
+        return tokens
 
     def take_said(self) -> tuple[Said, ...]:
         said, self._said = self._said, []
@@ -265,16 +310,21 @@ class _ScriptedAgent:
             self._quiet_steps = 0
             return
         self._quiet_steps += 1
-        if self._quiet_steps == self._script.reply_steps and self._user_steps and self._replies:
+        if (
+            self._quiet_steps == self._script.reply_steps
+            and self._user_steps
+            and self._script.replies
+        ):
             self._user_steps = 0
             if not self._now:
-                reply = self._replies.pop(0) if len(self._replies) > 1 else self._replies[0]
-                self._begin(_Utterance(reply.split()))
+                self._replied = min(self._replied + 1, len(self._script.replies))
+                self._begin(self._scripted(1 + self._replied))
 
     def _speak(self, index: int) -> _Spoken:
         utterance = self._now
         if utterance is None:
-            return _Spoken(TEXT_PADDING, None, np.zeros(STEP_SAMPLES, np.float32), None)
+            silence = np.zeros(STEP_SAMPLES, np.float32)
+            return _Spoken(TEXT_PADDING, None, silence, None, self._tokens(TEXT_PADDING))
         begins = self._word_step == 0
         utterance.spoken += begins
         word = utterance.words[utterance.spoken - 1]
@@ -283,8 +333,8 @@ class _ScriptedAgent:
         if self._word_step == 0 and utterance.spoken == len(utterance.words):
             self._stop()
         if not begins:
-            return _Spoken(TEXT_PADDING, None, pcm, None)
-        return _Spoken(10, f"▁{word}", pcm, utterance.id)
+            return _Spoken(TEXT_PADDING, None, pcm, None, self._tokens(TEXT_PADDING))
+        return _Spoken(10, f"▁{word}", pcm, utterance.id, self._tokens(10))
 
 
 def _tone(index: int, hz: float) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -40,6 +40,7 @@ from pipecat.turns.user_turn_strategies import ExternalUserTurnStrategies
 from pipecat.utils.types import NOT_GIVEN, NotGiven, assert_given
 
 from pipecat_duplex.activity import UserActivity
+from pipecat_duplex.continued import ContinuedSession
 from pipecat_duplex.conversation.clock import (
     QUIET_LEVEL_DB,
     ClockSettings,
@@ -68,6 +69,7 @@ from pipecat_duplex.frames import (
     DuplexMetricsData,
     MonologueTextFrame,
 )
+from pipecat_duplex.history import History
 from pipecat_duplex.saying import Saying, Sayings
 from pipecat_duplex.session import (
     SAMPLE_RATE_HZ,
@@ -116,6 +118,8 @@ class DuplexLLMSettings(LLMSettings):
         audio_top_k: Each audio codebook samples among this many most likely entries.
         max_session_secs: The session ends after this much audio. ``None`` is no limit.
         greeting: Words that the agent says first, once somebody listens.
+        text_prompt: Who the agent is, for models that were trained to take a role.
+        voice_prompt: The agent's voice, by its key on the server or in the engine's folder.
     """
 
     text_temperature: float | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
@@ -124,6 +128,8 @@ class DuplexLLMSettings(LLMSettings):
     audio_top_k: int | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
     max_session_secs: float | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
     greeting: str | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
+    text_prompt: str | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
+    voice_prompt: str | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,13 +190,14 @@ class DuplexLLMService(LLMService):
         *,
         checkpoint: str = "embedded",
         backend: DuplexBackend | None = None,
-        url: str | None = None,
+        url: str | Sequence[str] | None = None,
         api_key: str | None = None,
         vad_analyzer: VADAnalyzer | None = None,
         settings: Settings | None = None,
         turns: TurnSettings | None = None,
         clock: ClockSettings | None = None,
         reopen_secs: float = 10.0,
+        history: History | None = None,
         now_secs: Callable[[], float] = time.monotonic,
         **kwargs,
     ):
@@ -202,14 +209,16 @@ class DuplexLLMService(LLMService):
             backend: Where sessions come from instead, e.g. one ``Engine`` that several bots of a
                 process share. It is not closed by the service.
             url: A server to call instead, such as ``ws://gpu:8998/api/chat``: one of ours, or any
-                that speaks Moshi's protocol.
+                that speaks Moshi's protocol. Of several, the first that has room; when it dies or
+                shuts down, the conversation goes on at another.
             api_key: The server's key, if it wants one.
             vad_analyzer: Observes the user's voice for turn events. Pipecat's Silero by default.
             settings: Sampling and limits.
             turns: Levels and times of the turn events.
             clock: How much lateness is borne on the way in and out.
-            reopen_secs: When a session fails, a fresh one is tried for this long. 0 gives up at
-                once.
+            reopen_secs: When a session fails, another one is tried for this long, in which the
+                conversation goes on; where that is not possible, a fresh one. 0 gives up at once.
+            history: A conversation to go on with, :attr:`history` of another service.
             now_secs: The time, for tests and for runs faster than real time.
             **kwargs: Additional arguments passed to the parent LLMService.
 
@@ -238,6 +247,8 @@ class DuplexLLMService(LLMService):
             audio_top_k=defaults.audio_top_k,
             max_session_secs=defaults.max_secs,
             greeting=None,
+            text_prompt=None,
+            voice_prompt=None,
         )
         if settings is not None:
             default_settings.apply_update(settings)
@@ -247,9 +258,7 @@ class DuplexLLMService(LLMService):
         self._backend = backend
         self._owns_backend = backend is None
         if url is not None:
-            from pipecat_duplex.remote import RemoteBackend
-
-            self._backend = RemoteBackend(url, api_key=api_key)
+            self._backend = _connect_to(url, api_key)
         self._load_error: DuplexError | None = None
         self._vad_analyzer = vad_analyzer
         self._activity: UserActivity | None = None
@@ -262,6 +271,8 @@ class DuplexLLMService(LLMService):
         self._input_task: asyncio.Task | None = None
         self._session_task: asyncio.Task | None = None
         self._to_say: list[Saying] = []
+        self._continued: ContinuedSession | None = None
+        self._history = history
         self._out_resampler = Resampler(SAMPLE_RATE_HZ, SAMPLE_RATE_HZ)
         self._begin_conversation()
 
@@ -366,7 +377,7 @@ class DuplexLLMService(LLMService):
         if self._backend is None or self._session is not None:
             return
         try:
-            self._session = await self._backend.open(self._session_config())
+            self._session = await self._open_session(self._backend)
         except (DuplexError, ValueError) as e:
             await self.push_error(
                 f"Cannot open a session: {e}", exception=e, force_treat_as_permanent=True
@@ -423,7 +434,28 @@ class DuplexLLMService(LLMService):
             audio_top_k=assert_given(settings.audio_top_k),
             seed=assert_given(settings.seed),
             max_secs=assert_given(settings.max_session_secs),
+            text_prompt=assert_given(settings.text_prompt),
+            voice_prompt=assert_given(settings.voice_prompt),
         )
+
+    async def _open_session(self, backend: DuplexBackend) -> DuplexSession:
+        """Open a session, one that survives if it can."""
+        config = self._session_config()
+        session = await backend.open(config)
+        memory, history = session.memory, self._history
+        if memory is None or not self._reopen_secs:
+            return session
+        if history is not None and history.fingerprint == memory.fingerprint:
+            await session.restore(history)
+        self._continued = ContinuedSession(
+            backend, config, session, memory, give_up_secs=self._reopen_secs
+        )
+        return self._continued
+
+    @property
+    def history(self) -> History | None:
+        """What the conversation can be rebuilt from, also after its session has failed."""
+        return self._continued.history() if self._continued else None
 
     async def _update_settings(self, delta):
         changed = await super()._update_settings(delta)
@@ -490,7 +522,7 @@ class DuplexLLMService(LLMService):
         pause_secs = FIRST_REOPEN_PAUSE_SECS
         while True:
             try:
-                session = await self._backend.open(self._session_config())
+                session = await self._open_session(self._backend)
                 break
             except DuplexError as e:
                 if time.monotonic() + pause_secs > give_up_secs:
@@ -874,6 +906,14 @@ class DuplexLLMService(LLMService):
             dropped_output_steps=self._output_clock.dropped_steps,
         )
         await self.push_frame(MetricsFrame(data=[data]))
+
+
+def _connect_to(url: str | Sequence[str], api_key: str | None) -> DuplexBackend:
+    from pipecat_duplex.remote import RemoteBackend, RemoteFleet
+
+    if isinstance(url, str):
+        return RemoteBackend(url, api_key=api_key)
+    return RemoteFleet(url, api_key=api_key)
 
 
 def _import_engine():

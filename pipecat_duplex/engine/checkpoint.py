@@ -127,6 +127,11 @@ class CheckpointFiles:
         return MOSHI_SAMPLING._replace(**given)
 
     @property
+    def predicts_user(self) -> bool:
+        """Whether it was trained to predict the user's codebooks as well, as PersonaPlex was."""
+        return self.config.get("dep_q", CODEBOOKS) > CODEBOOKS
+
+    @property
     def text_tokens(self) -> int:
         """Tokens of the monologue."""
         return int(self.config.get("text_card", 32_000))
@@ -306,7 +311,7 @@ def _check_language_config(name: str, config: dict[str, Any]) -> None:
         problem = "it synthesizes speech and does not listen"
     elif agent_codebooks is None or codebooks is None:
         problem = "its config.json does not describe a Moshi language model"
-    elif agent_codebooks != CODEBOOKS or codebooks != 2 * CODEBOOKS:
+    elif agent_codebooks not in (CODEBOOKS, 2 * CODEBOOKS) or codebooks != 2 * CODEBOOKS:
         problem = (
             f"it has {agent_codebooks} codebooks for the agent of {codebooks} in all, "
             f"not {CODEBOOKS} of {2 * CODEBOOKS}"

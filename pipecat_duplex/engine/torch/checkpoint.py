@@ -8,8 +8,10 @@ from moshi.models import loaders
 from moshi.models.compression import MimiModel
 from moshi.models.lm import LMModel
 from moshi.modules.transformer import StreamingMultiheadAttention
+from safetensors.torch import load_file
 
 from pipecat_duplex.engine.checkpoint import (
+    CODEBOOKS,
     CheckpointFiles,
     CheckpointSummary,
     find_checkpoint,
@@ -53,9 +55,12 @@ def load_checkpoint(name: str | Path, device: str | None = None) -> Checkpoint:
     files = find_checkpoint(name)
     info = open_with_moshi(files)
     vocabulary = files.vocabulary()
+    if files.predicts_user:
+        info.lm_config = (info.lm_config or {}) | {"dep_q": CODEBOOKS}
     try:
         mimi = info.get_mimi(target)
-        lm = info.get_moshi(target, dtype=dtype)
+        load = _load_agent_only if files.predicts_user else loaders.CheckpointInfo.get_moshi
+        lm = load(info, target, dtype)
     except torch.OutOfMemoryError as error:
         raise CheckpointError(
             f"checkpoint {name} does not fit into the memory of {target}: "
@@ -99,6 +104,38 @@ def open_with_moshi(files: CheckpointFiles) -> loaders.CheckpointInfo:
         mimi_config_path=files.mimi_config_path,
         lora_weights=files.lora_weights,
     )
+
+
+def _load_agent_only(
+    info: loaders.CheckpointInfo, device: torch.device, dtype: torch.dtype
+) -> LMModel:
+    """Load a model that predicts the user as well, without what it predicts the user with.
+
+    The agent's codebooks come first, and each is predicted from those before it: what follows them
+    can be left out.
+    """
+    lm = loaders.get_moshi_lm(None, info.lm_config, device, dtype)
+    wanted = lm.state_dict()
+    weights: dict[str, torch.Tensor] = {}
+    for name, weight in load_file(info.moshi_weights, device=str(device)).items():
+        if name in wanted:
+            # Weights of all codebooks in one tensor, the agent's first.
+            weights[name] = weight[: wanted[name].shape[0]].to(dtype)
+        elif name.startswith("depformer.layers.") and "self_attn.in_proj" in name:
+            weights |= _split_weight(name, weight, "in_proj", dtype)
+        elif name.startswith("depformer.layers.") and "self_attn.out_proj" in name:
+            weights |= _split_weight(name, weight, "out_proj", dtype)
+    lm.load_state_dict(weights)
+    return lm.eval()
+
+
+def _split_weight(
+    name: str, weight: torch.Tensor, kind: str, dtype: torch.dtype
+) -> dict[str, torch.Tensor]:
+    """Split a weight that holds one matrix a codebook, and keep the agent's."""
+    layer = name.partition(f".{kind}")[0]
+    parts = weight.view(2 * CODEBOOKS, -1, weight.shape[-1])[:CODEBOOKS]
+    return {f"{layer}.{kind}s.{i}.weight": part.to(dtype) for i, part in enumerate(parts)}
 
 
 def _choose_device(device: str | None) -> torch.device:
