@@ -129,6 +129,7 @@ async def test_a_limit_is_an_end_and_no_failure():
     config = SessionConfig(max_secs=0.8)
     relay = Relay(script(fail_step=10), script())
     inner = await relay.open(config)
+    assert inner.memory is not None
     session = ContinuedSession(relay, config, inner, inner.memory, give_up_secs=1)
     with pytest.raises(SessionEnded):
         await converse(session, 30)

@@ -130,6 +130,7 @@ def test_a_checkpoint_that_predicts_the_user_is_loaded_for_the_agent(
         our_hidden, our_text = ours.forward_text(sequence)
         torch.testing.assert_close(our_text, text)
         token = torch.tensor([[[5]]])
+        assert whole.depformer is not None and ours.depformer is not None
         with whole.depformer.streaming(1), ours.depformer.streaming(1):
             for codebook in range(8):
                 theirs = whole.forward_depformer(codebook, token, hidden)

@@ -1,5 +1,6 @@
 """Checkpoints in torch's memory, read by moshi's own loaders."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,9 @@ from pipecat_duplex.engine.checkpoint import (
 )
 from pipecat_duplex.engine.vocabulary import Vocabulary
 from pipecat_duplex.session import SAMPLE_RATE_HZ, STEP_SAMPLES, CheckpointError
+
+ALL_CODEBOOKS = re.compile(r"(depformer\.layers\.\d+\.self_attn\.(?:in|out)_proj)[._]weight")
+"""A weight that holds one matrix a codebook, one below the other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,24 +122,15 @@ def _load_agent_only(
     wanted = lm.state_dict()
     weights: dict[str, torch.Tensor] = {}
     for name, weight in load_file(info.moshi_weights, device=str(device)).items():
-        if name in wanted:
-            # Weights of all codebooks in one tensor, the agent's first.
-            weights[name] = weight[: wanted[name].shape[0]].to(dtype)
-        elif name.startswith("depformer.layers.") and "self_attn.in_proj" in name:
-            weights |= _split_weight(name, weight, "in_proj", dtype)
-        elif name.startswith("depformer.layers.") and "self_attn.out_proj" in name:
-            weights |= _split_weight(name, weight, "out_proj", dtype)
+        match = ALL_CODEBOOKS.fullmatch(name)
+        if match is not None:
+            parts = weight.view(2 * CODEBOOKS, -1, weight.shape[-1])[:CODEBOOKS]
+            for codebook, part in enumerate(parts):
+                weights[f"{match[1]}s.{codebook}.weight"] = part.to(dtype)
+        elif name in wanted:
+            weights[name] = weight.to(dtype)
     lm.load_state_dict(weights)
     return lm.eval()
-
-
-def _split_weight(
-    name: str, weight: torch.Tensor, kind: str, dtype: torch.dtype
-) -> dict[str, torch.Tensor]:
-    """Split a weight that holds one matrix a codebook, and keep the agent's."""
-    layer = name.partition(f".{kind}")[0]
-    parts = weight.view(2 * CODEBOOKS, -1, weight.shape[-1])[:CODEBOOKS]
-    return {f"{layer}.{kind}s.{i}.weight": part.to(dtype) for i, part in enumerate(parts)}
 
 
 def _choose_device(device: str | None) -> torch.device:
