@@ -91,7 +91,8 @@ def daily_params():
     """Import Daily's SDK only for a bot that joins a Daily room."""
     from pipecat.transports.daily.transport import DailyParams
 
-    return DailyParams(audio_in_enabled=True, audio_out_enabled=True)
+    # The room as one voice: tracks of their own would be heard one after another.
+    return DailyParams(audio_in_enabled=True, audio_in_user_tracks=False, audio_out_enabled=True)
 
 
 def eval_params():

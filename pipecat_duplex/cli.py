@@ -216,18 +216,27 @@ def serve(
 @app.command()
 @_readable_errors
 def bench(
-    callers: Annotated[str, typer.Option(help="Loads to try, one after another.")] = "1,4,8,16",
-    secs: Annotated[float, typer.Option(min=2, max=3600, help="Length of each.")] = 20.0,
+    callers: Annotated[
+        str | None,
+        typer.Option(help="Loads to try, such as 1,4,8. By default the largest is searched."),
+    ] = None,
+    secs: Annotated[float, typer.Option(min=2, max=3600, help="Length of each.")] = 30.0,
     checkpoint: Checkpoint = "embedded",
+    runtime: Annotated[
+        Literal["onnx", "torch"] | None, typer.Option(help="What runs it, if not the usual.")
+    ] = None,
     url: Annotated[str | None, typer.Option(help="Call this server instead.")] = None,
     speech: Annotated[
         Path | None, typer.Option(help="What the callers say: wav or flac. A murmur by default.")
     ] = None,
     come_and_go: Annotated[
-        bool, typer.Option("--come-and-go", help="Callers hang up now and then, and call again.")
-    ] = False,
+        bool, typer.Option("--come-and-go/--stay", help="Callers hang up and call again.")
+    ] = True,
+    playout_ms: Annotated[
+        float, typer.Option(min=1, help="An answer is late so long after its step was spoken.")
+    ] = 160.0,
     json: Annotated[Path | None, typer.Option(help="Write the figures (JSON).")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw the delays (PNG).")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw delays and step times (PNG).")] = None,
     verbose: Verbose = False,
 ) -> None:
     """See how many conversations this machine, or a server, holds in real time."""
@@ -235,10 +244,23 @@ def bench(
     from pipecat_duplex.commands.bench import BenchOptions, run_bench
 
     try:
-        loads = tuple(int(number) for number in callers.split(","))
+        loads = tuple(int(number) for number in (callers or "").split(",") if number)
     except ValueError:
         raise DuplexError(f"--callers takes numbers such as 1,4,8, not {callers!r}") from None
-    run_bench(BenchOptions(loads, secs, checkpoint, url, speech, come_and_go, json, plot))
+    run_bench(
+        BenchOptions(
+            callers=loads,
+            secs=secs,
+            checkpoint=checkpoint,
+            runtime=runtime,
+            url=url,
+            speech=speech,
+            come_and_go=come_and_go,
+            playout_ms=playout_ms,
+            json=json,
+            plot=plot,
+        )
+    )
 
 
 @app.command()

@@ -86,6 +86,13 @@ class ContinuedSession(DuplexSession):
         """What a history of it is of use to."""
         return self._keeper.memory
 
+    @property
+    def secs_left(self) -> float | None:
+        """How long the conversation still goes on; None if nothing is known to end it."""
+        if self._config.max_secs is not None:
+            return self._config.max_secs - self._sent * STEP_SECS
+        return None if self._session is None else self._session.secs_left
+
     def history(self) -> History | None:
         """Return what the conversation can be rebuilt from; also after its end."""
         return self._keeper.history()

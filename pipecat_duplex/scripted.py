@@ -20,6 +20,7 @@ from pipecat_duplex.history import STREAMS, History, Memory
 from pipecat_duplex.session import (
     SAMPLE_RATE_HZ,
     STEP_SAMPLES,
+    STEP_SECS,
     TEXT_PADDING,
     AtCapacity,
     CannotSay,
@@ -85,7 +86,7 @@ class ScriptedBackend:
         """Begin a conversation.
 
         Args:
-            config: Not used, beyond its validation.
+            config: Its limit is kept; sampling makes no difference.
 
         Raises:
             AtCapacity: Every slot is taken.
@@ -93,7 +94,7 @@ class ScriptedBackend:
         self.sessions = [session for session in self.sessions if not session.closed]
         if len(self.sessions) >= self._slots:
             raise AtCapacity(f"all {self._slots} slots are taken")
-        session = ScriptedSession(f"scripted-{next(self._ids)}", self._script)
+        session = ScriptedSession(f"scripted-{next(self._ids)}", self._script, config.max_secs)
         self.sessions.append(session)
         return session
 
@@ -106,16 +107,18 @@ class ScriptedBackend:
 class ScriptedSession:
     """A conversation with a scripted agent."""
 
-    def __init__(self, session_id: str, script: Script):
+    def __init__(self, session_id: str, script: Script, max_secs: float | None = None):
         """Initialize the session.
 
         Args:
             session_id: Its name.
             script: What the agent does.
+            max_secs: It ends after this much audio.
         """
         self._id = session_id
         self._script = script
         self._agent = _ScriptedAgent(script)
+        self._max_secs = max_secs
         self._sent = 0
         self._frames: asyncio.Queue[tuple[float, np.ndarray] | None] = asyncio.Queue()
         self.closed = False
@@ -129,6 +132,11 @@ class ScriptedSession:
     def memory(self) -> Memory | None:
         """What a history of this session is of use to."""
         return Memory(FINGERPRINT, CONTEXT_STEPS) if self._script.remembers else None
+
+    @property
+    def secs_left(self) -> float | None:
+        """Audio that the session still takes; None is no limit."""
+        return None if self._max_secs is None else self._max_secs - self._sent * STEP_SECS
 
     def send(self, pcm: np.ndarray) -> int:
         """Take the next step of user audio; see :class:`~pipecat_duplex.session.DuplexSession`."""
@@ -145,6 +153,9 @@ class ScriptedSession:
             if item is None:
                 return
             sent_secs, pcm = item
+            if self._max_secs is not None and index * STEP_SECS >= self._max_secs:
+                self.closed = True
+                raise SessionEnded(self._id, f"it reached its limit of {self._max_secs:g} s")
             if index == self._script.fail_step:
                 self.closed = True
                 raise SessionEnded(self._id, "the script says so")

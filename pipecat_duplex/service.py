@@ -166,6 +166,8 @@ class DuplexLLMService(LLMService):
 
     - on_session_started: Called with the session's id.
     - on_session_ended: Called with the session's id and the reason, or None after an orderly end.
+    - on_session_ending: Called once with the seconds that are left before the session's limit, or
+      before its server shuts down.
     - on_user_started: Called with a :class:`~pipecat_duplex.conversation.turns.UserStarted`.
     - on_user_stopped: Called with a ``UserStopped``.
     - on_agent_started: Called with an ``AgentStarted``.
@@ -198,6 +200,7 @@ class DuplexLLMService(LLMService):
         clock: ClockSettings | None = None,
         reopen_secs: float = 10.0,
         history: History | None = None,
+        ending_notice_secs: float = 30.0,
         now_secs: Callable[[], float] = time.monotonic,
         **kwargs,
     ):
@@ -219,6 +222,7 @@ class DuplexLLMService(LLMService):
             reopen_secs: When a session fails, another one is tried for this long, in which the
                 conversation goes on; where that is not possible, a fresh one. 0 gives up at once.
             history: A conversation to go on with, :attr:`history` of another service.
+            ending_notice_secs: ``on_session_ending`` is called when no more than this is left.
             now_secs: The time, for tests and for runs faster than real time.
             **kwargs: Additional arguments passed to the parent LLMService.
 
@@ -267,6 +271,7 @@ class DuplexLLMService(LLMService):
         self._turn_settings = turns
         self._clock_settings = clock
         self._reopen_secs = reopen_secs
+        self._ending_notice_secs = ending_notice_secs
         self._session: DuplexSession | None = None
         self._input_task: asyncio.Task | None = None
         self._session_task: asyncio.Task | None = None
@@ -279,6 +284,7 @@ class DuplexLLMService(LLMService):
         for event in (
             "on_session_started",
             "on_session_ended",
+            "on_session_ending",
             "on_user_started",
             "on_user_stopped",
             "on_agent_started",
@@ -300,6 +306,7 @@ class DuplexLLMService(LLMService):
         self._sent_steps = 0
         self._handled_steps = 0
         self._overload_warned = False
+        self._end_announced = False
 
         self._tracker = TurnTracker(self._turn_settings)
         self._monologue = Monologue()
@@ -491,6 +498,7 @@ class DuplexLLMService(LLMService):
             try:
                 async for step in session.steps():
                     await self._handle_step(step)
+                    await self._announce_end(session)
                 return
             except SessionEnded as e:
                 await self._end_failed_session(session, e)
@@ -498,6 +506,14 @@ class DuplexLLMService(LLMService):
             if fresh is None:
                 return
             session = fresh
+
+    async def _announce_end(self, session: DuplexSession):
+        left_secs = session.secs_left
+        if left_secs is None or left_secs > self._ending_notice_secs or self._end_announced:
+            return
+        self._end_announced = True
+        logger.info(f"{self}: session {session.id} ends in {left_secs:.0f} s")
+        await self._call_event_handler("on_session_ending", left_secs)
 
     async def _end_failed_session(self, session: DuplexSession, error: SessionEnded):
         self._session = None

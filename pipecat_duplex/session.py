@@ -242,6 +242,11 @@ class DuplexSession(Protocol):
         """What a history of this session is of use to; ``None`` if steps come without tokens."""
         ...
 
+    @property
+    def secs_left(self) -> float | None:
+        """How long the session still goes on; None if nothing is known to end it."""
+        ...
+
     def send(self, pcm: np.ndarray) -> int:
         """Give the model the next step of the user's audio. Never waits for the model.
 

@@ -130,6 +130,22 @@ class Metadata:
 
     fields: dict[str, Any]
 
+    @property
+    def ours(self) -> dict[str, Any]:
+        """What this package's server says; empty from others."""
+        ours = self.fields.get("pipecat_duplex")
+        return ours if isinstance(ours, dict) else {}
+
+    @property
+    def max_secs(self) -> float | None:
+        """The session ends after this much audio."""
+        return _secs_or_none(self.ours.get("max_secs"))
+
+    @property
+    def secs_left(self) -> float | None:
+        """The session ends so many seconds from now."""
+        return _secs_or_none(self.ours.get("secs_left"))
+
 
 @dataclass(frozen=True, slots=True)
 class Error:
@@ -513,6 +529,12 @@ def _decode_pcm(payload: bytes) -> np.ndarray:
     if not np.isfinite(pcm).all():
         raise WireError("raw audio that holds NaN or infinity")
     return np.clip(pcm, -1, 1).astype(np.float32, copy=False)
+
+
+def _secs_or_none(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if 0 <= value < 1e9 else None
 
 
 def _finite(secs: float) -> float:

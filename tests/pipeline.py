@@ -153,6 +153,7 @@ class Conversation:
 EVENTS = (
     "on_session_started",
     "on_session_ended",
+    "on_session_ending",
     "on_user_started",
     "on_user_stopped",
     "on_agent_started",

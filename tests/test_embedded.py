@@ -1,8 +1,13 @@
 """The checkpoint that ships in the package: it loads everywhere, and it converses."""
 
+import os
+import subprocess
+import sys
 from importlib.resources import files
 
+import numpy as np
 import pytest
+import soundfile
 
 from pipecat_duplex.commands.converse import ConverseOptions, converse
 from tests.pipeline import AUDIO
@@ -35,6 +40,32 @@ def test_moshis_own_loaders_run_it():
     with torch.no_grad(), mimi.streaming(1), LMGen(lm).streaming(1):
         assert mimi.encode(torch.zeros(1, 1, 1920)).shape == (1, 8, 1)
     assert info.get_text_tokenizer().vocab_size() > 100
+
+
+def test_moshis_own_command_runs_it(tmp_path):
+    """``moshi.run_inference`` answers a file, by the stock files alone.
+
+    It looks for the codec's configuration, which it has no option for, in the working directory.
+    """
+    answer = tmp_path / "answer.wav"
+    files_of = {
+        "--moshi-weight": "model.safetensors",
+        "--mimi-weight": "mimi.safetensors",
+        "--tokenizer": "tokenizer.model",
+        "--config": "config.json",
+    }
+    command = [sys.executable, "-m", "moshi.run_inference", "--device", "cpu", "--batch-size", "1"]
+    command += [word for pair in files_of.items() for word in pair]
+    command += [str(AUDIO / "question.wav"), str(answer)]
+    environment = os.environ | {"NO_TORCH_COMPILE": "1", "HF_HUB_OFFLINE": "1"}
+    environment |= {"OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(
+        command, cwd=str(FOLDER), env=environment, capture_output=True, text=True, timeout=280
+    )
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    pcm, rate_hz = soundfile.read(answer)
+    assert rate_hz == 24_000
+    assert np.abs(pcm).max() > 0.01  # it said something
 
 
 async def test_a_conversation():

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from PIL import Image
 
 from pipecat_duplex.scripted import Script, ScriptedBackend
 from pipecat_duplex.session import SessionConfig
@@ -107,6 +108,29 @@ def alert(tab: Tab, text: str, timeout_secs: float = 20):
     )
 
 
+LANES = """(() => {
+    const { left, top, width, height } = document.querySelector("#lanes").getBoundingClientRect();
+    return [left, top, width, height].map(Math.round);
+})()"""
+WORDS_HEIGHT = 16
+
+
+def lanes_seen(screenshot: Path, place: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Return what a screenshot shows of the agent's voice, and of its words under it."""
+    left, top, width, height = place
+    canvas = np.asarray(Image.open(screenshot).convert("RGB"))[
+        top : top + height, left : left + width
+    ]
+    middle = (height - WORDS_HEIGHT) // 2
+    return canvas[middle + 3 : -WORDS_HEIGHT], canvas[-WORDS_HEIGHT:]
+
+
+def ink(part: np.ndarray) -> int:
+    """Count the pixels that are not background."""
+    colors, counts = np.unique(part.reshape(-1, 3), axis=0, return_counts=True)
+    return int((part != colors[counts.argmax()]).any(axis=-1).sum())
+
+
 def state(tab: Tab, name: str):
     return tab.until(f"document.body.dataset.state === {name!r}")
 
@@ -131,16 +155,30 @@ async def test_a_conversation(tmp_path: Path, microphone: Path):
         await tab.until("/^\\d+ ms$/.test(document.querySelector('#lag').textContent)")
         await tab.until("/^\\d+ ms$/.test(document.querySelector('#step').textContent)")
 
-        # Talked over, it yields: its caption is cut short.
+        # Talked over, it yields: its caption is cut short, and the time line marks where.
         await tab.until("document.querySelector('#user').dataset.speaking === 'true'")
         await tab.until("document.querySelector('.said.yielded .cut + .mark.yield') !== null")
         await tab.until("document.querySelector('#yields').textContent > 0")
+        await tab.until("duplexPage.lanes.marks.some((mark) => mark.label === 'yield')")
         cut = await tab.js("document.querySelector('.said.yielded p').firstChild.data")
         assert STORY.startswith(cut) and cut != STORY
         assert not await tab.js("document.querySelector('.said.yielded').matches('.live')")
 
-        # Muted, the agent goes on.
         await tab.until("document.querySelector('.said.live')?.textContent.includes('kitchen')")
+
+        # Its words stand on the time line under its voice, and both move on.
+        await tab.until("duplexPage.lanes.words.length > 2")
+        shown = await tab.js("duplexPage.lanes.words.map((word) => word.text)")
+        assert "kitchen" in shown
+        place = await tab.js(LANES)
+        await tab.screenshot(tmp_path / "first.png")
+        await asyncio.sleep(1)
+        await tab.screenshot(tmp_path / "later.png")
+        first, later = (lanes_seen(tmp_path / f"{name}.png", place) for name in ("first", "later"))
+        assert all(ink(part) > 50 for part in later), [ink(part) for part in later]
+        assert all((a != b).any() for a, b in zip(first, later, strict=True))
+
+        # Muted, the agent goes on.
         await tab.press("m")
         assert await tab.js("duplexPage.talk().microphone.getAudioTracks()[0].enabled") is False
         assert await tab.js("document.querySelector('#user .doing').textContent") == "muted"

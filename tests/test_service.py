@@ -307,6 +307,25 @@ async def test_a_failing_session_ends_with_a_reason_and_closed_brackets():
     assert_brackets(conversation)
 
 
+async def test_the_end_of_a_session_is_told_before_it_comes():
+    conversation = await converse(
+        fast(),
+        silence(6),
+        settings=DuplexLLMService.Settings(max_session_secs=4),
+        ending_notice_secs=1.5,
+    )
+    names = [event[0] for event in conversation.events]
+    assert names == ["on_session_started", "on_session_ending", "on_session_ended"]
+    assert 1.2 < conversation.events[1][1] <= 1.5
+    assert "limit of 4 s" in conversation.events[2][2]
+    assert conversation.service.step_count == 4 / STEP_SECS
+
+
+async def test_without_a_limit_no_end_is_told():
+    conversation = await converse(fast(), silence(1))
+    assert "on_session_ending" not in [event[0] for event in conversation.events]
+
+
 async def test_a_fresh_session_takes_over_from_a_failed_one():
     """Once a session fails, the bot hears of it and the caller goes on with another."""
     backend = fast(opening="hello there", fail_step=20)

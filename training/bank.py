@@ -26,7 +26,7 @@ from moshi.models import MimiModel, loaders
 
 from training import acoustics
 from training.codec import fade_out
-from training.corpus import Utterance, read_corpus
+from training.corpus import Utterance, read_corpus, with_pause
 from training.sizes import CODEBOOKS, SAMPLE_RATE, STEP_SAMPLES, STEP_SECONDS, mimi_config
 from training.speech import Span, Speech
 
@@ -87,16 +87,6 @@ class Session:
 
     codes: np.ndarray
     heard: list[Heard]
-
-
-def with_pause(utterance: Utterance, seconds: float) -> tuple[np.ndarray, float]:
-    """The utterance with silence at its pause mark, and the time at which the silence begins."""
-    before = len(utterance.text.split("|")[0].split())
-    time = utterance.speech.words[before].start
-    position = round(time * SAMPLE_RATE)
-    samples = utterance.speech.samples
-    silence = np.zeros(round(seconds * SAMPLE_RATE), np.float32)
-    return np.concatenate([samples[:position], silence, samples[position:]]), time
 
 
 def faster(utterance: Utterance, factor: float) -> Utterance:
@@ -272,7 +262,10 @@ def main() -> None:
         answers = [encode_answer(mimi, u) for u in read_corpus(options.data, "agent")]
         write_answers(bank / "agent.npz", answers, encode_silence(mimi))
         print(f"{len(answers)} answers", flush=True)
-    parts = {"held_out": ["held_out"], "users": ["users", "speakers"] + 6 * ["kokoro"]}
+    parts = {
+        "held_out": ["held_out"],
+        "users": ["users", "speakers", *2 * ["flite"], *6 * ["kokoro"]],
+    }
     counts = {"held_out": options.held_out_sessions, "users": options.sessions}
     for name, kinds in parts.items():
         utterances = [u for kind in kinds for u in read_corpus(options.data, kind)]

@@ -16,7 +16,6 @@ import argparse
 import dataclasses
 import itertools
 import json
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,13 +27,19 @@ from torch.nn import functional
 
 from training import acoustics, checkpoint
 from training.corpus import Utterance, read_corpus
+from training.progress import SAVE_EVERY, Progress, save_state
 from training.sizes import SAMPLE_RATE, STEP_SAMPLES, mimi_config
 from training.speech import PHONES
 
 STRETCH_STEPS = 20
 STRETCH = STRETCH_STEPS * STEP_SAMPLES  # 1.6 s
 HALF_STEPS = 2  # phone labels a step
-USER_SHARES = {"users": 0.4, "speakers": 0.3, "kokoro": 0.3}  # of the questions in a batch
+USER_SHARES = {
+    "users": 0.3,
+    "speakers": 0.25,
+    "flite": 0.15,
+    "kokoro": 0.3,
+}  # of the questions in a batch
 SILENCE = np.zeros(STRETCH, np.float32)
 
 
@@ -291,7 +296,6 @@ class CodecTrainer:
 
     def save(self, path: Path) -> None:
         """Write all that is needed to go on."""
-        unfinished = path.with_suffix(".tmp")
         state = {
             "mimi": self.mimi.state_dict(),
             "phone_head": self.phone_head.state_dict(),
@@ -299,8 +303,7 @@ class CodecTrainer:
             "step": self.step,
             "options": dataclasses.asdict(self.options),
         }
-        torch.save(state, unfinished)
-        unfinished.rename(path)
+        save_state(state, path)
 
     @classmethod
     def load(cls, path: Path, **changes) -> "CodecTrainer":
@@ -324,18 +327,12 @@ def train(data: Path, run: Path, steps: int, cooldown: int, changes: dict) -> No
         else CodecTrainer(CodecOptions(**changes))
     )
     source = CodecData(data, trainer.options, trainer.step)
-    means: dict[str, float] = {}
-    started, first = time.monotonic(), trainer.step
+    progress = Progress(trainer.step)
     for index in range(cooldown or steps):
         rate = 1 - index / cooldown if cooldown else 1.0
         terms = trainer.train_step(*source.batch(), rate)
-        means = {k: 0.95 * means.get(k, v) + 0.05 * v for k, v in terms.items()}
-        if trainer.step % 20 == 0:
-            seconds = (time.monotonic() - started) / (trainer.step - first)
-            line = json.dumps({k: round(v, 3) for k, v in means.items()})
-            line = f"{trainer.step} {seconds:.2f} s/step {line}"
-            print(line, flush=True)
-        if trainer.step % 100 == 0:
+        progress.add(trainer.step, terms)
+        if trainer.step % SAVE_EVERY == 0:
             trainer.save(last)
     trainer.save(last)
 

@@ -8,6 +8,7 @@ where it was stopped; any number of parts is a usable corpus.
     agent     each answer once, in the agent's voice
     users     questions and backchannels by flite and espeak-ng voices, speeds and pitches
     speakers  the same by some sixty speakers of espeak-ng in eight accents
+    flite     the same by four of flite's voices, made higher and lower
     kokoro    the same by blends of Kokoro's styles, the voices nearest to people (slow)
     held_out  the same by voices that no training part contains, for the evaluation
 """
@@ -25,6 +26,7 @@ from training.sizes import SAMPLE_RATE
 from training.speech import AGENT_VOICE, NoVoice, Span, Speech, synthesise
 
 FLITE_VOICES = ("rms", "kal16")
+MORE_FLITE_VOICES = ("rms", "kal16", "kal", "slt")
 ESPEAK_ACCENTS = ("en-us", "en-us-nyc", "en-gb", "en-gb-x-rp", "en-gb-scotland")
 ESPEAK_VARIANTS = tuple("m1 m2 m3 m4 m5 m7 m8 f1 f2 f4 f5 klatt klatt3 klatt6".split())
 MORE_ACCENTS = (*ESPEAK_ACCENTS, "en-029", "en-gb-x-gbclan", "en-gb-x-gbcwmd")
@@ -42,8 +44,22 @@ HELD_OUT_VOICES = (
     "espeak:en-gb+m6",
     "kokoro:jf_tebukuro*0.4+jm_kumo*0.6",
 )
-SIZES = {"agent": 132, "users": 7_000, "speakers": 5_000, "kokoro": 1_200, "held_out": 400}
-PART_SIZES = {"agent": 132, "users": 500, "speakers": 500, "kokoro": 50, "held_out": 100}
+SIZES = {
+    "agent": 132,
+    "users": 7_000,
+    "speakers": 5_000,
+    "flite": 1_500,
+    "kokoro": 1_200,
+    "held_out": 400,
+}
+PART_SIZES = {
+    "agent": 132,
+    "users": 500,
+    "speakers": 500,
+    "flite": 250,
+    "kokoro": 50,
+    "held_out": 100,
+}
 KIND_WEIGHTS = {
     "sum": 0.28, "count": 0.09, "day": 0.08, "place": 0.09, "name": 0.04, "greeting": 0.05,
     "mood": 0.04, "thanks": 0.04, "skills": 0.03, "opens": 0.04, "closes": 0.04, "story": 0.05,
@@ -113,6 +129,9 @@ def _draw_voice(part: str, rng: np.random.Generator) -> tuple[str, float, float]
         parts = zip(KOKORO_STYLES, weights, strict=True)
         name = "+".join(f"{style}*{weight:.2f}" for style, weight in parts)
         return f"kokoro:{name}", rng.uniform(0.9, 1.2), rng.uniform(0.88, 1.15)
+    if part == "flite":
+        name = rng.choice(MORE_FLITE_VOICES)
+        return f"flite:{name}", rng.uniform(0.85, 1.25), rng.uniform(0.78, 1.42)
     if part == "speakers":
         name = f"{rng.choice(MORE_ACCENTS)}+{rng.choice(SPEAKERS)}"
         return f"espeak:{name}", rng.uniform(0.8, 1.2), rng.uniform(0.6, 1.4)

@@ -1,4 +1,4 @@
-"""Stage 4: the codec's decoder alone, on the agent's codes.
+"""Stage 5: the codec's decoder alone, on the agent's codes.
 
     python -m training.decoder DATA CODEC RUN [--minutes 60]    start, or go on from RUN/last.pt
     python -m training.decoder DATA CODEC RUN --minutes 10 --anneal
@@ -20,7 +20,6 @@ import argparse
 import dataclasses
 import itertools
 import json
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +32,7 @@ from training import codec
 from training.bank import CUT_EVERY, FIRST_CUT, TAIL_STEPS, read_answers
 from training.codec import HALF_STEPS, CodecTrainer, SpectralLoss, fade_out, phone_labels
 from training.corpus import read_corpus
+from training.progress import SAVE_EVERY, Progress, save_state
 from training.sizes import SAMPLE_RATE, STEP_SAMPLES
 from training.speech import PHONES
 
@@ -244,12 +244,8 @@ class DecoderTrainer:
         heard, logits = self.listen(made)
         with torch.no_grad():
             meant, _ = self.listen(wanted)
-        features = [
-            (a - b).abs().mean() / b.abs().mean() for a, b in zip(heard, meant, strict=True)
-        ]
-        logits, phones = (
-            x[:, LOSS_FROM_STEP * HALF_STEPS :].flatten(0, 1) for x in (logits, phones)
-        )
+        logits = logits[:, LOSS_FROM_STEP * HALF_STEPS :].flatten(0, 1)
+        phones = phones[:, LOSS_FROM_STEP * HALF_STEPS :].flatten()
         made, wanted = made[:, start:], wanted[:, start:]
         return {
             "spectral": self.spectral(made, wanted),
@@ -280,15 +276,11 @@ class DecoderTrainer:
             with torch.no_grad():
                 _, real = judge(wanted)
             fooled = fooled - score.mean()
-            distances = [
-                (a - b).abs().mean() / b.abs().mean() for a, b in zip(seen, real, strict=True)
-            ]
-            matching = matching + torch.stack(distances).mean()
+            matching = matching + _distance(seen, real)
         return fooled / len(self.judges), matching / len(self.judges)
 
     def save(self, path: Path) -> None:
         """Write all that is needed to go on."""
-        unfinished = path.with_suffix(".tmp")
         state = {
             "mimi": self.mimi.state_dict(),
             "judges": self.judges.state_dict(),
@@ -298,8 +290,7 @@ class DecoderTrainer:
             "decoder_step": self.step,
             "options": dataclasses.asdict(self.options),
         }
-        torch.save(state, unfinished)
-        unfinished.rename(path)
+        save_state(state, path)
 
     def resume(self, path: Path) -> None:
         """Go on from a saved state."""
@@ -327,16 +318,12 @@ def train(
     if last.exists():
         trainer.resume(last)
     source = DecoderData(data, trainer.options, trainer.step)
-    means: dict[str, float] = {}
-    started, first = time.monotonic(), trainer.step
-    while (passed := (time.monotonic() - started) / (60 * minutes)) < 1:
-        terms = trainer.train_step(*source.batch(), 1 - passed if anneal else 1.0)
-        means |= {k: 0.95 * means.get(k, v) + 0.05 * v for k, v in terms.items()}
-        if trainer.step % 20 == 0:
-            seconds = (time.monotonic() - started) / (trainer.step - first)
-            line = json.dumps({k: round(v, 3) for k, v in means.items()})
-            print(f"{trainer.step} {seconds:.2f} s/step {line}", flush=True)
-        if trainer.step % 100 == 0:
+    progress = Progress(trainer.step)
+    while progress.minutes < minutes:
+        rate = max(1 - progress.minutes / minutes, 0.0) if anneal else 1.0
+        terms = trainer.train_step(*source.batch(), rate)
+        progress.add(trainer.step, terms)
+        if trainer.step % SAVE_EVERY == 0:
             trainer.save(last)
     trainer.save(last)
 

@@ -1,9 +1,10 @@
-"""Stage 5: the checkpoint folder.
+"""Stage 6: the checkpoint folder.
 
     python -m training.export CODEC_RUN LM_RUN FOLDER
 
 Writes ``config.json``, ``mimi_config.json``, ``model.safetensors``, ``mimi.safetensors`` and
-``tokenizer.model``, which moshi's own loaders read. The heads that served training are left out.
+``tokenizer.model``, which moshi's own loaders read, and the graphs for ONNX Runtime, which point
+into the weights. The heads that served training are left out.
 """
 
 import argparse
@@ -12,6 +13,7 @@ from pathlib import Path
 import torch
 
 from training import checkpoint
+from training.onnx_graphs import write_graphs
 from training.sizes import lm_config, mimi_config
 from training.tokenizer import build_tokenizer
 
@@ -31,6 +33,7 @@ def export(codec_run: Path, lm_run: Path, folder: Path) -> None:
     checkpoint.write_configs(folder, lm, mimi, model_id=name, generation=GENERATION)
     checkpoint.save_weights(codec_state["mimi"], folder / checkpoint.MIMI_WEIGHTS, torch.float32)
     checkpoint.save_weights(lm_state["lm"], folder / checkpoint.LM_WEIGHTS)
+    write_graphs(folder)
 
 
 def main() -> None:

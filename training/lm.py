@@ -16,7 +16,6 @@ silent.
 import argparse
 import dataclasses
 import json
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from torch.nn import functional
 
 from training import checkpoint, world
 from training.dialogues import NO_LABEL, Composer, Dialogue
+from training.progress import SAVE_EVERY, Progress, line, save_state
 from training.sizes import CODEBOOKS, PADDING_ID, lm_config
 from training.tokenizer import build_tokenizer
 
@@ -186,7 +186,6 @@ class LMTrainer:
 
     def save(self, path: Path) -> None:
         """Write all that is needed to go on."""
-        unfinished = path.with_suffix(".tmp")
         state = {
             "lm": self.lm.state_dict(),
             "heads": [self.heard_head.state_dict(), self.answer_head.state_dict()],
@@ -195,8 +194,7 @@ class LMTrainer:
             "text_card": self.text_card,
             "options": dataclasses.asdict(self.options),
         }
-        torch.save(state, unfinished)
-        unfinished.rename(path)
+        save_state(state, path)
 
     @classmethod
     def load(cls, path: Path, **changes) -> "LMTrainer":
@@ -239,24 +237,16 @@ def train(data: Path, run: Path, minutes: float, anneal: bool, changes: dict) ->
     held_out = Composer(data / "bank", tokenizer, users="held_out")
     fixed_rng = np.random.default_rng(1)
     fixed = [held_out.dialogue(steps, fixed_rng) for _ in range(16)]
-    means: dict[str, float] = {}
-    started, first = time.monotonic(), trainer.step
-    while (passed := (time.monotonic() - started) / (60 * minutes)) < 1:
-        rate = 1 - passed if anneal else 1.0
+    progress = Progress(trainer.step)
+    while progress.minutes < minutes:
+        rate = max(1 - progress.minutes / minutes, 0.0) if anneal else 1.0
         batch = [composer.dialogue(steps, trainer.rng) for _ in range(trainer.options.batch)]
         terms = trainer.train_step(batch, rate)
-        means = {k: 0.95 * means.get(k, v) + 0.05 * v for k, v in terms.items()}
-        if trainer.step % 20 == 0:
-            seconds = (time.monotonic() - started) / (trainer.step - first)
-            print(f"{trainer.step} {seconds:.2f} s/step {_line(means)}", flush=True)
-        if trainer.step % 100 == 0:
+        progress.add(trainer.step, terms)
+        if trainer.step % SAVE_EVERY == 0:
             trainer.save(last)
-            print(f"{trainer.step} held out {_line(validate(trainer, fixed))}", flush=True)
+            print(f"{trainer.step} held out {line(validate(trainer, fixed))}", flush=True)
     trainer.save(last)
-
-
-def _line(terms: dict[str, float]) -> str:
-    return json.dumps({name: round(value, 3) for name, value in terms.items()})
 
 
 def main() -> None:

@@ -162,7 +162,7 @@ async def converse(
     user = read_audio(options.audio)
     if backend is not None:
         return await _converse(options, user, backend, None, on_progress)
-    from pipecat_duplex.engine import Engine  # torch, only where the model runs here
+    from pipecat_duplex.engine import Engine
 
     engine = await Engine.load(options.checkpoint)
     try:

@@ -16,13 +16,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipecat_duplex.session import STEP_SAMPLES, STEP_SECS, DuplexError, SessionConfig
+from pipecat_duplex.session import STEP_SAMPLES, STEP_SECS, DuplexError, MissingExtra, SessionConfig
 from pipecat_duplex.version import __version__
 
 if TYPE_CHECKING:
     from pipecat_duplex.engine import Engine
 
-PACKAGES = ("pipecat-ai", "torch", "moshi", "numpy", "huggingface_hub")
+PACKAGES = ("pipecat-ai", "onnxruntime", "torch", "moshi", "numpy", "huggingface_hub")
 
 EXTRAS = {
     "moshi": ("torch", "moshi"),
@@ -155,12 +155,7 @@ async def diagnose(checkpoint: str) -> Diagnosis:
     )
     if diagnosis.extras["moshi"]:
         _find_gpu(diagnosis)
-        await _measure(diagnosis, checkpoint)
-    else:
-        diagnosis.complain(
-            "the model cannot run here: torch and moshi are not installed",
-            "pip install 'pipecat-duplex[moshi]', or use a server that runs the model",
-        )
+    await _measure(diagnosis, checkpoint)
     diagnosis.hub = await asyncio.to_thread(hub.result)
     _judge(diagnosis)
     return diagnosis
@@ -246,6 +241,9 @@ async def _measure(diagnosis: Diagnosis, checkpoint: str) -> None:
     for slots in (1, SEVERAL_SLOTS):
         try:
             await _measure_slots(diagnosis, checkpoint, slots)
+        except MissingExtra as error:
+            diagnosis.complain(_one_line(error), "or use 'embedded', or a server that runs it")
+            return
         except (DuplexError, RuntimeError) as error:  # torch: out of memory
             if slots == 1:
                 diagnosis.complain(_one_line(error), "choose another one with --checkpoint")
@@ -429,6 +427,7 @@ def _checkpoint_text(diagnosis: Diagnosis, checkpoint: str) -> str:
     parameters = (found["lm_parameters"] + found["mimi_parameters"]) / 1e6
     return (
         f"{found['name']}: {parameters:.0f} M parameters on {found['device']} in {found['dtype']}, "
+        f"run by {found['runtime']}, "
         f"looks back {found['context_steps'] * STEP_SECS:.0f} s, "
         f"{found['kv_bytes_per_slot'] / 2**20:.1f} MiB a conversation"
     )

@@ -110,6 +110,10 @@ class _WatchedSession:
     def id(self) -> str:
         return self._session.id
 
+    @property
+    def secs_left(self) -> float | None:
+        return self._session.secs_left
+
     def send(self, pcm: np.ndarray) -> int:
         index = self._session.send(pcm)
         self._watch.note_sent()

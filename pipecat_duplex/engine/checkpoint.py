@@ -46,6 +46,10 @@ ELSEWHERE = "hf://"
 """Begins the name of a file that lives in another repository."""
 
 
+GRAPHS = ("encoder", "temporal", "depformer", "decoder")
+"""The graphs of a checkpoint for ONNX Runtime, ``NAME.onnx``, in the order of a step."""
+
+
 @dataclass(frozen=True, slots=True)
 class CheckpointSummary:
     """What was loaded, for logs and for a person.
@@ -179,13 +183,22 @@ def find_checkpoint(name: str | Path) -> CheckpointFiles:
     folder = find_folder(name)
     if folder is not None:
         return _find_local(str(name), folder)
+    return _find_on_hub(str(name), *split_hub_name(name))
+
+
+def split_hub_name(name: str | Path) -> tuple[str, str | None]:
+    """Split ``owner/name[@revision]`` into repository and revision.
+
+    Raises:
+        CheckpointError: It is no such name.
+    """
     match = HUB_NAME.fullmatch(str(name))
     if match is None or isinstance(name, Path):
         raise CheckpointError(
             f"there is no checkpoint {name}: it is no folder, and no name on the hub "
             f"(owner/name, such as {HUB_EXAMPLE})"
         )
-    return _find_on_hub(str(name), match["repo"], match["revision"])
+    return match["repo"], match["revision"]
 
 
 def find_folder(name: str | Path) -> Path | None:
@@ -206,6 +219,11 @@ def find_folder(name: str | Path) -> Path | None:
             f"pipecat-duplex, or name a folder or a hub checkpoint such as {HUB_EXAMPLE}"
         )
     return EMBEDDED_FOLDER
+
+
+def has_graphs(folder: Path) -> bool:
+    """Whether a checkpoint folder brings graphs for ONNX Runtime."""
+    return all((folder / f"{name}.onnx").is_file() for name in GRAPHS)
 
 
 def _find_local(name: str, folder: Path) -> CheckpointFiles:

@@ -1,13 +1,19 @@
 """The engine: a model in this process that serves many conversations at once."""
 
 import asyncio
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 from loguru import logger
 
-from pipecat_duplex.engine.checkpoint import CheckpointSummary
+from pipecat_duplex.engine.checkpoint import (
+    CheckpointSummary,
+    find_folder,
+    has_graphs,
+    split_hub_name,
+)
 from pipecat_duplex.engine.loop import StepLoop
 from pipecat_duplex.engine.model import StepModel
 from pipecat_duplex.engine.persona import find_voices, known_voice
@@ -19,7 +25,7 @@ GATHER_MS = 5.0
 """Default wait for neighbours to share a step, if there are any."""
 
 
-Runtime = Literal["torch"]
+Runtime = Literal["onnx", "torch"]
 """What runs the model."""
 
 
@@ -54,7 +60,7 @@ class Engine(DuplexBackend):
         runtime: Runtime | None = None,
         device: str | None = None,
         gather_ms: float | None = None,
-        cpu_threads: int = 1,
+        cpu_threads: int | None = None,
         voices: str | Path | None = None,
     ) -> "Engine":
         """Load a checkpoint, without holding up the asyncio loop.
@@ -62,14 +68,18 @@ class Engine(DuplexBackend):
         Args:
             checkpoint: ``embedded``, a local folder, or ``owner/name[@revision]`` on the hub.
             slots: Conversations at a time. Each one costs memory, used or not.
-            runtime: ``torch``, which needs the extra ``moshi``.
-            device: In torch's words. None is CUDA if there is a GPU, else the CPU.
+            runtime: ``onnx`` or ``torch``. None is ONNX Runtime, which is always installed, if the
+                checkpoint brings graphs for it and nothing but the CPU is asked for; else torch,
+                which needs the extra ``moshi``.
+            device: In torch's words. None is the CPU on ONNX Runtime; on torch it is CUDA if there
+                is a GPU, else the CPU.
             gather_ms: How long a step may wait for frames of other conversations. None is 0 with
                 one slot, else :data:`GATHER_MS`.
-            cpu_threads: Threads that torch shares the work of a step among, on a CPU. Steps of a
-                small model are short, so more than one gains little on a quiet machine, and on a
-                busy one they wait for each other: up to 40 times as long was measured. torch hands
-                this number on to threads that the process starts later.
+            cpu_threads: Threads that share the work of a step, on a CPU. On ONNX Runtime each one
+                takes whole conversations; None is one for each core. torch shares out every single
+                operation, so more than one gains little with a small model on a quiet machine, and
+                on a busy one they wait for each other: up to 40 times as long was measured. None
+                is 1. torch hands this number on to threads that the process starts later.
 
             voices: A folder of recordings that :attr:`SessionConfig.voice_prompt` may name, by the
                 name of the file without its ending.
@@ -78,21 +88,28 @@ class Engine(DuplexBackend):
             CheckpointError: The checkpoint cannot be found or loaded.
             DuplexError: There is no such folder of voices.
             MissingExtra: The checkpoint needs torch, which is not installed.
-            ValueError: ``slots`` or ``cpu_threads`` is not positive, or ``gather_ms`` is negative.
+            ValueError: ``slots`` or ``cpu_threads`` is not positive, ``gather_ms`` is negative, or
+                ONNX Runtime is asked for another device than the CPU.
         """
-        if slots < 1 or cpu_threads < 1:
+        if slots < 1 or (cpu_threads is not None and cpu_threads < 1):
             raise ValueError("an engine needs at least one slot and one thread")
         if gather_ms is None:
             gather_ms = GATHER_MS if slots > 1 else 0.0
         if gather_ms < 0:
             raise ValueError(f"gather_ms must not be negative, as {gather_ms} is")
 
+        if runtime == "onnx" and device not in (None, "cpu"):
+            raise ValueError(f"ONNX Runtime runs on the CPU here, not on {device!r}")
         found = find_voices(Path(voices) if voices is not None else None)
 
         def load_model() -> StepModel:
+            if (runtime or _choose_runtime(checkpoint, device)) == "onnx":
+                from pipecat_duplex.engine.onnx import load_model
+
+                return load_model(checkpoint, slots, cpu_threads or _count_cores())
             from pipecat_duplex.engine.torch import load_model
 
-            return load_model(checkpoint, slots, device, cpu_threads)
+            return load_model(checkpoint, slots, device, cpu_threads or 1)
 
         step_loop = StepLoop(load_model, slots, gather_ms / 1000, found)
         try:
@@ -104,7 +121,7 @@ class Engine(DuplexBackend):
         logger.info(
             f"Engine loaded: {summary.name} ({summary.lm_parameters / 1e6:.0f} M parameters"
             f"{'' if summary.trained else ', random weights'}) on {summary.device} in "
-            f"{summary.dtype}, slots: {slots}"
+            f"{summary.dtype} by {summary.runtime}, slots: {slots}"
         )
         return cls(step_loop, loaded, slots, found)
 
@@ -190,3 +207,24 @@ class Engine(DuplexBackend):
             raise DuplexError("the engine is closed")
         if self._step_loop.failure is not None:
             raise DuplexError(f"the engine has failed: {self._step_loop.failure}")
+
+
+def _choose_runtime(checkpoint: str | Path, device: str | None) -> Runtime:
+    """ONNX Runtime for a checkpoint that brings graphs, unless a GPU is asked for.
+
+    Raises:
+        CheckpointError: There is no such checkpoint.
+    """
+    if device not in (None, "cpu"):
+        return "torch"
+    folder = find_folder(checkpoint)
+    if folder is None:
+        split_hub_name(checkpoint)  # a name that means nothing needs no torch
+        return "torch"
+    return "onnx" if has_graphs(folder) else "torch"
+
+
+def _count_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

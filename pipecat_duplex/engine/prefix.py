@@ -56,6 +56,11 @@ class Prefix:
         """Number of frames."""
         return self.codes.shape[1]
 
+    @property
+    def heard(self) -> np.ndarray:
+        """The agent's codes that were heard, int, shape ``(8, heard_frames)``."""
+        return self.codes[1:9, self.frames - self.heard_frames :]
+
     def columns(self, delays: Sequence[int], initial: Sequence[int]) -> np.ndarray:
         """Lay the frames out in columns.
 

@@ -123,6 +123,13 @@ class EngineSession(DuplexSession):
         return Memory(summary.fingerprint, summary.context_steps)
 
     @property
+    def secs_left(self) -> float | None:
+        """Audio that the session still takes; None is no limit."""
+        if self._max_steps is None:
+            return None
+        return (self._max_steps - self._sent) * STEP_SECS
+
+    @property
     def steps_sent(self) -> int:
         """Number of frames accepted so far."""
         return self._sent

@@ -21,6 +21,7 @@ class EngineStats:
         compute_ms_p99: 99th percentile.
         batch_mean: Mean number of slots that ran in a step.
         batch_steps: Steps by number of slots that ran in them.
+        batch_ms: Median time of a step, by number of slots that ran in it.
     """
 
     steps: int
@@ -32,6 +33,7 @@ class EngineStats:
     compute_ms_p99: float
     batch_mean: float
     batch_steps: dict[int, int]
+    batch_ms: dict[int, float]
 
 
 class StepRecorder:
@@ -69,6 +71,7 @@ class StepRecorder:
         batches = self._batches[places] if kept else np.zeros(1, dtype=np.int64)
         p50, p95, p99 = np.percentile(compute_ms, [50, 95, 99])
         sizes, counts = np.unique(batches[batches > 0], return_counts=True)
+        medians_ms = [float(np.median(compute_ms[batches == size])) for size in sizes]
         return EngineStats(
             steps=self._steps,
             frames=self._frames,
@@ -79,4 +82,5 @@ class StepRecorder:
             compute_ms_p99=float(p99),
             batch_mean=float(batches.mean()),
             batch_steps=dict(zip(sizes.tolist(), counts.tolist(), strict=True)),
+            batch_ms=dict(zip(sizes.tolist(), medians_ms, strict=True)),
         )

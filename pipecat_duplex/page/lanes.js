@@ -1,9 +1,10 @@
-// Both voices over the last seconds: the user above the line, the agent below it, and a mark where
-// the floor changed hands.
+// Both voices over the last seconds: the user above the line, the agent below it, what the agent
+// says under its voice, and a mark where the floor changed hands.
 
 const WINDOW_SECS = 15;
 const SLICE_SECS = 0.05;
 const QUIETEST_DB = -60;
+const WORDS_HEIGHT = 16;
 
 /** Reads how loud a stream is. */
 export class Level {
@@ -35,6 +36,7 @@ export class Lanes {
     this.canvas = canvas;
     this.slices = [];
     this.marks = [];
+    this.words = [];
     this.lastSecs = 0;
     this.colors = {};
     this.readColors();
@@ -49,6 +51,7 @@ export class Lanes {
   clear() {
     this.slices = [];
     this.marks = [];
+    this.words = [];
     this.draw(0);
   }
 
@@ -64,7 +67,16 @@ export class Lanes {
     }
     const oldest = slice - WINDOW_SECS / SLICE_SECS;
     while (this.slices[0].slice < oldest) this.slices.shift();
-    while (this.marks.length && this.marks[0].secs < secs - WINDOW_SECS) this.marks.shift();
+    for (const past of [this.marks, this.words]) {
+      while (past.length && past[0].secs < secs - WINDOW_SECS) past.shift();
+    }
+  }
+
+  /** Write what the agent says from a time on; text without a space goes on with the last word. */
+  say(secs, text) {
+    if (!text) return;
+    if (text.startsWith(" ") || !this.words.length) this.words.push({ secs, text: text.trim() });
+    else this.words.at(-1).text += text;
   }
 
   /** Mark a time; a deep mark crosses the agent's lane too. */
@@ -96,12 +108,13 @@ export class Lanes {
     const pen = this.canvas.getContext("2d");
     pen.setTransform(devicePixelRatio, 0, 0, devicePixelRatio, 0, 0);
     pen.clearRect(0, 0, this.width, this.height);
-    const middle = this.height / 2;
+    const middle = (this.height - WORDS_HEIGHT) / 2;
     pen.fillStyle = this.colors.edge;
     pen.fillRect(0, middle - 0.5, this.width, 1);
     const x = (t) => this.width - ((secs - t) / WINDOW_SECS) * this.width;
     this.drawSlices(pen, x, middle);
-    for (const mark of this.marks) this.drawMark(pen, x(mark.secs), mark);
+    this.drawWords(pen, x);
+    for (const mark of this.marks) this.drawMark(pen, x(mark.secs), mark, middle);
   }
 
   drawSlices(pen, x, middle) {
@@ -117,12 +130,24 @@ export class Lanes {
     }
   }
 
-  drawMark(pen, left, { label, deep }) {
+  drawWords(pen, x) {
+    pen.font = "500 11px system-ui, sans-serif";
+    pen.fillStyle = this.colors.agent;
+    pen.textBaseline = "alphabetic";
+    let free = -Infinity; // Quick words lie side by side, not one on another.
+    for (const { secs, text } of this.words) {
+      const left = Math.max(x(secs), free);
+      pen.fillText(text, left, this.height - 4);
+      free = left + pen.measureText(`${text} `).width;
+    }
+  }
+
+  drawMark(pen, left, { label, deep }, middle) {
     pen.font = "600 11px system-ui, sans-serif";
     const width = pen.measureText(label).width + 12;
     const start = Math.min(left, this.width - width);
     pen.fillStyle = this.colors.user;
-    pen.fillRect(left - 0.75, 0, 1.5, deep ? this.height : this.height / 2);
+    pen.fillRect(left - 0.75, 0, 1.5, deep ? 2 * middle : middle);
     pen.beginPath();
     pen.roundRect(start, 0, width, 16, 4);
     pen.fill();

@@ -119,7 +119,10 @@ const RTVI_HANDLERS = {
 };
 
 const DUPLEX_HANDLERS = {
-  "duplex-monologue": ({ text }) => captions.say(text),
+  "duplex-monologue": ({ text }) => {
+    captions.say(text);
+    lanes.say(now(), text);
+  },
   "duplex-yield": ({ delay_secs }) => {
     captions.yielded(delay_secs);
     setSpeaking("agent", false);
@@ -233,4 +236,4 @@ showAbout();
 animate();
 
 // For the console and for tests.
-window.duplexPage = { receive, talk: () => talk };
+window.duplexPage = { receive, lanes, talk: () => talk };

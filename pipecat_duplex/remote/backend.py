@@ -44,6 +44,9 @@ TRY_AGAIN_LATER = 1013
 LEAD_STEPS = 1
 RUST_LEAD_STEPS = 2
 
+RUST_MAX_SECS = 360.0
+"""The Rust backend ends every session then, and does not say so before."""
+
 
 class RemoteBackend(DuplexBackend):
     """Opens sessions on a server that speaks Moshi's protocol.
@@ -233,6 +236,7 @@ class RemoteBackend(DuplexBackend):
         self, connection: ClientConnection, handshake: wire.Handshake, metadata: dict
     ) -> RemoteSession:
         about = ServerNotes.read(metadata)
+        told = wire.Metadata(metadata)
         audio_format: wire.AudioFormat = "opus"
         if self._audio_format == "pcm" and about is not None and about.audio_format == "pcm":
             audio_format = "pcm"
@@ -249,6 +253,7 @@ class RemoteBackend(DuplexBackend):
             strips_first_space=is_rust,
             limits=self._limits,
             about=about,
+            max_secs=RUST_MAX_SECS if is_rust else told.max_secs,
         )
 
     def _closed_early(self, error: ConnectionClosed) -> DuplexError:

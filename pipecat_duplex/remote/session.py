@@ -21,6 +21,7 @@ from pipecat_duplex.remote.speech import RemoteSpeech
 from pipecat_duplex.remote.words import PieceQueue
 from pipecat_duplex.session import (
     STEP_SAMPLES,
+    STEP_SECS,
     TEXT_PADDING,
     CannotSay,
     DuplexError,
@@ -72,6 +73,7 @@ class RemoteSession(DuplexSession):
         strips_first_space: bool,
         limits: RemoteLimits,
         about: ServerNotes | None = None,
+        max_secs: float | None = None,
     ):
         """Initialize around a connection whose server is ready.
 
@@ -83,6 +85,7 @@ class RemoteSession(DuplexSession):
             strips_first_space: Whether the server leaves out the space of the first word.
             limits: When the server counts as dead.
             about: What the server has said of itself so far.
+            max_secs: The server ends the session after this much audio.
         """
         self._connection = connection
         self._host = host
@@ -95,6 +98,8 @@ class RemoteSession(DuplexSession):
         self._decoder = OpusDecoder() if audio_format == "opus" else None
         self._pending = np.zeros(0, np.float32)
         self._inbox = StepInbox(self._id)
+        self._max_secs = max_secs
+        self._hangs_up_secs: float | None = None
         self._sent = 0
         self._failed = False
         self._about = about or ServerNotes()
@@ -119,6 +124,16 @@ class RemoteSession(DuplexSession):
     def memory(self) -> Memory | None:
         """What a history of this session is of use to; ``None`` with servers of others."""
         return self._about.memory
+
+    @property
+    def secs_left(self) -> float | None:
+        """How long the session still goes on, as far as the server has said."""
+        left_secs = []
+        if self._max_secs is not None:
+            left_secs.append(self._max_secs - self._sent * STEP_SECS)
+        if self._hangs_up_secs is not None:
+            left_secs.append(self._hangs_up_secs - time.monotonic())
+        return max(0.0, min(left_secs)) if left_secs else None
 
     @property
     def audio_format(self) -> wire.AudioFormat:
@@ -260,6 +275,8 @@ class RemoteSession(DuplexSession):
                 self._take_metadata(message)
             elif isinstance(message, wire.Text):
                 self._pieces.put(message.text)
+            elif isinstance(message, wire.Metadata):
+                self._take_metadata(message)
             elif isinstance(message, wire.Error):
                 return f"{self._host} reports: {message.reason}"
 
@@ -292,6 +309,11 @@ class RemoteSession(DuplexSession):
         if about is not None and not self._introduction.is_set():
             self._about = about
             self._introduction.set()
+        # With Opus, what could not come before the handshake.
+        if message.max_secs is not None:
+            self._max_secs = message.max_secs
+        if message.secs_left is not None:
+            self._hangs_up_secs = time.monotonic() + message.secs_left
 
     def _take_step(self, step: Step) -> None:
         mine = self._pairing.answer_oldest()

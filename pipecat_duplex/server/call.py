@@ -166,6 +166,8 @@ class Call:
         self._delays = CallDelays()
         self._requests: asyncio.Queue[wire.Say | bytes] = asyncio.Queue()
         self._history = bytearray()
+        self._greeted = False
+        self._ends_at_secs: float | None = None
 
     @property
     def moves(self) -> bool:
@@ -176,6 +178,20 @@ class Call:
     def lag_secs(self) -> float:
         """Delay of the last step beyond a step's length."""
         return max(0.0, self._delays.last_secs - STEP_SECS)
+
+    async def warn(self, secs_left: float) -> None:
+        """Tell the caller that the call will end.
+
+        Args:
+            secs_left: How long it may still go on.
+        """
+        self._ends_at_secs = time.monotonic() + secs_left
+        if not self._greeted:
+            return  # The greeting says so.
+        try:
+            await self._send_message(wire.encode_metadata(self._metadata()))
+        except (TimeoutError, ConnectionError):
+            pass  # The call finds out by itself.
 
     def stop(self, ending: Ending) -> None:
         """End the call from outside."""
@@ -378,6 +394,7 @@ class Call:
         # know before the handshake whether they have it.
         for message in greeting if self._uses_opus else reversed(greeting):
             await self._send_message(message)
+        self._greeted = True
 
     async def _send_step(self, step: Step) -> None:
         delay_secs = self._metrics.add_step(step.timing)
@@ -419,7 +436,7 @@ class Call:
             "build_info": {},
         }
         memory = self._session.memory
-        fields["pipecat_duplex"] = {
+        ours = fields["pipecat_duplex"] = {
             "version": __version__,
             "session": self._session.id,
             "format": self._asked.audio_format,
@@ -428,6 +445,8 @@ class Call:
             "features": [wire.SAY] if memory is None else [wire.SAY, wire.RESTORE],
             "memory": asdict(memory) if memory is not None and self._asked.tokens else None,
         }
+        if self._ends_at_secs is not None:
+            ours["secs_left"] = round(max(0.0, self._ends_at_secs - time.monotonic()), 1)
         return fields
 
     #

@@ -129,7 +129,7 @@ class DuplexServer:
         self._runner = runner
 
     async def drain(self, timeout_secs: float) -> None:
-        """Refuse new callers, and wait until those who are there have gone.
+        """Refuse new callers, tell those who are there, and wait until they have gone.
 
         Those who said that they can go on elsewhere are sent away at once.
 
@@ -142,7 +142,9 @@ class DuplexServer:
             if call.moves:
                 call.stop(DRAINED)
         try:
-            await asyncio.wait_for(self._nobody.wait(), timeout_secs)
+            async with asyncio.timeout(timeout_secs):
+                await asyncio.gather(*(call.warn(timeout_secs) for call in self._calls))
+                await self._nobody.wait()
         except TimeoutError:
             self._sending_away = True
             for call in self._calls:

@@ -1,35 +1,62 @@
 """The load tool: callers by the clock, and what it says of them."""
 
+import asyncio
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from pipecat_duplex import DuplexError
-from pipecat_duplex.commands.bench import BenchOptions, run_bench
+from pipecat_duplex.commands.bench import (
+    MOST_CALLERS,
+    BenchOptions,
+    BenchReport,
+    find_held,
+    run_bench,
+)
 from pipecat_duplex.commands.callers import CallLog, murmur, run_callers
+from pipecat_duplex.commands.load import Load, LoadOptions
 from pipecat_duplex.scripted import Script, ScriptedBackend
 from pipecat_duplex.session import SAMPLE_RATE_HZ
+from tests.server.callers import chat_url, serving
 
 
-async def talk(script: Script, callers: int = 3, *, slots: int = 8, **kwargs) -> CallLog:
+async def talk(
+    script: Script, callers: int = 3, *, slots: int = 8, warm_up: float = 0, **kwargs
+) -> CallLog:
     backend = ScriptedBackend(script, slots=slots)
-    return await run_callers(backend, callers, secs=2.0, speech=murmur(2.0), **kwargs)
+    return await run_callers(
+        backend, callers, secs=2.0, speech=murmur(2.0), warm_up_secs=warm_up, **kwargs
+    )
 
 
 async def test_callers_of_a_quick_model_hear_every_step_in_time():
     log = await talk(Script(step_secs=0.005))
     assert log.calls == 3 and not log.errors and not log.lost_steps
     assert log.steps >= 3 * 20
-    assert log.late_share < 0.05
+    assert log.late_share(0.5) < 0.05
     assert np.median(log.delays_secs) > 0.005
+    assert len(log.lags_secs) == log.steps and min(log.lags_secs) >= 0
 
 
 async def test_a_stall_is_late_and_a_slow_model_is_ever_later():
     stalled = await talk(Script(step_secs=0.005, stalls={5: 0.5}), 1)
-    assert stalled.late_steps >= 3
+    assert stalled.late_share() >= 3 / stalled.steps
     slow = await talk(Script(step_secs=0.12), 1)
-    assert slow.late_share > 0.5
+    assert slow.late_share() > 0.5
+    assert slow.late_share(playout_secs=60) == slow.lost_steps / slow.steps
+
+
+def test_late_is_late_by_the_clock_whatever_came_first():
+    log = CallLog(delays_secs=[0.02, 0.1, 0.15, 0.17], lost_steps=1)
+    assert log.late_share() == 2 / 5
+    assert log.late_share(0.09) == 4 / 5
+
+
+async def test_the_beginning_is_not_counted():
+    log = await talk(Script(step_secs=0.005, stalls={0: 0.5}), 1, warm_up=1.0)
+    assert 15 < log.steps <= 25 and log.late_share(0.4) == 0
 
 
 async def test_refusals_and_failures_are_told():
@@ -41,6 +68,7 @@ async def test_refusals_and_failures_are_told():
 
 async def test_callers_come_and_go(monkeypatch):
     monkeypatch.setattr("pipecat_duplex.commands.callers.STAY_SECS", (0.3, 0.6))
+    monkeypatch.setattr("pipecat_duplex.commands.callers.AWAY_SECS", (0, 0.1))
     log = await talk(Script(step_secs=0.005), 2, come_and_go=True)
     assert log.calls > 4 and not log.errors
 
@@ -49,6 +77,78 @@ def test_murmur_has_the_level_of_speech():
     pcm = murmur(3.0)
     assert pcm.dtype == np.float32 and len(pcm) == 3 * SAMPLE_RATE_HZ
     assert 0.01 < np.sqrt(np.mean(pcm**2)) < 0.2 and np.abs(pcm).max() <= 1
+
+
+def fake_load(options: LoadOptions, *, held: bool, memory_mb: float | None = None) -> Load:
+    return Load(
+        callers=options.callers,
+        secs=options.secs,
+        steps=100,
+        late_share=0.0 if held else 0.5,
+        delay_p50_ms=30.0,
+        delay_p95_ms=40.0,
+        delay_p99_ms=50.0,
+        step_p50_ms=None,
+        step_p99_ms=None,
+        batch_mean=None,
+        batch_ms={},
+        memory_mb=memory_mb,
+        model_cpu_cores=None,
+        callers_cpu_cores=0.1,
+        callers_lag_ms=1.0,
+        calls=options.callers,
+        refused=0,
+        errors=[],
+    )
+
+
+@pytest.mark.parametrize("capacity", [0, 1, 3, 4, 11, 40, 5000])
+def test_the_search_finds_what_is_held(capacity):
+    tried: list[LoadOptions] = []
+
+    def measure(options: LoadOptions) -> Load:
+        tried.append(options)
+        return fake_load(options, held=options.callers <= capacity)
+
+    found = find_held(LoadOptions(callers=4, secs=10), measure)
+    assert found <= capacity and found >= min(capacity, MOST_CALLERS) * (1 - 1 / 16) - 1
+    assert len(tried) < 20
+    if found:
+        assert (tried[-1].callers, tried[-1].secs) == (found, 30)
+
+
+def test_what_is_not_held_for_long_is_not_held():
+    def measure(options: LoadOptions) -> Load:
+        return fake_load(options, held=options.callers <= (20 if options.secs < 20 else 15))
+
+    assert find_held(LoadOptions(callers=4, secs=10), measure) == 15
+
+
+def test_a_refused_caller_is_not_held():
+    good = fake_load(LoadOptions(callers=4), held=True)
+    assert good.held
+    for change in ({"refused": 1}, {"errors": ["x"]}, {"steps": 0}, {"late_share": 0.02}):
+        assert not replace(good, **change).held
+
+
+def test_memory_a_session_is_the_growth():
+    report = BenchReport("x", 160)
+    assert report.memory_mb_per_session is None
+    for callers in (1, 11):
+        load = fake_load(LoadOptions(callers=callers), held=True, memory_mb=500 + 3 * callers)
+        report.loads.append(load)
+    assert report.memory_mb_per_session == pytest.approx(3)
+
+
+async def test_bench_on_a_server(tmp_path):
+    async with serving(slots=3) as server:
+        options = BenchOptions(callers=(2, 4), secs=2.0, url=chat_url(server), playout_ms=1000)
+        report = await asyncio.to_thread(run_bench, options)
+    assert report.held == 2 and report.prediction is None
+    few, many = report.loads
+    assert few.steps > 30 and few.callers_cpu_cores > 0 and few.model_cpu_cores is None
+    assert few.step_p50_ms is not None  # told in raw audio
+    assert many.refused and not many.held
 
 
 @pytest.mark.engine
@@ -63,8 +163,11 @@ def test_bench_on_an_engine(tiny_checkpoint, tmp_path, capsys):
     report = run_bench(options)
     assert [load.callers for load in report.loads] == [1, 2]
     assert all(load.steps > 15 and load.step_p50_ms for load in report.loads)
+    assert all(load.model_cpu_cores and load.batch_ms for load in report.loads)
     assert report.prediction is not None and report.prediction.sessions > 1
-    assert json.loads(options.json.read_text())["held"] == report.held
+    assert options.json is not None and options.plot is not None
+    written = json.loads(options.json.read_text())
+    assert written["held"] == report.held and len(written["loads"]) == 2
     assert options.plot.read_bytes().startswith(b"\x89PNG")
     assert "measured:" in capsys.readouterr().out
 

@@ -62,21 +62,27 @@ def test_a_slow_machine_is_told_so(median_ms: float, good: bool):
     assert good is not any("a step takes" in problem.what for problem in diagnosis.problems)
 
 
-def test_without_torch_it_says_what_to_install(monkeypatch):
-    for module in ("torch", "moshi"):
-        monkeypatch.setitem(sys.modules, module, None)
+@pytest.fixture
+def without_torch(monkeypatch):
+    """Torch cannot be imported, even if a test before has done so."""
+    for name in list(sys.modules):
+        if name.startswith("pipecat_duplex.engine.torch"):
+            monkeypatch.delitem(sys.modules, name)
+    for name in ("torch", "moshi"):
+        monkeypatch.setitem(sys.modules, name, None)
 
-    result = RUNNER.invoke(app, ["doctor"])
+
+def test_without_torch_it_says_what_to_install(without_torch):
+
+    result = RUNNER.invoke(app, ["doctor", "--checkpoint", "kyutai/moshiko-pytorch-bf16"])
 
     assert result.exit_code == 1
     assert "pip install 'pipecat-duplex[moshi]'" in " ".join(result.stdout.split())
     assert "Traceback" not in result.output
 
 
-def test_json_without_torch_is_whole(monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch", None)
-
-    result = RUNNER.invoke(app, ["doctor", "--json"])
+def test_json_without_torch_is_whole(without_torch):
+    result = RUNNER.invoke(app, ["doctor", "--json", "--checkpoint", "some/name"])
 
     report = json.loads(result.stdout)
     assert report["can_converse"] is False
@@ -112,10 +118,17 @@ def test_steps_are_measured(tiny_checkpoint, monkeypatch):
     assert result.exit_code == (0 if report["can_converse"] else 1)
 
 
-@pytest.mark.engine
-def test_a_checkpoint_that_is_not_there_is_a_problem_not_a_crash():
-    pytest.importorskip("moshi")
+def test_the_embedded_model_is_measured_without_torch(without_torch, monkeypatch):
+    monkeypatch.setattr(doctor, "MEASURED_STEPS", 10)
 
+    result = RUNNER.invoke(app, ["doctor", "--json"])
+
+    report = json.loads(result.stdout)
+    assert report["checkpoint"]["runtime"] == "onnx"
+    assert [times["slots"] for times in report["steps"]] == [1, doctor.SEVERAL_SLOTS]
+
+
+def test_a_checkpoint_that_is_not_there_is_a_problem_not_a_crash():
     result = RUNNER.invoke(app, ["doctor", "--json", "--checkpoint", "./nowhere"])
 
     report = json.loads(result.stdout)

@@ -8,8 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pipecat_duplex.engine.engine import Runtime
 from pipecat_duplex.engine.torch.checkpoint import Checkpoint, load_checkpoint
 from pipecat_duplex.session import STEP_SAMPLES
+from training.onnx_graphs import write_graphs
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -19,6 +21,12 @@ def one_torch_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(params=["onnx", "torch"])
+def runtime(request: pytest.FixtureRequest) -> Runtime:
+    """What runs the model."""
+    return request.param
 
 
 @pytest.fixture(autouse=True)
@@ -60,6 +68,7 @@ def checkpoint_folder(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFa
         if name.startswith(("linears.", "text_linear.weight")):
             weights[name] = weight * 4
     save_file(weights, folder / "model.safetensors")
+    write_graphs(folder)
     return folder
 
 

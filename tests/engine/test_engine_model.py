@@ -10,7 +10,9 @@ import torch
 from moshi.models import LMGen
 
 from pipecat_duplex.engine.checkpoint import find_checkpoint
-from pipecat_duplex.engine.model import SlotOutput
+from pipecat_duplex.engine.engine import Runtime
+from pipecat_duplex.engine.model import SlotOutput, StepModel
+from pipecat_duplex.engine.onnx import load_model as load_onnx_model
 from pipecat_duplex.engine.torch.checkpoint import Checkpoint, open_with_moshi
 from pipecat_duplex.engine.torch.model import BatchedModel
 from pipecat_duplex.session import STEP_SAMPLES, TEXT_PADDING, SessionConfig
@@ -26,10 +28,13 @@ def inference() -> Iterator[None]:
 
 
 @pytest.fixture
-def make_model(checkpoint: Checkpoint) -> Iterator:
+def make_model(runtime: Runtime, checkpoint: Checkpoint, checkpoint_folder: Path) -> Iterator:
+    """Makes a model with so many slots; the one before is of no use from then on."""
     made: list[BatchedModel] = []
 
-    def make(slots: int) -> BatchedModel:
+    def make(slots: int) -> StepModel:
+        if runtime == "onnx":
+            return load_onnx_model(checkpoint_folder, slots)
         close()
         made.append(BatchedModel(checkpoint, slots))
         return made[-1]
@@ -42,7 +47,7 @@ def make_model(checkpoint: Checkpoint) -> Iterator:
     close()
 
 
-def converse(model: BatchedModel, audio: np.ndarray, config: SessionConfig) -> list[SlotOutput]:
+def converse(model: StepModel, audio: np.ndarray, config: SessionConfig) -> list[SlotOutput]:
     model.join(0, config)
     return [model.step({0: frame})[0] for frame in audio]
 
@@ -137,7 +142,7 @@ def make_callers(count: int, rng: np.random.Generator) -> list[Caller]:
     ]
 
 
-def run_in_company(model: BatchedModel, callers: list[Caller], rng: np.random.Generator) -> None:
+def run_in_company(model: StepModel, callers: list[Caller], rng: np.random.Generator) -> None:
     """Callers take random free slots at random times, skip steps, and leave when done."""
     queue = list(callers)
     seats: dict[int, Caller] = {}

@@ -12,9 +12,13 @@ import pytest
 
 from pipecat_duplex.engine import Engine
 from pipecat_duplex.engine import session as session_module
+from pipecat_duplex.engine.checkpoint import find_checkpoint
+from pipecat_duplex.engine.engine import Runtime
 from pipecat_duplex.engine.loop import MAX_FAILURES
+from pipecat_duplex.engine.onnx import model as onnx_model
+from pipecat_duplex.engine.onnx.model import OnnxModel
 from pipecat_duplex.engine.session import EngineSession
-from pipecat_duplex.engine.torch import model as torch_model
+from pipecat_duplex.engine.torch import checkpoint as torch_checkpoint
 from pipecat_duplex.engine.torch.model import BatchedModel
 from pipecat_duplex.session import (
     STEP_SAMPLES,
@@ -32,11 +36,12 @@ from pipecat_duplex.session import (
 from tests.engine.scripted import noise
 
 GREEDY = SessionConfig.greedy()
+MODELS = {"onnx": OnnxModel, "torch": BatchedModel}
 
 
 @pytest.fixture
-async def engine(checkpoint_folder: Path) -> AsyncIterator[Engine]:
-    engine = await Engine.load(checkpoint_folder, slots=2, device="cpu")
+async def engine(checkpoint_folder: Path, runtime: Runtime) -> AsyncIterator[Engine]:
+    engine = await Engine.load(checkpoint_folder, slots=2, runtime=runtime, device="cpu")
     yield engine
     await engine.close()
 
@@ -171,8 +176,10 @@ async def test_close_is_idempotent_and_ends_the_iterator(engine: Engine) -> None
 async def test_session_ends_at_its_limit(engine: Engine) -> None:
     session = await engine.open(GREEDY.model_copy(update={"max_secs": 3.5 * STEP_SECS}))
     audio = noise(5, seed=1)
+    assert session.secs_left == pytest.approx(4 * STEP_SECS)
     for frame in audio[:4]:
         session.send(frame)
+    assert session.secs_left == 0
     with pytest.raises(SessionEnded, match="limit"):
         session.send(audio[4])
     steps = []
@@ -224,9 +231,9 @@ async def test_consumer_may_be_cancelled_and_go_on(engine: Engine) -> None:
 class Fault:
     """Makes every step of the engine raise while it is on."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, runtime: Runtime):
         self.on = False
-        step = BatchedModel.step
+        step = MODELS[runtime].step
 
         def faulty(model, frames, choose_word=None):
             outputs = step(model, frames, choose_word)
@@ -234,15 +241,15 @@ class Fault:
                 raise RuntimeError("a wire came loose\nand more")
             return outputs
 
-        monkeypatch.setattr(BatchedModel, "step", faulty)
+        monkeypatch.setattr(MODELS[runtime], "step", faulty)
 
 
 async def test_failed_step_ends_sessions_and_not_the_engine(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
+    engine: Engine, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     audio = noise(10, seed=1)
     expected = words(await converse(engine, audio, GREEDY))
-    fault = Fault(monkeypatch)
+    fault = Fault(monkeypatch, runtime)
     for _ in range(MAX_FAILURES + 1):  # a good step in between forgives
         active, idle = await engine.open(GREEDY), await engine.open(GREEDY)
         active.send(audio[0])
@@ -262,9 +269,9 @@ async def test_failed_step_ends_sessions_and_not_the_engine(
 
 
 async def test_engine_gives_up_after_failures_in_a_row(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
+    engine: Engine, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Fault(monkeypatch).on = True
+    Fault(monkeypatch, runtime).on = True
     for _ in range(MAX_FAILURES):
         session = await engine.open(GREEDY)
         session.send(noise(1, seed=1)[0])
@@ -278,8 +285,10 @@ async def test_engine_gives_up_after_failures_in_a_row(
     await engine.close()
 
 
-async def test_closing_the_engine_ends_sessions_with_a_reason(checkpoint_folder: Path) -> None:
-    engine = await Engine.load(checkpoint_folder, device="cpu")
+async def test_closing_the_engine_ends_sessions_with_a_reason(
+    checkpoint_folder: Path, runtime: Runtime
+) -> None:
+    engine = await Engine.load(checkpoint_folder, runtime=runtime, device="cpu")
     assert engine.slots == 1
     session = await engine.open(GREEDY)
     consumer = asyncio.create_task(take(session, 1))
@@ -297,8 +306,10 @@ async def test_closing_the_engine_ends_sessions_with_a_reason(checkpoint_folder:
     assert not any(thread.name == "duplex-engine" for thread in threading.enumerate())
 
 
-async def test_closing_in_the_middle_of_a_conversation(checkpoint_folder: Path) -> None:
-    engine = await Engine.load(checkpoint_folder, slots=3, device="cpu")
+async def test_closing_in_the_middle_of_a_conversation(
+    checkpoint_folder: Path, runtime: Runtime
+) -> None:
+    engine = await Engine.load(checkpoint_folder, slots=3, runtime=runtime, device="cpu")
     talks = [
         asyncio.create_task(converse(engine, noise(400, seed=i), SessionConfig(seed=i)))
         for i in range(3)
@@ -309,9 +320,9 @@ async def test_closing_in_the_middle_of_a_conversation(checkpoint_folder: Path) 
     assert all(isinstance(result, SessionEnded) for result in results)
 
 
-async def test_callers_come_and_go(checkpoint_folder: Path) -> None:
+async def test_callers_come_and_go(checkpoint_folder: Path, runtime: Runtime) -> None:
     """Cancelled in the middle, again and again: no slot leaks, the last caller is served well."""
-    engine = await Engine.load(checkpoint_folder, slots=3, device="cpu")
+    engine = await Engine.load(checkpoint_folder, slots=3, runtime=runtime, device="cpu")
     audio = noise(15, seed=1)
     expected = words(await converse(engine, audio, GREEDY))
     rng = np.random.default_rng(0)
@@ -352,10 +363,10 @@ async def watching_the_loop() -> AsyncIterator[list[float]]:
 
 
 async def test_asyncio_is_never_held_up(
-    checkpoint_folder: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint_folder: Path, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slow_secs = 1.0
-    load, step = torch_model.load_checkpoint, BatchedModel.step
+    slow_secs = 2.0
+    load, step = find_checkpoint, MODELS[runtime].step
 
     def slow_load(*args):
         time.sleep(slow_secs)
@@ -365,10 +376,11 @@ async def test_asyncio_is_never_held_up(
         time.sleep(slow_secs)
         return step(model, frames, choose_word)
 
-    monkeypatch.setattr(torch_model, "load_checkpoint", slow_load)
+    for module in (onnx_model, torch_checkpoint):
+        monkeypatch.setattr(module, "find_checkpoint", slow_load)
     async with watching_the_loop() as gaps:
-        engine = await Engine.load(checkpoint_folder, device="cpu")
-        monkeypatch.setattr(BatchedModel, "step", slow_step)
+        engine = await Engine.load(checkpoint_folder, runtime=runtime, device="cpu")
+        monkeypatch.setattr(MODELS[runtime], "step", slow_step)
         session = await engine.open(GREEDY)
         session.send(noise(1, seed=1)[0])
         assert len(await take(session, 1)) == 1
@@ -392,8 +404,8 @@ async def test_load_errors_reach_the_caller(tmp_path: Path) -> None:
         await Engine.load(tmp_path, slots=0)
 
 
-async def test_cancelled_load_leaves_no_thread(checkpoint_folder: Path) -> None:
-    loading = asyncio.create_task(Engine.load(checkpoint_folder, device="cpu"))
+async def test_cancelled_load_leaves_no_thread(checkpoint_folder: Path, runtime: Runtime) -> None:
+    loading = asyncio.create_task(Engine.load(checkpoint_folder, runtime=runtime, device="cpu"))
     await asyncio.sleep(0.01)
     loading.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -404,8 +416,8 @@ async def test_cancelled_load_leaves_no_thread(checkpoint_folder: Path) -> None:
                 await asyncio.to_thread(thread.join)
 
 
-def test_engine_outlives_an_asyncio_loop(checkpoint_folder: Path) -> None:
-    engine = asyncio.run(Engine.load(checkpoint_folder, device="cpu"))
+def test_engine_outlives_an_asyncio_loop(checkpoint_folder: Path, runtime: Runtime) -> None:
+    engine = asyncio.run(Engine.load(checkpoint_folder, runtime=runtime, device="cpu"))
 
     async def abandon() -> None:
         session = await engine.open(GREEDY)

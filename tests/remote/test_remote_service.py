@@ -1,5 +1,8 @@
 """The service with its model elsewhere."""
 
+import asyncio
+import contextlib
+import signal
 import subprocess
 import sys
 
@@ -11,6 +14,7 @@ from pipecat_duplex.remote import RemoteBackend
 from pipecat_duplex.scripted import Script, ScriptedBackend
 from tests.pipeline import converse, silence, speech
 from tests.server.callers import chat_url, serving, wait_until
+from tests.server.processes import scripted_server
 
 USER = np.concatenate([speech("question"), silence(3)])
 
@@ -34,6 +38,31 @@ async def test_the_bot_is_told_that_its_server_failed():
         conversation = await converse(RemoteBackend(chat_url(server)), silence(2))
         errors = [frame.error for frame in conversation.near_user.of(ErrorFrame)]
         assert len(errors) == 1 and "the script says so" in errors[0]
+
+
+async def test_a_bot_outlives_its_server():
+    """Killed in mid-sentence: the bot is told, and goes on with whoever answers there next."""
+
+    async def replace_server(stack: contextlib.AsyncExitStack, process, url: str) -> None:
+        await asyncio.sleep(1.5)
+        process.signal(signal.SIGKILL)
+        await process.wait()
+        port = url.split(":")[2].split("/")[0]
+        await stack.enter_async_context(scripted_server("here again", f"port={port}"))
+
+    async with contextlib.AsyncExitStack() as stack:
+        words = " ".join(f"word{n}" for n in range(100))
+        process, url = await stack.enter_async_context(scripted_server(words))
+        backend = RemoteBackend(url)
+        replacing = asyncio.create_task(replace_server(stack, process, url))
+        conversation = await converse(backend, silence(15), realtime=True, reopen_secs=60)
+        await replacing
+        await backend.close()
+    (error,) = (frame.error for frame in conversation.near_user.of(ErrorFrame))
+    assert "was lost" in error
+    assert conversation.service.is_usable
+    said = conversation.assistant_words()
+    assert said[0].startswith("word0 word1") and said[-1] == "here again"
 
 
 async def test_the_bot_is_told_that_there_is_no_server():

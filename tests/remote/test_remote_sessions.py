@@ -42,6 +42,26 @@ def audio_format(request):
     return request.param
 
 
+async def test_the_end_is_known_before_it_comes(audio_format):
+    async with serving(max_session_secs=8, slots=2) as server:
+        backend = RemoteBackend(chat_url(server), audio_format=audio_format)
+        session = await backend.open(CONFIG)
+        await converse(session, [SILENCE] * 25)
+        assert session.secs_left == pytest.approx(8 - 2)
+        # The server shuts down sooner than the limit comes.
+        draining = asyncio.create_task(server.drain(3))
+        await wait_until(lambda: session.secs_left is not None and session.secs_left <= 3)
+        await session.close()
+        await draining
+
+
+async def test_no_limit_no_end():
+    async with serving() as server:
+        session = await RemoteBackend(chat_url(server)).open(CONFIG)
+        assert session.secs_left is None
+        await session.close()
+
+
 async def test_one_step_for_each_send_in_order(audio_format):
     async with serving() as server:
         backend = RemoteBackend(chat_url(server), audio_format=audio_format)

@@ -138,3 +138,10 @@ def test_the_page_of_kyutai_sends_two_seeds():
     assert seed(text_seed=5, audio_seed=6) == seed(text_seed=5, audio_seed=6)
     assert len({seed(text_seed=5, audio_seed=6), seed(text_seed=6, audio_seed=5), 5, 6}) == 4
     assert seed(text_seed=2**64 - 1) == 2**63 - 1
+
+
+@pytest.mark.parametrize("value", [None, True, "3", -1, float("nan"), 1e300, [3], {}])
+def test_nonsense_about_the_end_is_no_limit(value):
+    metadata = wire.Metadata({"pipecat_duplex": {"max_secs": value, "secs_left": value}})
+    assert metadata.max_secs is None and metadata.secs_left is None
+    assert wire.Metadata({"pipecat_duplex": value}).secs_left is None

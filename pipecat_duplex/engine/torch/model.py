@@ -136,8 +136,7 @@ class BatchedModel(StepModel):
         for pcm in _passes(torch.from_numpy(early), CODEC_PASS_STEPS):
             self._encode_solo(codec, pcm)
             yield
-        heard = prefix.codes[1 : 1 + CODEBOOKS, prefix.frames - prefix.heard_frames :]
-        for part in _passes(torch.from_numpy(heard.T.copy()), CODEC_PASS_STEPS):
+        for part in _passes(torch.from_numpy(prefix.heard.T.copy()), CODEC_PASS_STEPS):
             with codec.swapped_in():
                 self._mimi.decode(part.T[None].to(self._device))
             yield

@@ -14,6 +14,7 @@ import torch
 from moshi.models.lm import LMGen, LMModel
 
 from pipecat_duplex.engine.model import ChooseWord
+from pipecat_duplex.engine.torch.transformers import DepthTransformer, TimeTransformer, can_run
 from pipecat_duplex.session import SessionConfig
 
 MIN_TEMPERATURE = 1e-4
@@ -178,6 +179,8 @@ class SlotLMGen(LMGen):
             codebooks=lm.dep_q,
             device=lm.device,
         )
+        self._light = can_run(lm)
+        self._depth = DepthTransformer(lm, slots) if self._light else None
         self._text_logits: torch.Tensor | None = None
         self._talkers: Collection[int] = ()
         self._choose_word: ChooseWord | None = None
@@ -214,6 +217,8 @@ class SlotLMGen(LMGen):
         Returns:
             Tokens, shape ``(B, codebooks)``.
         """
+        if self._depth is not None:
+            return self._step_depth(self._depth, text_token, transformer_out)
         if self.sampler.is_greedy:
             return super().depformer_step(text_token, transformer_out)
         lm = self.lm_model
@@ -225,4 +230,23 @@ class SlotLMGen(LMGen):
                 logits = lm.forward_depformer(codebook, token[:, None, None], transformer_out)
                 token = self.sampler.choose_audio(logits[:, 0, 0], codebook)
                 tokens.append(token)
+        return torch.stack(tokens, dim=1)
+
+    def _init_streaming_state(self, batch_size: int):
+        state = super()._init_streaming_state(batch_size)
+        if self._light:
+            state.graphed_main.func = TimeTransformer(self.lm_model)
+        return state
+
+    def _step_depth(
+        self, depth: DepthTransformer, token: torch.Tensor, transformer_out: torch.Tensor
+    ) -> torch.Tensor:
+        tokens: list[torch.Tensor] = []
+        for codebook in range(self.lm_model.dep_q):
+            logits = depth(codebook, token, transformer_out)
+            if self.sampler.is_greedy:
+                token = logits.argmax(-1)
+            else:
+                token = self.sampler.choose_audio(logits, codebook)
+            tokens.append(token)
         return torch.stack(tokens, dim=1)

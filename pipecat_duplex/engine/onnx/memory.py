@@ -1,0 +1,132 @@
+"""What slots remember between steps, one row for each slot."""
+
+import numpy as np
+import onnxruntime
+
+
+class Ring:
+    """Keys and values of the last steps, of all layers of a transformer.
+
+    A place of the ring is written once its step has run; nothing else is ever moved.
+    """
+
+    def __init__(self, session: onnxruntime.InferenceSession, slots: int):
+        """Initialize for the inputs ``keys.LAYER`` and ``values.LAYER`` of a graph."""
+        shapes = {info.name: info.shape for info in session.get_inputs()}
+        layers = sum(name.startswith("keys.") for name in shapes)
+        _, heads, self.context, width = shapes["keys.0"]
+        self._data = np.zeros((layers, 2, slots, heads, self.context, width), np.float32)
+
+    @property
+    def bytes_per_slot(self) -> int:
+        """Size of one slot's part."""
+        return self._data[:, :, 0].nbytes
+
+    def inputs(self) -> dict[str, np.ndarray]:
+        """The graph's inputs, over all slots."""
+        layers = range(len(self._data))
+        return {
+            **{f"keys.{layer}": self._data[layer, 0] for layer in layers},
+            **{f"values.{layer}": self._data[layer, 1] for layer in layers},
+        }
+
+    def write(self, slots: np.ndarray, positions: np.ndarray, new: np.ndarray) -> None:
+        """Keep what a step gave.
+
+        Args:
+            slots: Where, shape ``(m,)``.
+            positions: Of the first new key, counted from the start, shape ``(m,)``.
+            new: The graph's ``new_keys_values``, shape ``(m, T, layers * 2 * width)``.
+        """
+        layers, both, _, heads, context, width = self._data.shape
+        steps = new.shape[1]
+        places = (positions[:, None] + np.arange(steps)) % context
+        self._data[:, :, slots[:, None], :, places] = new.reshape(
+            len(slots), steps, layers, both, heads, width
+        )
+
+
+class CodecMemory:
+    """What one half of the codec remembers: its convolutions and its transformer."""
+
+    def __init__(self, session: onnxruntime.InferenceSession, slots: int):
+        """Initialize for a graph, every slot at its start."""
+        shapes = {info.name: info.shape for info in session.get_inputs()}
+        outputs = {info.name: info.shape for info in session.get_outputs()}
+        self.ring = Ring(session, slots)
+        self.positions = np.zeros(slots, np.int64)
+        self._state = np.zeros((slots, shapes["state"][1]), np.float32)
+        self._frames = outputs["new_keys_values"][1]
+
+    def inputs(self) -> dict[str, np.ndarray]:
+        """The graph's inputs, over all slots."""
+        return {"state": self._state, **self.ring.inputs()}
+
+    def reset(self, slots: np.ndarray) -> None:
+        """Put slots back to their start."""
+        self._state[slots] = 0
+        self.positions[slots] = 0
+
+    def write(self, slots: np.ndarray, state: np.ndarray, new: np.ndarray) -> None:
+        """Keep what a step gave.
+
+        Args:
+            slots: Where, shape ``(m,)``.
+            state: The graph's ``new_state``, shape ``(m, size)``.
+            new: The graph's ``new_keys_values``, shape ``(m, frames, layers * 2 * width)``.
+        """
+        self._state[slots] = state
+        self.ring.write(slots, self.positions[slots] * self._frames, new)
+        self.positions[slots] += 1
+
+
+class History:
+    """The tokens of the last few steps, as moshi's ``LMGen`` keeps them, with the streams' delays.
+
+    Stream 0 is the monologue, then come the agent's codebooks and the user's.
+    """
+
+    def __init__(self, slots: int, delays: list[int], initial: np.ndarray):
+        """Initialize.
+
+        Args:
+            slots: Number of slots.
+            delays: Of each stream, in steps.
+            initial: What each stream gives before its first token, int64.
+        """
+        self.max_delay = max(delays)
+        self.offsets = np.zeros(slots, np.int64)
+        self.delays = np.array(delays)
+        self.initial = initial
+        self._streams = np.arange(len(delays))
+        self._length = self.max_delay + 2
+        self._tokens = np.zeros((slots, len(delays), self._length), np.int64)
+
+    def hear(self, slots: np.ndarray, codes: np.ndarray) -> None:
+        """Take the user's codes of a step, shape ``(m, codebooks)``."""
+        streams = self._streams[-codes.shape[1] :]
+        self._put(slots, streams, self.delays[streams], codes)
+
+    def say(self, slots: np.ndarray, tokens: np.ndarray) -> None:
+        """Take the agent's tokens of a step, shape ``(m, 1 + codebooks)``; time goes on by one."""
+        self.offsets[slots] += 1
+        streams = self._streams[: tokens.shape[1]]
+        self._put(slots, streams, np.zeros_like(streams), tokens)
+
+    def next_input(self, slots: np.ndarray) -> np.ndarray:
+        """What the language model is given in this step, shape ``(m, streams)``."""
+        offsets = self.offsets[slots][:, None]
+        tokens = self._tokens[slots[:, None], self._streams, offsets % self._length]
+        return np.where(offsets <= self.delays, self.initial, tokens)
+
+    def spoken(self, slots: np.ndarray, streams: int) -> np.ndarray:
+        """The agent's last whole step, shape ``(m, streams)``: its streams brought together."""
+        chosen = self._streams[:streams]
+        places = self.offsets[slots][:, None] - self.max_delay + self.delays[chosen]
+        return self._tokens[slots[:, None], chosen, places % self._length]
+
+    def _put(
+        self, slots: np.ndarray, streams: np.ndarray, delays: np.ndarray, tokens: np.ndarray
+    ) -> None:
+        places = (self.offsets[slots][:, None] + delays) % self._length
+        self._tokens[slots[:, None], streams, places] = tokens

@@ -1,0 +1,396 @@
+"""The model on ONNX Runtime: one step for every conversation whose frame is there."""
+
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from pipecat_duplex.engine.checkpoint import CODEBOOKS, CheckpointSummary, find_checkpoint
+from pipecat_duplex.engine.model import ChooseWord, SlotOutput, StepModel
+from pipecat_duplex.engine.onnx.checkpoint import count_parameters, open_graphs
+from pipecat_duplex.engine.onnx.graph import Graph
+from pipecat_duplex.engine.onnx.memory import CodecMemory, History, Ring
+from pipecat_duplex.engine.onnx.sampling import Sampler
+from pipecat_duplex.engine.prefix import Prefix
+from pipecat_duplex.engine.vocabulary import Vocabulary
+from pipecat_duplex.session import STEP_SAMPLES, SessionConfig
+
+WARM_UP_STEPS = 3
+
+PREFILL_STEPS = 8
+"""Known steps that are taken at once; neighbours wait so long."""
+
+MIN_ROWS_PER_THREAD = 4
+"""Fewer conversations than this are not worth another thread's wake-up."""
+
+Sessions = Mapping[str, onnxruntime.InferenceSession]
+
+
+class SlotMemory:
+    """All that slots remember of their conversations."""
+
+    def __init__(self, sessions: Sessions, config: dict[str, Any], slots: int):
+        """Initialize with every slot at its start."""
+        self.encoder = CodecMemory(sessions["encoder"], slots)
+        self.decoder = CodecMemory(sessions["decoder"], slots)
+        self.ring = Ring(sessions["temporal"], slots)
+        initial = [config["text_card"], *[config["card"]] * (2 * CODEBOOKS)]
+        self.history = History(slots, config["delays"], np.array(initial))
+
+    @property
+    def kv_bytes_per_slot(self) -> int:
+        """Attention memory of one conversation."""
+        rings = (self.encoder.ring, self.ring, self.decoder.ring)
+        return sum(ring.bytes_per_slot for ring in rings)
+
+    def reset(self, slots: np.ndarray) -> None:
+        """Put slots back to their start. Rings need no care: what is old is never looked at."""
+        self.encoder.reset(slots)
+        self.decoder.reset(slots)
+        self.history.offsets[slots] = 0
+
+
+class Lane:
+    """Runs a share of a step's conversations in one thread, in two halves.
+
+    Every conversation is computed by itself, by kernels that add up in the same order however many
+    there are, so neighbours change nothing.
+    """
+
+    def __init__(self, sessions: Sessions, memory: SlotMemory, sampler: Sampler, slots: int):
+        """Initialize with room for every slot.
+
+        Args:
+            sessions: The graphs.
+            memory: What slots remember, shared by all lanes.
+            sampler: How slots choose, shared by all lanes.
+            slots: Number of slots.
+        """
+        self._memory = memory
+        self._sampler = sampler
+        self._encoder = Graph(sessions["encoder"], slots, memory.encoder.inputs())
+        self._temporal = Graph(sessions["temporal"], slots, memory.ring.inputs())
+        self._depformer = Graph(sessions["depformer"], slots)
+        self._decoder = Graph(sessions["decoder"], slots, memory.decoder.inputs())
+        self._slots = np.zeros(0, np.int64)
+        self._user_codes = np.zeros((0, CODEBOOKS), np.int64)
+
+    def listen(self, frames: Mapping[int, np.ndarray]) -> dict[int, int]:
+        """Take the user's frames in.
+
+        Args:
+            frames: By slot, float32, shape ``(STEP_SAMPLES,)``.
+
+        Returns:
+            The text token that was sampled in each slot.
+        """
+        self._slots = slots = np.array(sorted(frames))
+        self._user_codes = self._encode(frames)
+        history = self._memory.history
+        newcomers = slots[history.offsets[slots] == 0]
+        if len(newcomers):
+            # The first frame is in the model's past. As in moshi.server, the codec starts afresh
+            # after it, so that the padding at its left is applied to the second one again.
+            self._memory.encoder.reset(newcomers)
+        history.hear(slots, self._user_codes)
+
+        count, positions = len(slots), history.offsets[slots]
+        self._temporal.inputs["tokens"][:count, :, 0] = history.next_input(slots)
+        self._sampler.text.prepare(self._temporal, slots)
+        self._run(self._temporal, slots, positions)
+        self._memory.ring.write(slots, positions, self._temporal.outputs["new_keys_values"][:count])
+        tokens = self._temporal.outputs["text_token"][:count]
+        return dict(zip(slots.tolist(), tokens.tolist(), strict=True))
+
+    def read(self, slot: int, column: np.ndarray, frame: np.ndarray) -> None:
+        """Let a slot's language model read a known column, without choosing what comes next.
+
+        Args:
+            slot: The slot.
+            column: What it reads, shape ``(17,)``.
+            frame: The known monologue and agent of the next column, shape ``(1 + codebooks,)``.
+        """
+        slots = np.array([slot])
+        history = self._memory.history
+        positions = history.offsets[slots]
+        self._temporal.inputs["tokens"][:1, :, 0] = column
+        self._sampler.text.prepare(self._temporal, slots)
+        self._run(self._temporal, slots, positions)
+        self._memory.ring.write(slots, positions, self._temporal.outputs["new_keys_values"][:1])
+        history.say(slots, frame[None])
+
+    def sample_after(self, slot: int, column: np.ndarray, frame: np.ndarray) -> None:
+        """Let a slot's model read the last known column and choose what comes next.
+
+        Args:
+            slot: The slot.
+            column: What it reads, shape ``(17,)``.
+            frame: The last known frame, whose late codebooks are not chosen, shape ``(17,)``.
+        """
+        slots = np.array([slot])
+        history = self._memory.history
+        self._slots = slots
+        positions = history.offsets[slots]
+        self._temporal.inputs["tokens"][:1, :, 0] = column
+        self._sampler.text.prepare(self._temporal, slots)
+        self._run(self._temporal, slots, positions)
+        self._memory.ring.write(slots, positions, self._temporal.outputs["new_keys_values"][:1])
+        text = self._depformer.inputs["text_token"]
+        text[:1] = self._temporal.outputs["text_token"][:1]
+        self._depformer.inputs["hidden"][:1] = self._temporal.outputs["hidden"][:1]
+        self._sampler.audio.prepare(self._depformer, slots)
+        self._depformer.run(1)
+        chosen = np.concatenate([text[:1, None], self._depformer.outputs["codes"][:1]], axis=1)
+        delayed = history.delays[: 1 + CODEBOOKS] > 0
+        chosen[0, delayed] = frame[: 1 + CODEBOOKS][delayed]
+        history.hear(slots, frame[None, 1 + CODEBOOKS :])
+        history.say(slots, chosen)
+
+    def encode_alone(self, slot: int, pcm: np.ndarray) -> np.ndarray:
+        """Encode a step in a slot whose conversation has not begun; shape ``(codebooks,)``."""
+        self._slots = np.array([slot])
+        return self._encode({slot: pcm})[0].copy()
+
+    def decode_alone(self, slot: int, codes: np.ndarray) -> None:
+        """Let a slot's decoder read codes of shape ``(codebooks,)``; the sound is thrown away."""
+        self._decode(np.array([slot]), codes[None])
+
+    def speak(self, words: Mapping[int, int]) -> dict[int, SlotOutput]:
+        """Give the agent's answer to the frames of ``listen``.
+
+        Args:
+            words: What each slot says, as text tokens.
+        """
+        slots, history, count = self._slots, self._memory.history, len(self._slots)
+        text = self._depformer.inputs["text_token"]
+        text[:count] = [words[slot] for slot in slots.tolist()]
+        self._depformer.inputs["hidden"][:count] = self._temporal.outputs["hidden"][:count]
+        self._sampler.audio.prepare(self._depformer, slots)
+        self._depformer.run(count)
+        codes = self._depformer.outputs["codes"][:count]
+        history.say(slots, np.concatenate([text[:count, None], codes], axis=1))
+
+        spoken = history.spoken(slots, 1 + CODEBOOKS)
+        speaks = history.offsets[slots] > history.max_delay
+        pcm = self._decode(slots[speaks], spoken[speaks, 1:])
+        tokens = np.concatenate([spoken, self._user_codes], axis=1).astype(np.int32)
+        outputs: dict[int, SlotOutput] = {}
+        heard = iter(pcm)
+        for row, slot in enumerate(slots.tolist()):
+            outputs[slot] = (
+                SlotOutput(tokens[row], next(heard).copy())
+                if speaks[row]
+                else SlotOutput.silence(self._user_codes[row])
+            )
+        return outputs
+
+    def _encode(self, frames: Mapping[int, np.ndarray]) -> np.ndarray:
+        """Encode the frames to codes, shape ``(m, codebooks)``."""
+        slots, memory, count = self._slots, self._memory.encoder, len(self._slots)
+        for row, slot in enumerate(slots.tolist()):
+            self._encoder.inputs["audio"][row] = frames[slot]
+        self._run(self._encoder, slots, memory.positions[slots])
+        outputs = self._encoder.outputs
+        memory.write(slots, outputs["new_state"][:count], outputs["new_keys_values"][:count])
+        return outputs["codes"][:count]
+
+    def _decode(self, slots: np.ndarray, codes: np.ndarray) -> np.ndarray:
+        """Decode codes of shape ``(m, codebooks)`` to audio of shape ``(m, STEP_SAMPLES)``."""
+        memory, count = self._memory.decoder, len(slots)
+        if count:
+            self._decoder.inputs["codes"][:count] = codes
+            self._run(self._decoder, slots, memory.positions[slots])
+            outputs = self._decoder.outputs
+            memory.write(slots, outputs["new_state"][:count], outputs["new_keys_values"][:count])
+        return self._decoder.outputs["audio"][:count]
+
+    @staticmethod
+    def _run(graph: Graph, slots: np.ndarray, positions: np.ndarray) -> None:
+        """Run a graph over the stretch of slots that holds the running ones."""
+        count, begin, end = len(slots), int(slots[0]), int(slots[-1]) + 1
+        graph.inputs["positions"][:count] = positions
+        graph.inputs["rows"][:count] = slots - begin
+        # Slots in between that do not run are given any conversation, and nothing is kept.
+        places = np.searchsorted(slots, np.arange(begin, end))
+        graph.inputs["places"][: end - begin] = np.minimum(places, count - 1)
+        graph.run(count, begin, end)
+
+
+class OnnxModel(StepModel):
+    """Codec and language model over a number of slots, on the CPU.
+
+    What a step costs grows with the conversations that run in it, not with the slots. With several
+    threads, each one runs whole conversations.
+    """
+
+    def __init__(
+        self,
+        sessions: Sessions,
+        config: dict[str, Any],
+        summary: CheckpointSummary,
+        vocabulary: Vocabulary,
+        slots: int,
+        cpu_threads: int = 1,
+    ):
+        """Initialize with every slot free; :func:`load_model` does.
+
+        Args:
+            sessions: The graphs.
+            config: The checkpoint's ``config.json``.
+            summary: What was loaded.
+            vocabulary: What the monologue is made of.
+            slots: Number of conversations at a time.
+            cpu_threads: Threads that share the conversations of a step.
+        """
+        self.slots = slots
+        self.summary = summary
+        self.vocabulary = vocabulary
+        self._sessions = sessions
+        self._config = config
+        self._cpu_threads = cpu_threads
+        self._pool: ThreadPoolExecutor | None = None
+        self.restart()
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Start the other threads."""
+        others = self._cpu_threads - 1
+        if others:
+            self._pool = ThreadPoolExecutor(others, "duplex-engine-share")
+        try:
+            yield
+        finally:
+            if self._pool is not None:
+                self._pool.shutdown()
+                self._pool = None
+
+    def join(self, slot: int, config: SessionConfig) -> None:
+        """Begin a conversation in a slot, whoever was there before."""
+        self._memory.reset(np.array([slot]))
+        self._sampler.set_slot(slot, config)
+
+    def encode(self, audio: np.ndarray) -> np.ndarray:
+        """Encode audio by itself, in no slot."""
+        alone = SlotMemory(self._sessions, self._config, 1)
+        lane = Lane(self._sessions, alone, self._sampler, 1)
+        return np.stack([lane.encode_alone(0, pcm) for pcm in audio], axis=1)
+
+    def prefill(self, slot: int, prefix: Prefix) -> Iterator[None]:
+        """Let a conversation that has just joined go on from what is known of it.
+
+        The graphs take one step at a time: it is right, and not as quick as a parallel pass.
+        """
+        lane, memory = self._lanes[0], self._memory
+        for step, pcm in enumerate(prefix.audio, start=1):
+            lane.encode_alone(slot, pcm)
+            if step % PREFILL_STEPS == 0:
+                yield
+        for step, codes in enumerate(prefix.heard.T, start=1):
+            lane.decode_alone(slot, codes)
+            if step % PREFILL_STEPS == 0:
+                yield
+        columns = prefix.columns(self._config["delays"], memory.history.initial)
+        agent = slice(0, 1 + CODEBOOKS)
+        for step in range(columns.shape[1] - 1):
+            lane.read(slot, columns[:, step], columns[agent, step + 1])
+            if step % PREFILL_STEPS == 0:
+                yield
+        lane.sample_after(slot, columns[:, -1], prefix.codes[:, -1])
+
+    def leave(self, slot: int) -> None:
+        """End the conversation in a slot."""
+        self._sampler.set_slot(slot, SessionConfig.greedy())
+
+    def step(
+        self, frames: Mapping[int, np.ndarray], choose_word: ChooseWord | None = None
+    ) -> dict[int, SlotOutput]:
+        """Run one step for the slots that have a frame; the others do not notice."""
+        if not frames:
+            return {}
+        shares = [
+            {slot: frames[slot] for slot in slots.tolist()}
+            for slots in np.array_split(sorted(frames), self._count_shares(len(frames)))
+        ]
+        lanes = self._lanes[: len(shares)]
+        words = self._each(lanes, Lane.listen, shares)
+        if choose_word is not None:
+            words = [{slot: choose_word(slot, w) for slot, w in share.items()} for share in words]
+        outputs: dict[int, SlotOutput] = {}
+        for share in self._each(lanes, Lane.speak, words):
+            outputs.update(share)
+        return outputs
+
+    def warm_up(self) -> None:
+        """Run a few steps of silence, so that the first conversation does not pay for them."""
+        silence = np.zeros(STEP_SAMPLES, dtype=np.float32)
+        self.join(0, SessionConfig())
+        for _ in range(WARM_UP_STEPS):
+            self.step({0: silence})
+        self.leave(0)
+
+    def restart(self) -> None:
+        """Build all state anew after a failed step, which leaves it undefined."""
+        self._memory = SlotMemory(self._sessions, self._config, self.slots)
+        self._sampler = Sampler(self.slots)
+        self._lanes = [
+            Lane(self._sessions, self._memory, self._sampler, self.slots)
+            for _ in range(self._cpu_threads)
+        ]
+
+    def _count_shares(self, rows: int) -> int:
+        threads = 1 if self._pool is None else self._cpu_threads
+        return max(1, min(threads, rows // MIN_ROWS_PER_THREAD))
+
+    def _each(self, lanes: list[Lane], half: Callable, shares: list) -> list:
+        """Run one half of a step in every lane, the first one in this thread."""
+        if self._pool is None or len(lanes) == 1:
+            return [half(lane, share) for lane, share in zip(lanes, shares, strict=True)]
+        others = [
+            self._pool.submit(half, lane, share)
+            for lane, share in zip(lanes[1:], shares[1:], strict=True)
+        ]
+        try:
+            first = half(lanes[0], shares[0])
+        finally:
+            waited = [other.exception() for other in others]
+        for error in waited:
+            if error is not None:
+                raise error
+        return [first, *(other.result() for other in others)]
+
+
+def load_model(name: str | Path, slots: int, cpu_threads: int = 1) -> OnnxModel:
+    """Load a checkpoint and give it slots.
+
+    Args:
+        name: ``embedded``, a local folder, or ``owner/name[@revision]`` on the hub.
+        slots: Number of conversations at a time.
+        cpu_threads: Threads that share the conversations of a step.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be found or loaded, or brings no graphs.
+    """
+    files = find_checkpoint(name)
+    vocabulary = files.vocabulary()
+    sessions = open_graphs(files)
+    one_slot = SlotMemory(sessions, files.config, 1)
+    summary = CheckpointSummary(
+        name=files.name,
+        trained=files.trained,
+        lm_parameters=count_parameters(files.lm_weights),
+        mimi_parameters=count_parameters(files.mimi_weights),
+        context_steps=one_slot.ring.context,
+        runtime="onnx",
+        device="cpu",
+        dtype="float32",
+        kv_bytes_per_slot=one_slot.kv_bytes_per_slot,
+        sampling=files.sampling,
+        fingerprint=files.fingerprint(),
+        text_tokens=files.text_tokens,
+        audio_tokens=files.audio_tokens,
+    )
+    return OnnxModel(sessions, files.config, summary, vocabulary, slots, cpu_threads)

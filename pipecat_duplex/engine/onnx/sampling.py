@@ -1,0 +1,75 @@
+"""Sampling settings and random numbers of all slots; the choice itself is part of the graphs.
+
+The rule is that of :mod:`pipecat_duplex.engine.torch.sampling`: an argmax over noisy scores among
+the top-k, each slot with noise of its own, drawn only in steps in which it runs.
+"""
+
+import numpy as np
+
+from pipecat_duplex.engine.onnx.graph import Graph
+from pipecat_duplex.session import SessionConfig
+
+MIN_TEMPERATURE = 1e-4
+"""Below this, a temperature is greedy: its scores would leave the range of float32."""
+
+LEAST = np.float32(2**-40)
+"""The generator gives an exact zero now and then, whose logarithm would be infinite."""
+
+
+class SlotSampling:
+    """How each slot chooses among one vocabulary."""
+
+    def __init__(self, slots: int):
+        """Initialize every slot greedy: no noise, temperature 1, top-1."""
+        self._inverse_temperature = np.ones((slots, 1), np.float32)
+        self._last_rank = np.zeros((slots, 1), np.int64)
+        self._noisy: list[np.random.Generator | None] = [None] * slots
+
+    def set_slot(
+        self, slot: int, temperature: float, top_k: int, generator: np.random.Generator
+    ) -> None:
+        """Set how a slot chooses; a temperature of 0 is greedy."""
+        greedy = temperature < MIN_TEMPERATURE
+        self._noisy[slot] = None if greedy else generator
+        self._inverse_temperature[slot] = 1.0 if greedy else 1 / temperature
+        self._last_rank[slot] = 0 if greedy else top_k - 1
+
+    def prepare(self, graph: Graph, slots: np.ndarray) -> None:
+        """Fill the sampling inputs of a graph for these slots, and draw their noise."""
+        count = len(slots)
+        noise = graph.inputs["noise"]
+        vocabulary = noise.shape[-1]
+        ranks = np.minimum(self._last_rank[slots], vocabulary - 1)
+        graph.inputs["inverse_temperature"][:count] = self._inverse_temperature[slots]
+        graph.inputs["last_rank"][:count] = ranks
+        graph.inputs["widest_top_k"][0] = ranks.max() + 1
+        for row, slot in enumerate(slots.tolist()):
+            generator = self._noisy[slot]
+            if generator is None:
+                noise[row] = 0
+                continue
+            generator.standard_exponential(out=noise[row], dtype=np.float32)
+            np.maximum(noise[row], LEAST, out=noise[row])
+            np.log(noise[row], out=noise[row])
+            np.negative(noise[row], out=noise[row])
+
+
+class Sampler:
+    """Text and audio sampling of all slots."""
+
+    def __init__(self, slots: int):
+        """Initialize every slot greedy."""
+        self.text = SlotSampling(slots)
+        self.audio = SlotSampling(slots)
+
+    def set_slot(self, slot: int, config: SessionConfig) -> None:
+        """Begin a conversation: its settings, and its random numbers from the start.
+
+        Args:
+            slot: The slot.
+            config: Its sampling settings. A seed of None is 0: who opens a session draws one.
+        """
+        sampling = config.sampling()
+        generator = np.random.Generator(np.random.SFC64(config.seed or 0))
+        self.text.set_slot(slot, sampling.text_temperature, sampling.text_top_k, generator)
+        self.audio.set_slot(slot, sampling.audio_temperature, sampling.audio_top_k, generator)

@@ -1,0 +1,45 @@
+"""What every training does beside learning: tell how it goes, and save what is needed to go on."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PRINT_EVERY = 20  # steps
+SAVE_EVERY = 100
+SMOOTHING = 0.95
+
+
+class Progress:
+    """Running means of a training's terms, printed now and then with the time that a step takes."""
+
+    def __init__(self, step: int) -> None:
+        self._means: dict[str, float] = {}
+        self._first, self._started = step, time.monotonic()
+
+    @property
+    def minutes(self) -> float:
+        """Time since the training was started, or started again."""
+        return (time.monotonic() - self._started) / 60
+
+    def add(self, step: int, terms: dict[str, float]) -> None:
+        """Note the terms of a step; ``step`` counts it already."""
+        for name, value in terms.items():
+            self._means[name] = SMOOTHING * self._means.get(name, value) + (1 - SMOOTHING) * value
+        if step % PRINT_EVERY == 0:
+            seconds = 60 * self.minutes / (step - self._first)
+            print(f"{step} {seconds:.2f} s/step {line(self._means)}", flush=True)
+
+
+def line(terms: dict[str, float]) -> str:
+    """Terms as one line of JSON."""
+    return json.dumps({name: round(value, 3) for name, value in terms.items()})
+
+
+def save_state(state: dict[str, Any], path: Path) -> None:
+    """Write a training's state; whoever is stopped meanwhile leaves the former one whole."""
+    unfinished = path.with_suffix(".tmp")
+    torch.save(state, unfinished)
+    unfinished.rename(path)
