@@ -220,3 +220,26 @@ def test_encoding_by_itself_is_nearly_what_a_stream_gives(
         ]
     # Not to the bit: in a stream of steps, moshi's attention loses a key now and then.
     assert (alone[0] == np.stack(stepped, axis=1)[0]).mean() > 0.8
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_the_onnx_room_goes_on_with_the_same_tokens_and_sound(complete: bool) -> None:
+    from pipecat_duplex.engine.onnx.model import load_model
+
+    audio = noise(34, seed=11) * np.float32(0.2)
+    model = load_model("embedded", 2)
+    with model.running():
+        model.join(0, GREEDY)
+        whole = [model.step({0: frame})[0] for frame in audio]
+        codes = np.stack([output.tokens for output in whole[1:24]], axis=1)
+        model.join(1, GREEDY)
+        prefix = Prefix(codes, complete, codes.shape[1], audio[1:24])
+        for _ in model.prefill(1, prefix):
+            model.step({0: audio[0]})
+        rest = [model.step({1: frame})[1] for frame in audio[24:]]
+    if complete:
+        np.testing.assert_array_equal(tokens_of(rest), tokens_of(whole[24:]))
+        for one, other in zip(rest, whole[24:], strict=True):
+            np.testing.assert_allclose(one.pcm, other.pcm, atol=1e-5)
+    else:  # Nothing before the window is known: it goes on, and not exactly as before.
+        assert (tokens_of(rest) >= 0).all()

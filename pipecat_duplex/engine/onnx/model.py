@@ -293,7 +293,7 @@ class OnnxModel(StepModel):
             lane.decode_alone(slot, codes)
             if step % PREFILL_STEPS == 0:
                 yield
-        columns = prefix.columns(self._config["delays"], memory.history.initial)
+        columns = prefix.columns(self._config["delays"], memory.history.initial.tolist())
         agent = slice(0, 1 + CODEBOOKS)
         for step in range(columns.shape[1] - 1):
             lane.read(slot, columns[:, step], columns[agent, step + 1])
