@@ -185,6 +185,9 @@ def serve(
         Literal["text", "json"], typer.Option(help="One line a session, in words or in JSON.")
     ] = "text",
     device: Annotated[str | None, typer.Option(help="'cpu' or 'cuda'.")] = None,
+    voices: Annotated[
+        Path | None, typer.Option(help="Folder of recordings that callers may name as a voice.")
+    ] = None,
     verbose: Verbose = False,
 ) -> None:
     """Serve the model to callers elsewhere, in Moshi's protocol."""
@@ -205,6 +208,7 @@ def serve(
             drain_secs=drain_secs,
             log_format=log_format,
             device=device,
+            voices=voices,
         )
     )
 

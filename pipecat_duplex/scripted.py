@@ -8,18 +8,24 @@ the user speaks over it, or does not.
 import asyncio
 import itertools
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
 from pipecat_duplex.conversation.pcm import level_db
+from pipecat_duplex.history import STREAMS, History, Memory
 from pipecat_duplex.session import (
     SAMPLE_RATE_HZ,
     STEP_SAMPLES,
     STEP_SECS,
     TEXT_PADDING,
     AtCapacity,
+    CannotSay,
+    DuplexError,
+    Said,
     SessionConfig,
     SessionEnded,
     Step,
@@ -28,6 +34,8 @@ from pipecat_duplex.session import (
 )
 
 WORD_STEPS = 3
+FINGERPRINT = "scripted"
+CONTEXT_STEPS = 100
 _USER_LEVEL_DB = -40.0
 
 
@@ -45,6 +53,7 @@ class Script:
         step_secs: Computing time of a step.
         stalls: Extra computing time of single steps, by index.
         fail_step: The step at which the session fails.
+        remembers: Whether steps come with tokens, from which a session can be restored.
     """
 
     opening: str | None = None
@@ -55,6 +64,7 @@ class Script:
     step_secs: float = 0.01
     stalls: Mapping[int, float] = field(default_factory=dict)
     fail_step: int | None = None
+    remembers: bool = False
 
 
 class ScriptedBackend:
@@ -119,14 +129,18 @@ class ScriptedSession:
         return self._id
 
     @property
+    def memory(self) -> Memory | None:
+        """What a history of this session is of use to."""
+        return Memory(FINGERPRINT, CONTEXT_STEPS) if self._script.remembers else None
+
+    @property
     def secs_left(self) -> float | None:
         """Audio that the session still takes; None is no limit."""
         return None if self._max_secs is None else self._max_secs - self._sent * STEP_SECS
 
     def send(self, pcm: np.ndarray) -> int:
         """Take the next step of user audio; see :class:`~pipecat_duplex.session.DuplexSession`."""
-        if self.closed:
-            raise SessionEnded(self._id, "the session is closed")
+        self._check_open()
         check_step_audio(pcm)
         self._frames.put_nowait((time.monotonic(), pcm.copy()))
         self._sent += 1
@@ -147,11 +161,40 @@ class ScriptedSession:
                 raise SessionEnded(self._id, "the script says so")
             started_secs = time.monotonic()
             await asyncio.sleep(self._script.step_secs + self._script.stalls.get(index, 0.0))
-            token, piece, out = self._agent.step(index, pcm)
+            spoken = self._agent.step(index, pcm)
             timing = StepTiming(
                 waited_secs=started_secs - sent_secs, compute_secs=time.monotonic() - started_secs
             )
-            yield Step(index, out, token, piece, timing)
+            yield Step(
+                index,
+                spoken.pcm,
+                spoken.token,
+                spoken.piece,
+                timing,
+                spoken.utterance_id,
+                self._agent.take_said(),
+                spoken.tokens if self._script.remembers else None,
+            )
+
+    async def restore(self, history: History) -> None:
+        """Go on with a conversation; see :class:`~pipecat_duplex.session.DuplexSession`."""
+        self._check_open()
+        if self._sent:
+            raise DuplexError("a history is taken up before the first step, and once")
+        history.check(FINGERPRINT, text_tokens=100, audio_tokens=1000)
+        self._agent.restore(history.codes[:, -1].tolist())
+
+    async def say(self, text: str, *, cut_in: bool = False) -> int:
+        """Let the agent speak; see :class:`~pipecat_duplex.session.DuplexSession`."""
+        self._check_open()
+        if not text.split():
+            raise CannotSay(f"there are no words in {text!r}")
+        return self._agent.say(text.split(), cut_in=cut_in)
+
+    async def hush(self) -> None:
+        """Drop what :meth:`say` has not spoken yet."""
+        self._check_open()
+        self._agent.hush()
 
     async def close(self) -> None:
         """End the session."""
@@ -159,56 +202,150 @@ class ScriptedSession:
             self.closed = True
             self._frames.put_nowait(None)
 
+    def _check_open(self) -> None:
+        if self.closed:
+            raise SessionEnded(self._id, "the session is closed")
+
+
+class _Spoken(NamedTuple):
+    """The agent's side of a step."""
+
+    token: int
+    piece: str | None
+    pcm: np.ndarray
+    utterance_id: int | None
+    tokens: np.ndarray
+
+
+@dataclass
+class _Utterance:
+    """Words on their way out; ``id`` is ``None`` for those of the script, which have a number."""
+
+    words: list[str]
+    id: int | None = None
+    spoken: int = 0
+    number: int = 0
+
 
 class _ScriptedAgent:
     """What the agent says in each step, given how loud the user is."""
 
     def __init__(self, script: Script):
         self._script = script
-        self._replies = list(script.replies)
-        self._words: list[str] = []
+        self._replied = 0
+        self._restored = False
+        self._now: _Utterance | None = None
+        self._to_say: deque[_Utterance] = deque()
+        self._asked = 0
+        self._said: list[Said] = []
         self._word_step = 0
         self._user_steps = 0
         self._over_steps = 0
         self._quiet_steps = 0
 
-    def step(self, index: int, pcm: np.ndarray) -> tuple[int, str | None, np.ndarray]:
+    def step(self, index: int, pcm: np.ndarray) -> _Spoken:
         self._listen(pcm)
-        if index == self._script.opening_step and self._script.opening:
-            self._words = self._script.opening.split()
+        if index == self._script.opening_step and self._script.opening and not self._restored:
+            self._begin(self._scripted(1))
+        if self._now is None and self._to_say:
+            self._begin(self._to_say.popleft())
         return self._speak(index)
+
+    def say(self, words: list[str], *, cut_in: bool) -> int:
+        if cut_in:
+            self.hush()
+            self._stop()
+        self._asked += 1
+        self._to_say.append(_Utterance(words, self._asked))
+        return self._asked
+
+    def hush(self) -> None:
+        if self._now is not None and self._now.id is not None:
+            self._stop()
+        while self._to_say:
+            self._tell(self._to_say.popleft())
+
+    def restore(self, tokens: list[int]) -> None:
+        """Go on after a step with these tokens."""
+        self._restored = True
+        _, number, spoken, self._word_step, self._replied, self._quiet_steps, *_ = tokens
+        if number:
+            self._now = self._scripted(number)
+            self._now.spoken = spoken
+
+    def _scripted(self, number: int) -> _Utterance:
+        """Return an utterance of the script: 1 is the opening, and the replies follow."""
+        texts = [self._script.opening or "", *self._script.replies]
+        return _Utterance(texts[number - 1].split(), number=number)
+
+    def _tokens(self, token: int) -> np.ndarray:
+        """Return the tokens of a step: all that there is to be restored."""
+        tokens = np.zeros(STREAMS, np.int32)
+        now = self._now
+        state = (0, 0) if now is None else (now.number, now.spoken)
+        quiet_steps = min(self._quiet_steps, 999)
+        tokens[:6] = (token, *state, self._word_step, self._replied, quiet_steps)
+        return tokens
+
+    def take_said(self) -> tuple[Said, ...]:
+        said, self._said = self._said, []
+        return tuple(said)
+
+    def _begin(self, utterance: _Utterance) -> None:
+        self._stop()
+        self._now = utterance
+
+    def _stop(self) -> None:
+        if self._now is not None:
+            self._tell(self._now)
+        self._now = None
+        self._word_step = 0
+
+    def _tell(self, utterance: _Utterance) -> None:
+        if utterance.id is not None:
+            spoken = " ".join(utterance.words[: utterance.spoken])
+            unspoken = " ".join(utterance.words[utterance.spoken :])
+            self._said.append(Said(utterance.id, spoken, unspoken))
 
     def _listen(self, pcm: np.ndarray) -> None:
         user = level_db(pcm) > _USER_LEVEL_DB
-        if user and self._words:
+        if user and self._now:
             self._over_steps += 1
-        elif not self._words or self._quiet_steps >= self._script.reply_steps:
+        elif not self._now or self._quiet_steps >= self._script.reply_steps:
             self._over_steps = 0
         if self._script.yield_steps is not None and self._over_steps >= self._script.yield_steps:
-            self._words = []
-            self._word_step = 0
+            self.hush()
+            self._stop()
         if user:
             self._user_steps += 1
             self._quiet_steps = 0
             return
         self._quiet_steps += 1
-        if self._quiet_steps == self._script.reply_steps and self._user_steps and self._replies:
+        if (
+            self._quiet_steps == self._script.reply_steps
+            and self._user_steps
+            and self._script.replies
+        ):
             self._user_steps = 0
-            if not self._words:
-                reply = self._replies.pop(0) if len(self._replies) > 1 else self._replies[0]
-                self._words = reply.split()
+            if not self._now:
+                self._replied = min(self._replied + 1, len(self._script.replies))
+                self._begin(self._scripted(1 + self._replied))
 
-    def _speak(self, index: int) -> tuple[int, str | None, np.ndarray]:
-        if not self._words:
-            return TEXT_PADDING, None, np.zeros(STEP_SAMPLES, np.float32)
-        word = self._words[0]
-        piece = f"▁{word}" if self._word_step == 0 else None
+    def _speak(self, index: int) -> _Spoken:
+        utterance = self._now
+        if utterance is None:
+            silence = np.zeros(STEP_SAMPLES, np.float32)
+            return _Spoken(TEXT_PADDING, None, silence, None, self._tokens(TEXT_PADDING))
+        begins = self._word_step == 0
+        utterance.spoken += begins
+        word = utterance.words[utterance.spoken - 1]
         pcm = _tone(index, 180 + 17 * (len(word) + ord(word[0]) % 7))
-        self._word_step += 1
-        if self._word_step == WORD_STEPS:
-            self._word_step = 0
-            self._words.pop(0)
-        return (10 if piece else TEXT_PADDING), piece, pcm
+        self._word_step = (self._word_step + 1) % WORD_STEPS
+        if self._word_step == 0 and utterance.spoken == len(utterance.words):
+            self._stop()
+        if not begins:
+            return _Spoken(TEXT_PADDING, None, pcm, None, self._tokens(TEXT_PADDING))
+        return _Spoken(10, f"▁{word}", pcm, utterance.id, self._tokens(10))
 
 
 def _tone(index: int, hz: float) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,6 +25,7 @@ from pipecat.frames.frames import (
     ProposedUserStoppedSpeakingFrame,
     StartFrame,
     TTSAudioRawFrame,
+    TTSSpeakFrame,
     TTSStartedFrame,
     TTSStoppedFrame,
     TTSTextFrame,
@@ -39,6 +40,7 @@ from pipecat.turns.user_turn_strategies import ExternalUserTurnStrategies
 from pipecat.utils.types import NOT_GIVEN, NotGiven, assert_given
 
 from pipecat_duplex.activity import UserActivity
+from pipecat_duplex.continued import ContinuedSession
 from pipecat_duplex.conversation.clock import (
     QUIET_LEVEL_DB,
     ClockSettings,
@@ -67,6 +69,8 @@ from pipecat_duplex.frames import (
     DuplexMetricsData,
     MonologueTextFrame,
 )
+from pipecat_duplex.history import History
+from pipecat_duplex.saying import Saying, Sayings
 from pipecat_duplex.session import (
     SAMPLE_RATE_HZ,
     STEP_SAMPLES,
@@ -94,6 +98,9 @@ FADE_IN_SAMPLES = 120
 
 METRICS_STEPS = 12
 
+# How long the end of a conversation waits for words that the agent was given.
+MAX_FINISH_SECS = 20.0
+
 FIRST_REOPEN_PAUSE_SECS = 0.25
 MAX_REOPEN_PAUSE_SECS = 2.0
 
@@ -110,6 +117,9 @@ class DuplexLLMSettings(LLMSettings):
         audio_temperature: Sampling temperature of the agent's audio; 0 is greedy.
         audio_top_k: Each audio codebook samples among this many most likely entries.
         max_session_secs: The session ends after this much audio. ``None`` is no limit.
+        greeting: Words that the agent says first, once somebody listens.
+        text_prompt: Who the agent is, for models that were trained to take a role.
+        voice_prompt: The agent's voice, by its key on the server or in the engine's folder.
     """
 
     text_temperature: float | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
@@ -117,6 +127,9 @@ class DuplexLLMSettings(LLMSettings):
     audio_temperature: float | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
     audio_top_k: int | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
     max_session_secs: float | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
+    greeting: str | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
+    text_prompt: str | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
+    voice_prompt: str | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +174,8 @@ class DuplexLLMService(LLMService):
     - on_agent_stopped: Called with an ``AgentStopped`` and the text of the utterance.
     - on_yield: Called with a ``Yielded`` and the text said so far.
     - on_backchannel: Called with a ``Backchannel``.
+    - on_said: Called with a :class:`~pipecat_duplex.session.Said`, when words that the agent was
+      given were spoken or dropped.
 
     Example::
 
@@ -177,13 +192,14 @@ class DuplexLLMService(LLMService):
         *,
         checkpoint: str = "embedded",
         backend: DuplexBackend | None = None,
-        url: str | None = None,
+        url: str | Sequence[str] | None = None,
         api_key: str | None = None,
         vad_analyzer: VADAnalyzer | None = None,
         settings: Settings | None = None,
         turns: TurnSettings | None = None,
         clock: ClockSettings | None = None,
         reopen_secs: float = 10.0,
+        history: History | None = None,
         ending_notice_secs: float = 30.0,
         now_secs: Callable[[], float] = time.monotonic,
         **kwargs,
@@ -196,14 +212,16 @@ class DuplexLLMService(LLMService):
             backend: Where sessions come from instead, e.g. one ``Engine`` that several bots of a
                 process share. It is not closed by the service.
             url: A server to call instead, such as ``ws://gpu:8998/api/chat``: one of ours, or any
-                that speaks Moshi's protocol.
+                that speaks Moshi's protocol. Of several, the first that has room; when it dies or
+                shuts down, the conversation goes on at another.
             api_key: The server's key, if it wants one.
             vad_analyzer: Observes the user's voice for turn events. Pipecat's Silero by default.
             settings: Sampling and limits.
             turns: Levels and times of the turn events.
             clock: How much lateness is borne on the way in and out.
-            reopen_secs: When a session fails, a fresh one is tried for this long. 0 gives up at
-                once.
+            reopen_secs: When a session fails, another one is tried for this long, in which the
+                conversation goes on; where that is not possible, a fresh one. 0 gives up at once.
+            history: A conversation to go on with, :attr:`history` of another service.
             ending_notice_secs: ``on_session_ending`` is called when no more than this is left.
             now_secs: The time, for tests and for runs faster than real time.
             **kwargs: Additional arguments passed to the parent LLMService.
@@ -232,6 +250,9 @@ class DuplexLLMService(LLMService):
             audio_temperature=defaults.audio_temperature,
             audio_top_k=defaults.audio_top_k,
             max_session_secs=defaults.max_secs,
+            greeting=None,
+            text_prompt=None,
+            voice_prompt=None,
         )
         if settings is not None:
             default_settings.apply_update(settings)
@@ -241,9 +262,7 @@ class DuplexLLMService(LLMService):
         self._backend = backend
         self._owns_backend = backend is None
         if url is not None:
-            from pipecat_duplex.remote import RemoteBackend
-
-            self._backend = RemoteBackend(url, api_key=api_key)
+            self._backend = _connect_to(url, api_key)
         self._load_error: DuplexError | None = None
         self._vad_analyzer = vad_analyzer
         self._activity: UserActivity | None = None
@@ -256,6 +275,9 @@ class DuplexLLMService(LLMService):
         self._session: DuplexSession | None = None
         self._input_task: asyncio.Task | None = None
         self._session_task: asyncio.Task | None = None
+        self._to_say: list[Saying] = []
+        self._continued: ContinuedSession | None = None
+        self._history = history
         self._out_resampler = Resampler(SAMPLE_RATE_HZ, SAMPLE_RATE_HZ)
         self._begin_conversation()
 
@@ -269,6 +291,7 @@ class DuplexLLMService(LLMService):
             "on_agent_stopped",
             "on_yield",
             "on_backchannel",
+            "on_said",
         ):
             self._register_event_handler(event)
 
@@ -291,6 +314,9 @@ class DuplexLLMService(LLMService):
         self._interrupted = False
         self._fade_in = False
         self._unheard_steps: set[int] = set()
+        self._sayings = Sayings()
+        self._all_said = asyncio.Event()
+        self._aside_steps: set[int] = set()
         self._user_turn_proposed = False
         self._user_turn_opened = asyncio.Event()
         self._step_timings: list[StepTiming] = []
@@ -358,7 +384,7 @@ class DuplexLLMService(LLMService):
         if self._backend is None or self._session is not None:
             return
         try:
-            self._session = await self._backend.open(self._session_config())
+            self._session = await self._open_session(self._backend)
         except (DuplexError, ValueError) as e:
             await self.push_error(
                 f"Cannot open a session: {e}", exception=e, force_treat_as_permanent=True
@@ -373,6 +399,7 @@ class DuplexLLMService(LLMService):
             frame: The end frame.
         """
         await super().stop(frame)
+        await self._finish_sayings()
         await self._stop_tasks()
         await self._finish_turns()
         await self._close_session()
@@ -414,7 +441,28 @@ class DuplexLLMService(LLMService):
             audio_top_k=assert_given(settings.audio_top_k),
             seed=assert_given(settings.seed),
             max_secs=assert_given(settings.max_session_secs),
+            text_prompt=assert_given(settings.text_prompt),
+            voice_prompt=assert_given(settings.voice_prompt),
         )
+
+    async def _open_session(self, backend: DuplexBackend) -> DuplexSession:
+        """Open a session, one that survives if it can."""
+        config = self._session_config()
+        session = await backend.open(config)
+        memory, history = session.memory, self._history
+        if memory is None or not self._reopen_secs:
+            return session
+        if history is not None and history.fingerprint == memory.fingerprint:
+            await session.restore(history)
+        self._continued = ContinuedSession(
+            backend, config, session, memory, give_up_secs=self._reopen_secs
+        )
+        return self._continued
+
+    @property
+    def history(self) -> History | None:
+        """What the conversation can be rebuilt from, also after its session has failed."""
+        return self._continued.history() if self._continued else None
 
     async def _update_settings(self, delta):
         changed = await super()._update_settings(delta)
@@ -438,10 +486,14 @@ class DuplexLLMService(LLMService):
 
     async def _run_sessions(self, session: DuplexSession):
         """Hold the conversation, with a fresh session when one fails."""
+        greeting = assert_given(self._settings.greeting)
+        if greeting:
+            self._to_say.insert(0, Saying(greeting))
         while True:
             self._session = session
             logger.info(f"{self}: session {session.id} started")
             await self._call_event_handler("on_session_started", session.id)
+            await self._say_waiting()
             self._input_task = self.create_task(self._run_input(session))
             try:
                 async for step in session.steps():
@@ -486,7 +538,7 @@ class DuplexLLMService(LLMService):
         pause_secs = FIRST_REOPEN_PAUSE_SECS
         while True:
             try:
-                session = await self._backend.open(self._session_config())
+                session = await self._open_session(self._backend)
                 break
             except DuplexError as e:
                 if time.monotonic() + pause_secs > give_up_secs:
@@ -503,6 +555,72 @@ class DuplexLLMService(LLMService):
         return session
 
     #
+    # words put in the agent's mouth
+    #
+
+    async def say(self, text: str, *, cut_in: bool = False, append_to_context: bool = True):
+        """Let the agent speak these words, in its own voice.
+
+        They wait for the end of its own utterance. A user who barges in stops them like any other
+        words; ``on_said`` tells what was spoken and what was not. Before the session is open they
+        wait for it.
+
+        Args:
+            text: What to say.
+            cut_in: Do not wait; what is being said or queued is dropped.
+            append_to_context: Whether the words go into the conversation's context.
+
+        Raises:
+            DuplexError: The model does not have these words, its server cannot do this, or the
+                session is over.
+        """
+        saying = Saying(text, append_to_context)
+        if self._session is None:
+            self._to_say.append(saying)
+            return
+        utterance_id = await self._session.say(text, cut_in=cut_in)
+        self._sayings.add(utterance_id, saying)
+        self._all_said.clear()
+
+    async def _try_to_say(self, saying: Saying):
+        try:
+            await self.say(saying.text, append_to_context=saying.to_context)
+        except DuplexError as e:
+            await self.push_error(f"Cannot say {saying.text!r}: {e}", exception=e)
+
+    async def _say_waiting(self):
+        """Say what waited for a session."""
+        waiting, self._to_say = self._to_say, []
+        for saying in waiting:
+            await self._try_to_say(saying)
+
+    async def _hear_given_words(self, step: Step):
+        if not self._sayings.goes_to_context(step.utterance_id):
+            self._aside_steps.add(step.index)
+        self._sayings.hear(step.utterance_id, step.text_piece)
+        for said in step.said:
+            self._sayings.end(said)
+            if not self._sayings:
+                self._all_said.set()
+            await self._call_event_handler("on_said", said)
+
+    async def _hush(self):
+        """Drop the words that the agent has been given and has not spoken."""
+        if self._sayings and self._session is not None:
+            try:
+                await self._session.hush()
+            except DuplexError:
+                pass  # The session is over, and with it what it was to say.
+
+    async def _finish_sayings(self):
+        """Let the agent finish what it was given before the conversation ends."""
+        if self._sayings and self._session is not None:
+            try:
+                await asyncio.wait_for(self._all_said.wait(), MAX_FINISH_SECS)
+            except TimeoutError:
+                logger.warning(f"{self}: ended before everything was said")
+
+    #
     # frames in
     #
 
@@ -516,6 +634,9 @@ class DuplexLLMService(LLMService):
         await super().process_frame(frame, direction)
         if isinstance(frame, LLMContextFrame):
             return  # The model keeps its own memory of the conversation.
+        if isinstance(frame, TTSSpeakFrame) and direction is FrameDirection.DOWNSTREAM:
+            await self._try_to_say(Saying(frame.text, bool(frame.append_to_context)))
+            return
         if isinstance(frame, InputAudioRawFrame):
             self._input.put_nowait(frame)
         elif isinstance(frame, ClientConnectedFrame):
@@ -591,6 +712,7 @@ class DuplexLLMService(LLMService):
         agent_level_db = level_db(step.pcm)
         # The resampler runs on through silence, so that speech begins on its own sample.
         pcm = self._out_resampler.push(step.pcm)
+        await self._hear_given_words(step)
         await self._push_word(self._monologue.feed(step.index, step.text_piece))
         events = self._tracker.step(
             step.index,
@@ -652,6 +774,7 @@ class DuplexLLMService(LLMService):
         tts_frame = TTSTextFrame(word.text, "sentence")
         tts_frame.will_be_spoken = True
         tts_frame.includes_inter_frame_spaces = True
+        tts_frame.append_to_context = word.first_step not in self._aside_steps
         await self.push_frame(tts_frame)
 
     #
@@ -709,6 +832,7 @@ class DuplexLLMService(LLMService):
 
     async def _handle_yield(self, event: Yielded):
         text = self._monologue.utterance
+        await self._hush()
         if not self._user_turn_proposed:
             await self._propose_user_turn()
             await self._wait_for_user_turn()
@@ -722,6 +846,7 @@ class DuplexLLMService(LLMService):
     async def _handle_agent_stopped(self, event: AgentStopped):
         await self._push_word(self._monologue.end_utterance())
         self._unheard_steps.clear()
+        self._aside_steps.clear()
         await self._close_brackets()
         if not self._tracker.user_speaking:
             await self._end_user_turn()
@@ -735,6 +860,7 @@ class DuplexLLMService(LLMService):
         self._interrupted = False
         self._output_clock.flush()
         self._monologue.end_utterance()  # A word that was not finished was not heard.
+        await self._hush()
         for event in self._tracker.interrupt():
             await self._handle_turn_event(event)
 
@@ -796,6 +922,14 @@ class DuplexLLMService(LLMService):
             dropped_output_steps=self._output_clock.dropped_steps,
         )
         await self.push_frame(MetricsFrame(data=[data]))
+
+
+def _connect_to(url: str | Sequence[str], api_key: str | None) -> DuplexBackend:
+    from pipecat_duplex.remote import RemoteBackend, RemoteFleet
+
+    if isinstance(url, str):
+        return RemoteBackend(url, api_key=api_key)
+    return RemoteFleet(url, api_key=api_key)
 
 
 def _import_engine():

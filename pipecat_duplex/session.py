@@ -7,10 +7,13 @@ a cluster, the service sees the same object.
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
+
+if TYPE_CHECKING:
+    from pipecat_duplex.history import History, Memory
 
 SAMPLE_RATE_HZ = 24_000
 """The sample rate of every session, in both directions."""
@@ -42,6 +45,18 @@ class CheckpointError(DuplexError):
 
 class MissingExtra(DuplexError):
     """An optional part of the package is not installed; the message says what to install."""
+
+
+class CannotSay(DuplexError):
+    """Words cannot be put into the agent's mouth; the message says which, or why."""
+
+
+class InvalidPrompt(DuplexError, ValueError):
+    """A persona cannot be had: there is no such voice, or it cannot be read."""
+
+
+class InvalidHistory(DuplexError, ValueError):
+    """A history is damaged, or was made with another checkpoint."""
 
 
 class InvalidAudio(DuplexError, ValueError):
@@ -121,6 +136,8 @@ class SessionConfig(BaseModel):
         audio_top_k: Each codebook samples among this many most likely entries.
         seed: Makes the conversation repeatable. ``None`` draws a new one.
         max_secs: The session ends, with a reason, after this much audio. ``None`` is no limit.
+        text_prompt: Who the agent is, for models that were trained to take a role.
+        voice_prompt: The agent's voice, by its key among those that the engine was given.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -131,6 +148,8 @@ class SessionConfig(BaseModel):
     audio_top_k: int | None = Field(default=None, ge=1)
     seed: int | None = Field(default=None, ge=0, lt=2**63)
     max_secs: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    text_prompt: str | None = Field(default=None, max_length=8000)
+    voice_prompt: str | None = Field(default=None, max_length=200)
 
     @classmethod
     def greedy(cls, **changes) -> "SessionConfig":
@@ -166,6 +185,22 @@ class StepTiming:
 
 
 @dataclass(frozen=True, slots=True)
+class Said:
+    """What became of words that were put into the agent's mouth.
+
+    Parameters:
+        utterance_id: The number that ``say`` gave.
+        spoken: The words that were spoken.
+        unspoken: The words that were dropped: the user barged in, or others cut in. Empty if all
+            was said.
+    """
+
+    utterance_id: int
+    spoken: str
+    unspoken: str
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """The agent's side of one step.
 
@@ -178,6 +213,10 @@ class Step:
         text_piece: The token's SentencePiece piece (``▁`` starts a word, ``<0xE2>`` is one byte),
             or ``None`` for padding and control tokens.
         timing: Where the time went.
+        utterance_id: The utterance of ``say`` that the piece belongs to, or ``None``.
+        said: Utterances of ``say`` that came to their end.
+        tokens: All of the step, int32, shape ``(17,)``: monologue, agent's codebooks, user's. For
+            a :class:`~pipecat_duplex.history.HistoryKeeper`. ``None`` where they are not known.
     """
 
     index: int
@@ -185,6 +224,9 @@ class Step:
     text_token: int
     text_piece: str | None
     timing: StepTiming
+    utterance_id: int | None = None
+    said: tuple[Said, ...] = ()
+    tokens: np.ndarray | None = None
 
 
 class DuplexSession(Protocol):
@@ -193,6 +235,11 @@ class DuplexSession(Protocol):
     @property
     def id(self) -> str:
         """A name for logs and error messages."""
+        ...
+
+    @property
+    def memory(self) -> "Memory | None":
+        """What a history of this session is of use to; ``None`` if steps come without tokens."""
         ...
 
     @property
@@ -222,6 +269,48 @@ class DuplexSession(Protocol):
 
         Raises:
             SessionEnded: The session failed or reached its limit.
+        """
+        ...
+
+    async def say(self, text: str, *, cut_in: bool = False) -> int:
+        """Let the agent speak these words, in its own voice.
+
+        They are spoken once the agent has come to the end of its own utterance, and of those that
+        were queued before. When the user barges in and the model pauses, the rest is dropped:
+        :attr:`Step.said` tells what was spoken and what was not.
+
+        Args:
+            text: What to say.
+            cut_in: Do not wait: what is being said or queued is dropped, and the words begin where
+                the agent would begin its next one.
+
+        Returns:
+            The utterance's number, from 1, as in :attr:`Step.utterance_id`.
+
+        Raises:
+            CannotSay: The model does not have these words, or its server cannot do this.
+            SessionEnded: The session is over.
+        """
+        ...
+
+    async def restore(self, history: "History") -> None:
+        """Go on with a conversation that was held elsewhere. Before the first ``send``, and once.
+
+        Args:
+            history: What was said there.
+
+        Raises:
+            InvalidHistory: It is damaged, or was made with another checkpoint.
+            DuplexError: The session has begun already, or its server cannot do this.
+            SessionEnded: The session is over.
+        """
+        ...
+
+    async def hush(self) -> None:
+        """Drop what :meth:`say` has not spoken yet. The model's own words are its own.
+
+        Raises:
+            SessionEnded: The session is over.
         """
         ...
 

@@ -1,7 +1,7 @@
 """The messages of Moshi's protocol: what the bytes of a WebSocket message mean.
 
-The first byte of a binary message is its kind. Kinds 0 to 6 are Moshi's own; 16 and 17 are this
-package's raw audio, used only between two that have agreed on it (``docs/protocol.md``). No I/O
+The first byte of a binary message is its kind. Kinds 0 to 6 are Moshi's own; those from 16 on are
+this package's, used only between two that have agreed on them (``docs/protocol.md``). No I/O
 happens here, and whatever the bytes, :func:`parse` raises nothing but :class:`WireError`.
 """
 
@@ -16,10 +16,12 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import ValidationError
 
+from pipecat_duplex.history import STREAMS
 from pipecat_duplex.session import (
     STEP_SAMPLES,
     STEP_SECS,
     DuplexError,
+    Said,
     SessionConfig,
     Step,
     StepTiming,
@@ -31,13 +33,23 @@ MAX_MESSAGE_BYTES = 64 * 1024
 MAX_TEXT_BYTES = 4096
 """Longest text, error or piece."""
 
+MAX_PIECE_BYTES = 32 * 1024
+"""Longest piece of a history."""
+
 MAX_SEED = 2**64 - 1
 """The Rust backend's seeds are of 64 bits."""
+
+SAY = "say"
+"""Feature of a server that lets its agent speak words that it is given."""
+
+RESTORE = "restore"
+"""Feature of a server that gives out tokens, and goes on with conversations held elsewhere."""
 
 AudioFormat = Literal["opus", "pcm"]
 """How audio travels: Ogg-Opus, as everywhere, or raw steps."""
 
 _PCM_BYTES = 4 * STEP_SAMPLES
+_TOKENS = struct.Struct(f"<I{STREAMS}H")
 _STEP_HEADER = struct.Struct("<Iiff")
 _HANDSHAKE = struct.Struct("<II")
 
@@ -58,6 +70,10 @@ class Kind(IntEnum):
     PING = 6
     PCM = 16
     STEP = 17
+    SAY = 18
+    SPEECH = 19
+    TOKENS = 20
+    HISTORY = 21
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +185,93 @@ class AgentStep:
     step: Step
 
 
-Message = Handshake | Audio | Text | Control | Metadata | Error | Ping | Pcm | AgentStep
+@dataclass(frozen=True, slots=True)
+class Say:
+    """Words for the agent to speak.
+
+    Parameters:
+        request: The client's number for it, which the answer carries.
+        text: What to say; ``None`` drops what has not been said.
+        cut_in: Whether it does not wait.
+    """
+
+    request: int
+    text: str | None
+    cut_in: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SayAnswer:
+    """What a server answers to :class:`Say`.
+
+    Parameters:
+        request: The client's number for it.
+        utterance_id: The number of the utterance; ``None`` if it will not be said.
+        error: Why it will not be said.
+    """
+
+    request: int
+    utterance_id: int | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechNote:
+    """What is to be known of a step in which given words are spoken. It comes before the step.
+
+    Parameters:
+        index: The step.
+        utterance_id: The utterance that its piece belongs to.
+        said: Utterances that came to their end.
+    """
+
+    index: int
+    utterance_id: int | None
+    said: tuple[Said, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tokens:
+    """All tokens of a step, before the step.
+
+    Parameters:
+        index: The step.
+        tokens: Int32, shape ``(17,)``.
+    """
+
+    index: int
+    tokens: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryPiece:
+    """A piece of a history, to go on with; an empty one ends it.
+
+    From a server it is the answer: empty, or why it cannot go on.
+
+    Parameters:
+        data: The bytes.
+    """
+
+    data: bytes
+
+
+Message = (
+    Handshake
+    | Audio
+    | Text
+    | Control
+    | Metadata
+    | Error
+    | Ping
+    | Pcm
+    | AgentStep
+    | Say
+    | SayAnswer
+    | SpeechNote
+    | Tokens
+    | HistoryPiece
+)
 
 
 #
@@ -194,7 +296,7 @@ def encode_text(text: str) -> bytes:
 
 def encode_metadata(fields: Mapping[str, Any]) -> bytes:
     """Return a message with a JSON object."""
-    return bytes([Kind.METADATA]) + json.dumps(fields).encode()
+    return _encode_json(Kind.METADATA, fields)
 
 
 def encode_error(reason: str) -> bytes:
@@ -223,6 +325,52 @@ def encode_step(step: Step) -> bytes:
     )
     pcm = step.pcm.astype("<f4", copy=False).tobytes()
     return bytes([Kind.STEP]) + header + pcm + (step.text_piece or "").encode()
+
+
+def encode_say(say: Say) -> bytes:
+    """Return a message that lets the agent speak."""
+    return _encode_json(Kind.SAY, {"request": say.request, "text": say.text, "cut_in": say.cut_in})
+
+
+def encode_say_answer(answer: SayAnswer) -> bytes:
+    """Return the answer to it."""
+    fields = {"request": answer.request, "utterance": answer.utterance_id, "error": answer.error}
+    return _encode_json(Kind.SPEECH, fields)
+
+
+def encode_speech_note(step: Step) -> bytes | None:
+    """Return what is to be known before a step in which given words are spoken, if anything."""
+    if step.utterance_id is None and not step.said:
+        return None
+    said = [
+        {"utterance": each.utterance_id, "spoken": each.spoken, "unspoken": each.unspoken}
+        for each in step.said
+    ]
+    fields = {"step": step.index, "utterance": step.utterance_id, "said": said}
+    return _encode_json(Kind.SPEECH, fields)
+
+
+def encode_tokens(step: Step) -> bytes | None:
+    """Return a message with all tokens of a step, if they are known."""
+    if step.tokens is None:
+        return None
+    return bytes([Kind.TOKENS]) + _TOKENS.pack(step.index, *step.tokens.tolist())
+
+
+def encode_history(data: bytes) -> list[bytes]:
+    """Return the messages that carry a history, the last of them empty."""
+    starts = range(0, len(data), MAX_PIECE_BYTES)
+    pieces = [data[start : start + MAX_PIECE_BYTES] for start in starts] + [b""]
+    return [bytes([Kind.HISTORY]) + piece for piece in pieces]
+
+
+def encode_history_answer(error: str = "") -> bytes:
+    """Return the answer to a history: nothing, or why the server cannot go on with it."""
+    return bytes([Kind.HISTORY]) + error.encode("utf-8", errors="replace")[:MAX_TEXT_BYTES]
+
+
+def _encode_json(kind: Kind, fields: Mapping[str, Any]) -> bytes:
+    return bytes([kind]) + json.dumps(fields).encode()
 
 
 #
@@ -268,13 +416,7 @@ def _parse_control(payload: bytes) -> Control | None:
 
 
 def _parse_metadata(payload: bytes) -> Metadata:
-    try:
-        fields = json.loads(payload)
-    except (ValueError, RecursionError) as e:
-        raise WireError(f"metadata that is not JSON: {e}") from e
-    if not isinstance(fields, dict):
-        raise WireError("metadata that is not a JSON object")
-    return Metadata(fields)
+    return Metadata(_decode_json(payload, "metadata"))
 
 
 def _parse_error(payload: bytes) -> Error:
@@ -302,6 +444,53 @@ def _parse_step(payload: bytes) -> AgentStep:
     return AgentStep(Step(index, pcm, token, piece, timing))
 
 
+def _parse_say(payload: bytes) -> Say:
+    fields = _decode_json(payload, "a say")
+    text = fields.get("text")
+    if text is not None and not isinstance(text, str):
+        raise WireError("a say whose text is none")
+    if text is not None and len(text.encode()) > MAX_TEXT_BYTES:
+        raise WireError(f"a say of more than {MAX_TEXT_BYTES} bytes")
+    return Say(_number(fields, "request"), text, fields.get("cut_in") is True)
+
+
+def _parse_speech(payload: bytes) -> SayAnswer | SpeechNote:
+    fields = _decode_json(payload, "speech")
+    utterance_id = None if fields.get("utterance") is None else _number(fields, "utterance")
+    if "request" in fields:
+        error = str(fields.get("error", ""))[:MAX_TEXT_BYTES]
+        return SayAnswer(_number(fields, "request"), utterance_id, error)
+    said = fields.get("said", [])
+    if not isinstance(said, list) or not all(isinstance(each, dict) for each in said):
+        raise WireError("speech that does not tell what was said")
+    return SpeechNote(
+        _number(fields, "step"),
+        utterance_id,
+        tuple(
+            Said(
+                _number(each, "utterance"),
+                str(each.get("spoken", "")),
+                str(each.get("unspoken", "")),
+            )
+            for each in said
+        ),
+    )
+
+
+def _parse_tokens(payload: bytes) -> Tokens:
+    if len(payload) != _TOKENS.size:
+        raise WireError(f"the tokens of a step have {_TOKENS.size} bytes, not {len(payload)}")
+    index, *tokens = _TOKENS.unpack(payload)
+    return Tokens(index, np.array(tokens, np.int32))
+
+
+def _number(fields: Mapping[str, Any], name: str) -> int:
+    value = fields.get(name)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**53:
+        raise WireError(f"{name} is no number")
+    return value
+
+
 _PARSERS: dict[int, Callable[[bytes], Message | None]] = {
     Kind.HANDSHAKE: _parse_handshake,
     Kind.AUDIO: Audio,
@@ -312,7 +501,21 @@ _PARSERS: dict[int, Callable[[bytes], Message | None]] = {
     Kind.PING: _parse_ping,
     Kind.PCM: _parse_pcm,
     Kind.STEP: _parse_step,
+    Kind.SAY: _parse_say,
+    Kind.SPEECH: _parse_speech,
+    Kind.TOKENS: _parse_tokens,
+    Kind.HISTORY: HistoryPiece,
 }
+
+
+def _decode_json(payload: bytes, what: str) -> dict[str, Any]:
+    try:
+        fields = json.loads(payload)
+    except (ValueError, RecursionError) as e:
+        raise WireError(f"{what} that is not JSON: {e}") from e
+    if not isinstance(fields, dict):
+        raise WireError(f"{what} that is not a JSON object")
+    return fields
 
 
 def _decode_text(payload: bytes) -> str:
@@ -351,11 +554,15 @@ class SessionRequest:
         config: The session's settings.
         audio_format: How audio is to travel.
         ignored: Names of parameters that make no difference here.
+        tokens: Whether the caller wants the tokens of each step.
+        moves: Whether it would rather go elsewhere at once than stay on a server that shuts down.
     """
 
     config: SessionConfig
     audio_format: AudioFormat = "opus"
     ignored: list[str] = field(default_factory=list)
+    tokens: bool = False
+    moves: bool = False
 
 
 _CONFIG_NAMES = {
@@ -363,21 +570,27 @@ _CONFIG_NAMES = {
     "text_topk": "text_top_k",
     "audio_temperature": "audio_temperature",
     "audio_topk": "audio_top_k",
+    "text_prompt": "text_prompt",
+    "voice_prompt": "voice_prompt",
 }
-"""The Rust backend's names, and ours."""
+"""The names of the Rust backend and of PersonaPlex, and ours."""
 
 # Not part of the session, so no reason to call them ignored.
 _ACCESS_NAMES = {"api_key", "worker_auth_id"}
 
 
-def build_query(config: SessionConfig, audio_format: AudioFormat = "opus") -> dict[str, str]:
+def build_query(
+    config: SessionConfig, audio_format: AudioFormat = "opus", *, moves: bool = False
+) -> dict[str, str]:
     """Return the query parameters that ask for a session, in the Rust backend's names.
 
     ``seed`` is none of them: it breaks PersonaPlex's server.
 
     Args:
         config: The session's settings.
-        audio_format: How audio is to travel, if the server can.
+        audio_format: How audio is to travel, if the server can. With ``pcm``, tokens are asked for
+            as well.
+        moves: Whether to go elsewhere at once when the server shuts down.
     """
     asked = {name: getattr(config, ours) for name, ours in _CONFIG_NAMES.items()}
     query = {name: str(value) for name, value in asked.items() if value is not None}
@@ -387,6 +600,7 @@ def build_query(config: SessionConfig, audio_format: AudioFormat = "opus") -> di
         query["max_steps"] = str(max(1, math.ceil(config.max_secs / STEP_SECS - 1e-6)))
     if audio_format != "opus":
         query["format"] = audio_format
+        query["tokens"] = "move" if moves else "1"
     return query
 
 
@@ -410,15 +624,18 @@ def parse_query(query: Mapping[str, str]) -> SessionRequest:
     audio_format = query.get("format") or "opus"
     if audio_format not in ("opus", "pcm"):
         raise WireError(f"format={audio_format!r}: there are 'opus' and 'pcm'")
-    for name in ("text_prompt", "voice_prompt"):
-        if query.get(name):
-            raise WireError(f"{name}: this server has no personas")
-    known = {*_CONFIG_NAMES, *_ACCESS_NAMES, "text_seed", "audio_seed", "max_steps", "format"}
+    tokens = query.get("tokens") or "0"
+    if tokens not in ("0", "1", "move"):
+        raise WireError(f"tokens={tokens[:40]!r}: there are '0', '1' and 'move'")
+    others = {"text_seed", "audio_seed", "max_steps", "format", "tokens"}
+    known = {*_CONFIG_NAMES, *_ACCESS_NAMES, *others}
     try:
         config = SessionConfig(**fields)
     except ValidationError as e:
         raise WireError(_explain(e)) from e
-    return SessionRequest(config, audio_format, sorted(set(query) - known))
+    return SessionRequest(
+        config, audio_format, sorted(set(query) - known), tokens != "0", tokens == "move"
+    )
 
 
 def _parse_int(query: Mapping[str, str], name: str, highest: int) -> int | None:

@@ -160,6 +160,7 @@ EVENTS = (
     "on_agent_stopped",
     "on_yield",
     "on_backchannel",
+    "on_said",
 )
 
 

@@ -16,6 +16,7 @@ from pipecat.frames.frames import (
     LLMTextFrame,
     MetricsFrame,
     TTSAudioRawFrame,
+    TTSSpeakFrame,
     TTSStartedFrame,
     TTSStoppedFrame,
     TTSTextFrame,
@@ -501,3 +502,64 @@ async def test_the_event_loop_goes_on_while_the_model_works():
     await converse(ScriptedBackend(Script(opening=LONG)), silence(2), realtime=True)
     watcher.cancel()
     assert np.median(gaps) < 0.02
+
+
+async def test_a_greeting_is_said_first_and_lands_in_the_context():
+    settings = DuplexLLMService.Settings(greeting="hello there how are you")
+    conversation = await converse(fast(), silence(3), settings=settings)
+    assert conversation.assistant_words() == ["hello there how are you"]
+    (said,) = [event[1] for event in conversation.events if event[0] == "on_said"]
+    assert (said.spoken, said.unspoken) == ("hello there how are you", "")
+    assert_brackets(conversation)
+
+
+async def test_speak_frames_are_said_in_turn_and_nobody_says_them_twice():
+    inject = {
+        0.5: lambda: TTSSpeakFrame("one moment"),
+        0.52: lambda: TTSSpeakFrame("not for the record", append_to_context=False),
+    }
+    conversation = await converse(fast(), silence(4), inject=inject)
+    assert [frame.text for frame in conversation.near.of(TTSTextFrame)] == [
+        "one",
+        " moment",
+        " not",
+        " for",
+        " the",
+        " record",
+    ]
+    assert conversation.assistant_words() == ["one moment"]
+    assert not conversation.near.of(TTSSpeakFrame)
+
+
+async def test_the_end_waits_for_what_was_to_be_said():
+    inject = {1.9: lambda: TTSSpeakFrame("goodbye my friend")}
+    conversation = await converse(fast(), silence(2), inject=inject, realtime=True)
+    assert conversation.assistant_words() == ["goodbye my friend"]
+
+
+async def test_a_barge_in_drops_what_was_not_said():
+    settings = DuplexLLMService.Settings(greeting=LONG)
+    conversation = await converse(
+        fast(), joined(silence(1), speech("question"), silence(2)), settings=settings
+    )
+    (said,) = [event[1] for event in conversation.events if event[0] == "on_said"]
+    assert said.spoken and said.unspoken
+    assert f"{said.spoken} {said.unspoken}" == LONG
+    assert conversation.assistant_words() == [said.spoken]
+    assert "on_yield" in conversation.event_names()
+
+
+async def test_an_interruption_from_elsewhere_drops_what_was_not_said():
+    settings = DuplexLLMService.Settings(greeting=LONG)
+    inject = {1.5: InterruptionFrame}
+    conversation = await converse(fast(), silence(3), settings=settings, inject=inject)
+    (said,) = [event[1] for event in conversation.events if event[0] == "on_said"]
+    assert said.spoken and said.unspoken
+
+
+async def test_what_cannot_be_said_is_told():
+    inject = {0.5: lambda: TTSSpeakFrame("  "), 0.8: lambda: TTSSpeakFrame("hello")}
+    conversation = await converse(fast(), silence(3), inject=inject)
+    (error,) = conversation.near_user.of(ErrorFrame)
+    assert "Cannot say '  '" in error.error
+    assert conversation.assistant_words() == ["hello"]

@@ -36,7 +36,8 @@ def write_configs(
 ) -> None:
     """Write ``config.json`` and ``mimi_config.json``; ``generation`` are settings for ``LMGen``.
 
-    ``trained`` tells users of the checkpoint whether its weights mean anything.
+    ``trained`` tells users of the checkpoint whether its weights mean anything. ``words_only``
+    tells them that its agent says words that are one piece, in lower case, and no others.
 
     moshi's loader reads the codec's configuration from a file of its own. Its name carries
     ``file://`` because the loader would look for a bare name on the hub, even when all else is
@@ -49,7 +50,7 @@ def write_configs(
         "tokenizer_name": TOKENIZER,
         "model_type": "moshi",
         "lm_gen_config": generation or {},
-        "model_id": {"name": model_id, "trained": trained},
+        "model_id": {"name": model_id, "trained": trained, "words_only": True},
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).write_text(json.dumps(lm_config | names, indent=2) + "\n")

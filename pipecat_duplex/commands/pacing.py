@@ -7,6 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
+from pipecat_duplex.history import History
 from pipecat_duplex.session import (
     STEP_SECS,
     DuplexBackend,
@@ -130,6 +131,20 @@ class _WatchedSession:
             raise
         finally:
             await self._watch.note_end()
+
+    @property
+    def memory(self) -> None:
+        """None: a run that is watched ends with its session."""
+        return None
+
+    async def say(self, text: str, *, cut_in: bool = False) -> int:
+        return await self._session.say(text, cut_in=cut_in)
+
+    async def hush(self) -> None:
+        await self._session.hush()
+
+    async def restore(self, history: History) -> None:
+        await self._session.restore(history)
 
     async def close(self) -> None:
         await self._session.close()

@@ -37,6 +37,7 @@ class ServeOptions:
         drain_secs: How long running sessions may go on after SIGTERM.
         log_format: One line a session, in words or in JSON.
         device: Where the model runs, in torch's words. ``None`` is CUDA if there is a GPU.
+        voices: A folder of recordings that callers may name as the agent's voice.
     """
 
     checkpoint: str = "embedded"
@@ -51,6 +52,7 @@ class ServeOptions:
     drain_secs: float = 30.0
     log_format: Literal["text", "json"] = "text"
     device: str | None = None
+    voices: Path | None = None
 
 
 def run_serve(options: ServeOptions, backend: DuplexBackend | None = None) -> None:
@@ -88,7 +90,9 @@ async def _serve(
     if backend is None:
         from pipecat_duplex.engine import Engine
 
-        backend = await Engine.load(options.checkpoint, slots=options.slots, device=options.device)
+        backend = await Engine.load(
+            options.checkpoint, slots=options.slots, device=options.device, voices=options.voices
+        )
     server = DuplexServer(backend, slots=options.slots, settings=_make_settings(options))
     stopping = _watch_signals()
     try:

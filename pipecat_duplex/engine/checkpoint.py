@@ -4,6 +4,7 @@ A checkpoint is named by ``embedded`` (the small one inside this package), by a 
 a hub name ``owner/name[@revision]``. All three have the layout of moshi's own loaders.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Callable
@@ -13,11 +14,11 @@ from typing import Any
 
 import sentencepiece
 
+from pipecat_duplex.engine.vocabulary import Vocabulary
 from pipecat_duplex.session import (
     MOSHI_SAMPLING,
     SAMPLE_RATE_HZ,
     STEP_SAMPLES,
-    TEXT_END_OF_PADDING,
     TEXT_PADDING,
     CheckpointError,
     MissingExtra,
@@ -27,6 +28,8 @@ from pipecat_duplex.session import (
 EMBEDDED = "embedded"
 EMBEDDED_FOLDER = Path(__file__).parent.parent / "checkpoints" / "embedded"
 CODEBOOKS = 8
+DIGEST_SAMPLES = 32
+DIGEST_BYTES = 64 * 1024
 HUB_EXAMPLE = "kyutai/moshiko-pytorch-bf16"
 HUB_NAME = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[^@]+))?")
 
@@ -62,6 +65,9 @@ class CheckpointSummary:
         dtype: Number format of the language model; the codec is always float32.
         kv_bytes_per_slot: Attention memory of one conversation.
         sampling: How it recommends to sample.
+        fingerprint: Tells checkpoints apart.
+        text_tokens: Tokens of the monologue.
+        audio_tokens: Entries of a codebook.
     """
 
     name: str
@@ -74,6 +80,9 @@ class CheckpointSummary:
     dtype: str
     kv_bytes_per_slot: int
     sampling: Sampling
+    fingerprint: str
+    text_tokens: int
+    audio_tokens: int
 
 
 @dataclass(frozen=True)
@@ -121,8 +130,31 @@ class CheckpointFiles:
             given |= {"text_temperature": 0.0, "audio_temperature": 0.0}
         return MOSHI_SAMPLING._replace(**given)
 
-    def text_pieces(self) -> list[str | None]:
-        """Read the piece of each text token; None for padding and control tokens.
+    @property
+    def predicts_user(self) -> bool:
+        """Whether it was trained to predict the user's codebooks as well, as PersonaPlex was."""
+        return self.config.get("dep_q", CODEBOOKS) > CODEBOOKS
+
+    @property
+    def text_tokens(self) -> int:
+        """Tokens of the monologue."""
+        return int(self.config.get("text_card", 32_000))
+
+    @property
+    def audio_tokens(self) -> int:
+        """Entries of a codebook."""
+        return int(self.config.get("card", 2048))
+
+    def fingerprint(self) -> str:
+        """Return what tells this checkpoint from others: a digest of samples of its files."""
+        digest = hashlib.sha256()
+        for path in (self.lm_weights, self.mimi_weights, self.tokenizer, self.lora_weights):
+            if path is not None:
+                _digest_samples(path, digest)
+        return digest.hexdigest()[:32]
+
+    def vocabulary(self) -> Vocabulary:
+        """Read what the monologue is made of.
 
         Raises:
             CheckpointError: The tokenizer cannot be read.
@@ -133,11 +165,9 @@ class CheckpointFiles:
             raise CheckpointError(
                 f"checkpoint {self.name} cannot be loaded: {one_line(error)}"
             ) from error
-        silent = {TEXT_PADDING, TEXT_END_OF_PADDING}
-        return [
-            None if token in silent or tokenizer.is_control(token) else tokenizer.id_to_piece(token)
-            for token in range(tokenizer.vocab_size())
-        ]
+        model_id = self.config.get("model_id")
+        words_only = isinstance(model_id, dict) and bool(model_id.get("words_only", False))
+        return Vocabulary(tokenizer, words_only=words_only)
 
 
 def find_checkpoint(name: str | Path) -> CheckpointFiles:
@@ -299,7 +329,7 @@ def _check_language_config(name: str, config: dict[str, Any]) -> None:
         problem = "it synthesizes speech and does not listen"
     elif agent_codebooks is None or codebooks is None:
         problem = "its config.json does not describe a Moshi language model"
-    elif agent_codebooks != CODEBOOKS or codebooks != 2 * CODEBOOKS:
+    elif agent_codebooks not in (CODEBOOKS, 2 * CODEBOOKS) or codebooks != 2 * CODEBOOKS:
         problem = (
             f"it has {agent_codebooks} codebooks for the agent of {codebooks} in all, "
             f"not {CODEBOOKS} of {2 * CODEBOOKS}"
@@ -322,6 +352,16 @@ def _check_codec_config(name: str, config: dict[str, Any]) -> None:
             f"checkpoint {name} is not a full-duplex Moshi: its codec has {sample_rate} Hz and "
             f"{frame_rate} steps a second, not {SAMPLE_RATE_HZ} and {SAMPLE_RATE_HZ / STEP_SAMPLES}"
         )
+
+
+def _digest_samples(path: Path, digest: "hashlib._Hash") -> None:
+    """Take a file into a digest by its size and by samples: gigabytes would take many seconds."""
+    size = path.stat().st_size
+    digest.update(str(size).encode())
+    with path.open("rb") as file:
+        for sample in range(DIGEST_SAMPLES):
+            file.seek(sample * max(0, size - DIGEST_BYTES) // (DIGEST_SAMPLES - 1))
+            digest.update(file.read(DIGEST_BYTES))
 
 
 def one_line(error: Exception) -> str:

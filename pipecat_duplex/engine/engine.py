@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +16,8 @@ from pipecat_duplex.engine.checkpoint import (
 )
 from pipecat_duplex.engine.loop import StepLoop
 from pipecat_duplex.engine.model import StepModel
-from pipecat_duplex.engine.session import EngineSession
+from pipecat_duplex.engine.persona import find_voices, known_voice
+from pipecat_duplex.engine.session import EngineSession, Loaded
 from pipecat_duplex.engine.stats import WINDOW_STEPS, EngineStats
 from pipecat_duplex.session import AtCapacity, DuplexBackend, DuplexError, SessionConfig
 
@@ -40,10 +42,12 @@ class Engine(DuplexBackend):
         session = await engine.open(SessionConfig(seed=1))
     """
 
-    def __init__(self, step_loop: StepLoop, summary: CheckpointSummary, slots: int):
+    def __init__(self, step_loop: StepLoop, loaded: Loaded, slots: int, voices: Mapping[str, Path]):
         """Initialize around a running loop; use :meth:`load`."""
         self._step_loop = step_loop
-        self._summary = summary
+        self._loaded = loaded
+        self._voices = voices
+        self._summary = loaded.summary
         self._slots = slots
         self._closed = False
 
@@ -57,6 +61,7 @@ class Engine(DuplexBackend):
         device: str | None = None,
         gather_ms: float | None = None,
         cpu_threads: int | None = None,
+        voices: str | Path | None = None,
     ) -> "Engine":
         """Load a checkpoint, without holding up the asyncio loop.
 
@@ -76,8 +81,12 @@ class Engine(DuplexBackend):
                 on a busy one they wait for each other: up to 40 times as long was measured. None
                 is 1. torch hands this number on to threads that the process starts later.
 
+            voices: A folder of recordings that :attr:`SessionConfig.voice_prompt` may name, by the
+                name of the file without its ending.
+
         Raises:
             CheckpointError: The checkpoint cannot be found or loaded.
+            DuplexError: There is no such folder of voices.
             MissingExtra: The checkpoint needs torch, which is not installed.
             ValueError: ``slots`` or ``cpu_threads`` is not positive, ``gather_ms`` is negative, or
                 ONNX Runtime is asked for another device than the CPU.
@@ -91,6 +100,7 @@ class Engine(DuplexBackend):
 
         if runtime == "onnx" and device not in (None, "cpu"):
             raise ValueError(f"ONNX Runtime runs on the CPU here, not on {device!r}")
+        found = find_voices(Path(voices) if voices is not None else None)
 
         def load_model() -> StepModel:
             if (runtime or _choose_runtime(checkpoint, device)) == "onnx":
@@ -101,18 +111,19 @@ class Engine(DuplexBackend):
 
             return load_model(checkpoint, slots, device, cpu_threads or 1)
 
-        step_loop = StepLoop(load_model, slots, gather_ms / 1000)
+        step_loop = StepLoop(load_model, slots, gather_ms / 1000, found)
         try:
-            summary = await asyncio.wrap_future(step_loop.start())
+            loaded = await asyncio.wrap_future(step_loop.start())
         except asyncio.CancelledError:
             step_loop.stop("loading was cancelled")  # the thread is still at it
             raise
+        summary = loaded.summary
         logger.info(
             f"Engine loaded: {summary.name} ({summary.lm_parameters / 1e6:.0f} M parameters"
             f"{'' if summary.trained else ', random weights'}) on {summary.device} in "
             f"{summary.dtype} by {summary.runtime}, slots: {slots}"
         )
-        return cls(step_loop, summary, slots)
+        return cls(step_loop, loaded, slots, found)
 
     @property
     def summary(self) -> CheckpointSummary:
@@ -152,8 +163,13 @@ class Engine(DuplexBackend):
         self._check_running()
         sampling = config.sampling(self._summary.sampling)
         config = config.model_copy(update=sampling._asdict())
+        if config.voice_prompt:
+            known_voice(config.voice_prompt, self._voices)
         session = EngineSession(
-            config, wake_engine=self._step_loop.wake, leave_slot=self._leave_slot
+            config,
+            self._loaded,
+            wake_engine=self._step_loop.wake,
+            leave_slot=self._leave_slot,
         )
         if not self._step_loop.take_seat(session):
             self._check_running()
@@ -162,6 +178,12 @@ class Engine(DuplexBackend):
                 if self._slots > 1
                 else "the engine's only slot is taken"
             )
+        if config.text_prompt or config.voice_prompt:
+            try:
+                await session.prepare()
+            except BaseException:
+                await session.close()
+                raise
         logger.debug(f"Session {session.id} opened, seed {session.config.seed}")
         return session
 

@@ -4,16 +4,19 @@ import asyncio
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
+from pathlib import Path
 
 from loguru import logger
 
-from pipecat_duplex.engine.checkpoint import CheckpointSummary
-from pipecat_duplex.engine.model import StepModel
-from pipecat_duplex.engine.session import EngineSession, Frame
+from pipecat_duplex.conversation.pcm import level_db
+from pipecat_duplex.engine.model import ChooseWord, StepModel
+from pipecat_duplex.engine.persona import Casting
+from pipecat_duplex.engine.prefix import Prefix
+from pipecat_duplex.engine.session import EngineSession, Frame, Loaded, Preparation
 from pipecat_duplex.engine.stats import StepRecorder
-from pipecat_duplex.session import Step, StepTiming
+from pipecat_duplex.session import DuplexError, Step, StepTiming
 
 MAX_FAILURES = 3
 """Failed steps in a row after which the engine gives up."""
@@ -21,8 +24,8 @@ MAX_FAILURES = 3
 Batch = dict[int, tuple[EngineSession, Frame]]
 """Who takes part in a step, by slot."""
 
-Mail = tuple[EngineSession, Step | str]
-"""A step for a session, or the reason why it ends."""
+Mail = tuple[EngineSession, Step | str | Preparation]
+"""A step for a session, the reason why it ends, or that its slot has been prepared."""
 
 
 class StepLoop:
@@ -32,14 +35,22 @@ class StepLoop:
     What both sides touch (seats, stopping, the failure) is guarded by one condition.
     """
 
-    def __init__(self, load_model: Callable[[], StepModel], slots: int, gather_secs: float):
+    def __init__(
+        self,
+        load_model: Callable[[], StepModel],
+        slots: int,
+        gather_secs: float,
+        voices: Mapping[str, Path] | None = None,
+    ):
         """Initialize; ``start`` begins.
 
         Args:
             load_model: Loads the model, called in the thread.
             slots: Number of seats.
             gather_secs: How long a step waits for neighbours that have no frame yet.
+            voices: Files of voices that personas may have, by key.
         """
+        self._voices = voices or {}
         self.recorder = StepRecorder()
         self.failure: str | None = None
         self._load_model = load_model
@@ -47,13 +58,14 @@ class StepLoop:
         self._condition = threading.Condition()
         self._seats: list[EngineSession | None] = [None] * slots
         self._stopping = False
-        self._loaded: Future[CheckpointSummary] = Future()
+        self._loaded: Future[Loaded] = Future()
         self._thread = threading.Thread(target=self._run, name="duplex-engine", daemon=True)
         # The rest belongs to the thread.
         self._seated: list[EngineSession | None] = [None] * slots
+        self._preparing: dict[int, tuple[EngineSession, Preparation, Iterator[None]]] = {}
         self._failures_in_a_row = 0
 
-    def start(self) -> Future[CheckpointSummary]:
+    def start(self) -> Future[Loaded]:
         """Start the thread; the future tells what was loaded, once steps can begin."""
         self._thread.start()
         return self._loaded
@@ -109,10 +121,12 @@ class StepLoop:
             except Exception as error:
                 self._loaded.set_exception(error)
                 return
-            self._loaded.set_result(model.summary)
+            self._loaded.set_result(Loaded(model.summary, model.vocabulary))
+            casting = Casting(model.vocabulary, self._voices)
             try:
                 while (batch := self._gather()) is not None:
                     self._step(model, batch)
+                    self._prepare(model, casting)
             except Exception as error:
                 logger.exception("The engine's loop failed")
                 self._give_up(f"the engine failed: {_describe(error)}")
@@ -120,8 +134,10 @@ class StepLoop:
     def _gather(self) -> Batch | None:
         """Wait for frames and take one from each session that has one; None is the end."""
         with self._condition:
-            self._condition.wait_for(lambda: self._is_over() or self._has_frame(any))
-            if self._gather_secs:
+            self._condition.wait_for(
+                lambda: self._is_over() or self._has_preparation() or self._has_frame(any)
+            )
+            if self._gather_secs and not self._has_preparation():
                 self._condition.wait_for(
                     lambda: self._is_over() or self._has_frame(all), timeout=self._gather_secs
                 )
@@ -132,7 +148,7 @@ class StepLoop:
         for slot, session in enumerate(seats):
             # A session that ends at this moment clears its frames, at no cost to the others.
             try:
-                if session is not None:
+                if session is not None and not session.is_preparing:
                     batch[slot] = (session, session.waiting.popleft())
             except IndexError:
                 pass
@@ -144,7 +160,10 @@ class StepLoop:
         started = time.perf_counter()
         try:
             self._follow_seats(model, batch)
-            outputs = model.step({slot: frame.pcm for slot, (_, frame) in batch.items()})
+            # What is chosen in this step is given out in the next.
+            spoken = {s: session.speaker.take_spoken() for s, (session, _) in batch.items()}
+            frames = {slot: frame.pcm for slot, (_, frame) in batch.items()}
+            outputs = model.step(frames, _word_chooser(batch))
         except Exception as error:
             logger.opt(exception=error).error("A step of the engine failed")
             self._recover(model, error)
@@ -154,11 +173,68 @@ class StepLoop:
         self.recorder.add_step(compute_secs, len(batch))
         mail: list[Mail] = []
         for slot, (session, frame) in batch.items():
-            token = outputs[slot].text_token
-            piece = model.pieces[token] if token < len(model.pieces) else None
-            timing = StepTiming(started - frame.sent_at_secs, compute_secs)
-            mail.append((session, Step(frame.step_index, outputs[slot].pcm, token, piece, timing)))
+            output = outputs[slot]
+            token = output.text_token
+            session.speaker.observe(token, level_db(output.pcm), level_db(frame.pcm))
+            step = Step(
+                frame.step_index,
+                output.pcm,
+                token,
+                model.vocabulary.piece(token),
+                StepTiming(started - frame.sent_at_secs, compute_secs),
+                *spoken[slot],
+                None if output.is_silence else output.tokens,
+            )
+            mail.append((session, step))
         self._post(mail)
+
+    def _prepare(self, model: StepModel, casting: Casting) -> None:
+        """Do a part of what is to be done in slots before their first step, and let others step."""
+        with self._condition:
+            waiting = {s: each for s, each in enumerate(self._seats) if each and each.is_preparing}
+        self._preparing = {
+            slot: item for slot, item in self._preparing.items() if waiting.get(slot) is item[0]
+        }
+        for slot, session in waiting.items():
+            preparation = session.preparation
+            if slot not in self._preparing and preparation is not None:
+                self._preparing[slot] = (
+                    session,
+                    preparation,
+                    self._prepare_slot(model, casting, slot, session, preparation),
+                )
+        if not self._preparing:
+            return
+        slot, (session, preparation, parts) = next(iter(self._preparing.items()))
+        try:
+            next(parts)
+            return
+        except StopIteration:
+            pass
+        except DuplexError as error:
+            preparation.error = error
+        except Exception as error:
+            logger.opt(exception=error).error(f"Session {session.id} could not be prepared")
+            preparation.error = DuplexError(f"the slot cannot be prepared: {_describe(error)}")
+        preparation.finished = True
+        del self._preparing[slot]
+        self._post([(session, preparation)])
+
+    def _prepare_slot(
+        self,
+        model: StepModel,
+        casting: Casting,
+        slot: int,
+        session: EngineSession,
+        preparation: Preparation,
+    ) -> Iterator[None]:
+        """Write into a slot what its conversation begins with, a part at a time."""
+        persona = casting.frames(session.config, model.encode)
+        prefix = Prefix.make(persona, preparation.history)
+        model.join(slot, session.config)
+        self._seated[slot] = session
+        if prefix is not None:
+            yield from model.prefill(slot, prefix)
 
     def _follow_seats(self, model: StepModel, batch: Batch) -> None:
         """Let the model know who sits where; a conversation joins with its first frame."""
@@ -196,6 +272,7 @@ class StepLoop:
         with self._condition:
             sessions = self._clear_seats()
         self._seated = [None] * len(self._seats)
+        self._preparing.clear()
         self._post([(session, reason) for session in sessions])
 
     def _post(self, mail: list[Mail]) -> None:
@@ -219,13 +296,27 @@ class StepLoop:
         return self._stopping or self.failure is not None
 
     def _has_frame(self, quantify: Callable[..., bool]) -> bool:
-        return quantify(bool(s.waiting) for s in self._seats if s is not None)
+        ready = (s for s in self._seats if s is not None and not s.is_preparing)
+        return quantify(bool(session.waiting) for session in ready)
+
+    def _has_preparation(self) -> bool:
+        return any(s is not None and s.is_preparing for s in self._seats)
+
+
+def _word_chooser(batch: Batch) -> ChooseWord | None:
+    """Return who chooses the words of a step; None while nobody has words to be said."""
+    speakers = {slot: session.speaker for slot, (session, _) in batch.items()}
+    if not any(speaker.is_active for speaker in speakers.values()):
+        return None
+    return lambda slot, sampled: speakers[slot].choose(sampled)
 
 
 def _hand_out(mail: list[Mail]) -> None:
     for session, item in mail:
         if isinstance(item, str):
             session.end(item)
+        elif isinstance(item, Preparation):
+            session.finish_preparation(item)
         else:
             session.deliver(item)
 

@@ -1,6 +1,6 @@
 """What the engine asks of a model, whatever runs it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -8,6 +8,8 @@ from typing import Protocol
 import numpy as np
 
 from pipecat_duplex.engine.checkpoint import CheckpointSummary
+from pipecat_duplex.engine.prefix import Prefix
+from pipecat_duplex.engine.vocabulary import Vocabulary
 from pipecat_duplex.session import STEP_SAMPLES, TEXT_PADDING, SessionConfig
 
 UNGENERATED = -2
@@ -35,6 +37,11 @@ class SlotOutput:
         """Monologue token of the step."""
         return int(self.tokens[0])
 
+    @property
+    def is_silence(self) -> bool:
+        """Whether the acoustic delay had not passed yet."""
+        return int(self.tokens[1]) == UNGENERATED
+
     @classmethod
     def silence(cls, user_codes: np.ndarray) -> "SlotOutput":
         """Return what a conversation's first step gives, before the acoustic delay has passed.
@@ -57,7 +64,7 @@ class StepModel(Protocol):
 
     slots: int
     summary: CheckpointSummary
-    pieces: Sequence[str | None]
+    vocabulary: Vocabulary
 
     def running(self) -> AbstractContextManager[None]:
         """Prepare the calling thread; all else is called within. Leaving it frees memory."""
@@ -69,6 +76,29 @@ class StepModel(Protocol):
         Args:
             slot: From 0 to ``slots - 1``.
             config: Sampling settings and seed; limits are not the model's business.
+        """
+        ...
+
+    def encode(self, audio: np.ndarray) -> np.ndarray:
+        """Encode audio by itself, in no slot.
+
+        Args:
+            audio: Float32, shape ``(steps, STEP_SAMPLES)``, 24 kHz.
+
+        Returns:
+            Codes, int, shape ``(codebooks, steps)``.
+        """
+        ...
+
+    def prefill(self, slot: int, prefix: Prefix) -> Iterator[None]:
+        """Let a conversation that has just joined go on from what is known of it.
+
+        The frames are written in parallel, a part at each ``next``; other slots may be stepped in
+        between. The next token is then sampled from them, and the first step is the one after.
+
+        Args:
+            slot: The slot, after ``join`` and before its first step.
+            prefix: What is known, at least two frames.
         """
         ...
 

@@ -6,19 +6,38 @@ import secrets
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
+from pipecat_duplex.engine.checkpoint import CheckpointSummary
+from pipecat_duplex.engine.speech import MAX_WAITING, Speaker, Utterance
+from pipecat_duplex.engine.vocabulary import Vocabulary
+from pipecat_duplex.history import History, Memory
 from pipecat_duplex.inbox import MAX_PENDING_STEPS, StepInbox
 from pipecat_duplex.session import (
     STEP_SECS,
+    CannotSay,
+    DuplexError,
     DuplexSession,
     SessionConfig,
     SessionEnded,
     Step,
     check_step_audio,
 )
+
+
+class Loaded(NamedTuple):
+    """What is known of the model outside of its thread.
+
+    Parameters:
+        summary: What was loaded.
+        vocabulary: What its monologue is made of.
+    """
+
+    summary: CheckpointSummary
+    vocabulary: Vocabulary
 
 
 class Frame(NamedTuple):
@@ -29,16 +48,35 @@ class Frame(NamedTuple):
     sent_at_secs: float
 
 
+@dataclass
+class Preparation:
+    """What is to be done in a session's slot before its first step.
+
+    Parameters:
+        history: What was said elsewhere, if anything was.
+        done: Resolved on the session's asyncio loop.
+        error: Why it could not be done.
+        finished: Set by the engine's thread.
+    """
+
+    history: History | None
+    done: asyncio.Future[None]
+    error: Exception | None = None
+    finished: bool = False
+
+
 class EngineSession(DuplexSession):
     """A conversation in one slot of an engine.
 
     Belongs to the asyncio loop in which it was opened: call its methods there. The engine's thread
-    only takes frames out of ``waiting`` and posts steps back to that loop.
+    only takes frames out of ``waiting``, asks ``speaker`` for words, and posts steps back to that
+    loop.
     """
 
     def __init__(
         self,
         config: SessionConfig,
+        loaded: Loaded,
         *,
         wake_engine: Callable[[], None],
         leave_slot: Callable[["EngineSession"], None],
@@ -47,6 +85,7 @@ class EngineSession(DuplexSession):
 
         Args:
             config: What the conversation asks of the model. Without a seed, one is drawn.
+            loaded: The model that it is held with.
             wake_engine: Called after a frame was put into ``waiting``.
             leave_slot: Called once, when the session is over.
         """
@@ -55,6 +94,10 @@ class EngineSession(DuplexSession):
         self.config = config
         self.loop = asyncio.get_running_loop()
         self.waiting: deque[Frame] = deque()
+        self.speaker = Speaker()
+        self.preparation: Preparation | None = None
+        self._loaded = loaded
+        self._utterances = 0
         self._id = secrets.token_hex(4)
         self._wake_engine = wake_engine
         self._leave_slot = leave_slot
@@ -66,6 +109,18 @@ class EngineSession(DuplexSession):
     def id(self) -> str:
         """A name for logs and error messages."""
         return self._id
+
+    @property
+    def is_preparing(self) -> bool:
+        """Whether the engine has still to prepare the slot before the first step."""
+        preparation = self.preparation
+        return preparation is not None and not preparation.finished
+
+    @property
+    def memory(self) -> Memory:
+        """What a history of this session is of use to."""
+        summary = self._loaded.summary
+        return Memory(summary.fingerprint, summary.context_steps)
 
     @property
     def secs_left(self) -> float | None:
@@ -113,6 +168,60 @@ class EngineSession(DuplexSession):
         """
         return self._inbox.steps()
 
+    async def prepare(self, history: History | None = None) -> None:
+        """Let the model take up the session's persona, and what was said elsewhere.
+
+        Args:
+            history: What was said elsewhere.
+
+        Raises:
+            InvalidHistory: The model cannot go on with it.
+            DuplexError: The session has begun already, or the persona cannot be had.
+            SessionEnded: The session is over.
+        """
+        self._inbox.check_open()
+        if self._sent or self.preparation is not None:
+            raise DuplexError("a history is taken up before the first step, and once")
+        if history is not None:
+            summary = self._loaded.summary
+            history.check(summary.fingerprint, summary.text_tokens, summary.audio_tokens)
+        done = self.loop.create_future()
+        self.preparation = Preparation(history, done)
+        self._wake_engine()
+        await done
+
+    async def restore(self, history: History) -> None:
+        """Go on with a conversation; see :class:`~pipecat_duplex.session.DuplexSession`."""
+        await self.prepare(history)
+
+    def finish_preparation(self, preparation: Preparation) -> None:
+        """Take note that the engine has prepared the slot, or could not."""
+        if preparation is not self.preparation:
+            return
+        self.preparation = None
+        if preparation.done.done():  # whoever waited for it was cancelled
+            return
+        if preparation.error is None:
+            preparation.done.set_result(None)
+            self._wake_engine()
+        else:
+            preparation.done.set_exception(preparation.error)
+
+    async def say(self, text: str, *, cut_in: bool = False) -> int:
+        """Let the agent speak these words; see :class:`~pipecat_duplex.session.DuplexSession`."""
+        self._inbox.check_open()
+        words = self._loaded.vocabulary.spell(text)
+        if self.speaker.waiting >= MAX_WAITING and not cut_in:
+            raise CannotSay(f"{MAX_WAITING} utterances are waiting already")
+        self._utterances += 1
+        self.speaker.say(Utterance(self._utterances, words), cut_in=cut_in)
+        return self._utterances
+
+    async def hush(self) -> None:
+        """Drop what :meth:`say` has not spoken yet."""
+        self._inbox.check_open()
+        self.speaker.hush()
+
     async def close(self) -> None:
         """Leave the conversation and free its slot. May be called any number of times."""
         if self._inbox.close():
@@ -130,6 +239,9 @@ class EngineSession(DuplexSession):
             self._leave()
 
     def _leave(self) -> None:
+        if self.preparation is not None:
+            self.preparation.error = SessionEnded(self._id, "it ended before it began")
+            self.finish_preparation(self.preparation)
         self._leave_slot(self)
         self.waiting.clear()
 

@@ -4,5 +4,6 @@ Needs neither torch nor moshi.
 """
 
 from pipecat_duplex.remote.backend import RemoteBackend
+from pipecat_duplex.remote.fleet import RemoteFleet
 
-__all__ = ["RemoteBackend"]
+__all__ = ["RemoteBackend", "RemoteFleet"]

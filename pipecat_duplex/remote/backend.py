@@ -18,6 +18,7 @@ from websockets.exceptions import (
 
 from pipecat_duplex import wire
 from pipecat_duplex.opus import has_opus
+from pipecat_duplex.remote.notes import ServerNotes
 from pipecat_duplex.remote.session import RemoteLimits, RemoteSession
 from pipecat_duplex.session import (
     AtCapacity,
@@ -72,6 +73,7 @@ class RemoteBackend(DuplexBackend):
         handshake_secs: float | None = None,
         attempts: int = 3,
         limits: RemoteLimits | None = None,
+        moves: bool = False,
     ):
         """Initialize; nothing is connected yet.
 
@@ -90,6 +92,8 @@ class RemoteBackend(DuplexBackend):
                 60 with prompts, which it has to read first.
             attempts: Connections that are tried, with growing pauses, if one fails.
             limits: When a server counts as dead.
+            moves: Whether sessions would rather go elsewhere at once than stay on a server that
+                shuts down.
 
         Raises:
             DuplexError: The URL cannot be used.
@@ -107,6 +111,7 @@ class RemoteBackend(DuplexBackend):
         self._handshake_secs = handshake_secs
         self._attempts = attempts
         self._limits = limits or RemoteLimits()
+        self._moves = moves
         self._sessions: set[RemoteSession] = set()
         self._closed = False
 
@@ -148,7 +153,7 @@ class RemoteBackend(DuplexBackend):
 
     def _session_url(self, config: SessionConfig) -> str:
         parts = urlsplit(self._url)
-        query = wire.build_query(config, self._audio_format) | self._prompts
+        query = wire.build_query(config, self._audio_format, moves=self._moves) | self._prompts
         query |= dict(parse_qsl(parts.query, keep_blank_values=True))
         return urlunsplit(parts._replace(query=urlencode(query)))
 
@@ -230,10 +235,10 @@ class RemoteBackend(DuplexBackend):
     def _make_session(
         self, connection: ClientConnection, handshake: wire.Handshake, metadata: dict
     ) -> RemoteSession:
+        about = ServerNotes.read(metadata)
         told = wire.Metadata(metadata)
-        ours = told.ours
         audio_format: wire.AudioFormat = "opus"
-        if self._audio_format == "pcm" and ours.get("format") == "pcm":
+        if self._audio_format == "pcm" and about is not None and about.audio_format == "pcm":
             audio_format = "pcm"
         elif not has_opus():
             raise MissingExtra(
@@ -247,8 +252,8 @@ class RemoteBackend(DuplexBackend):
             lead_steps=RUST_LEAD_STEPS if is_rust else LEAD_STEPS,
             strips_first_space=is_rust,
             limits=self._limits,
+            about=about,
             max_secs=RUST_MAX_SECS if is_rust else told.max_secs,
-            remote_id=str(ours.get("session", "")),
         )
 
     def _closed_early(self, error: ConnectionClosed) -> DuplexError:

@@ -12,14 +12,19 @@ from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
 from pipecat_duplex import wire
+from pipecat_duplex.history import History, Memory
 from pipecat_duplex.inbox import MAX_PENDING_STEPS, StepInbox
 from pipecat_duplex.opus import OpusDecoder, OpusEncoder
+from pipecat_duplex.remote.notes import ServerNotes
 from pipecat_duplex.remote.pairing import Pairing
+from pipecat_duplex.remote.speech import RemoteSpeech
 from pipecat_duplex.remote.words import PieceQueue
 from pipecat_duplex.session import (
     STEP_SAMPLES,
     STEP_SECS,
     TEXT_PADDING,
+    CannotSay,
+    DuplexError,
     DuplexSession,
     InvalidAudio,
     Step,
@@ -29,6 +34,10 @@ from pipecat_duplex.session import (
 
 UNKNOWN_TOKEN = -1
 """Text token of a step with a word whose server sends text only."""
+
+
+INTRODUCTION_SECS = 1.0
+"""How long after the handshake a server of ours takes at most to say what it is."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +72,8 @@ class RemoteSession(DuplexSession):
         lead_steps: int,
         strips_first_space: bool,
         limits: RemoteLimits,
+        about: ServerNotes | None = None,
         max_secs: float | None = None,
-        remote_id: str = "",
     ):
         """Initialize around a connection whose server is ready.
 
@@ -75,14 +84,14 @@ class RemoteSession(DuplexSession):
             lead_steps: Frames at the beginning that an Opus stream leaves without audio.
             strips_first_space: Whether the server leaves out the space of the first word.
             limits: When the server counts as dead.
+            about: What the server has said of itself so far.
             max_secs: The server ends the session after this much audio.
-            remote_id: Name that the server gave the session.
         """
         self._connection = connection
         self._host = host
         self._audio_format: wire.AudioFormat = audio_format
         self._limits = limits
-        self._id = f"remote-{remote_id or secrets.token_hex(4)}"
+        self._id = f"remote-{(about and about.session) or secrets.token_hex(4)}"
         self._pairing = Pairing(0 if audio_format == "pcm" else lead_steps)
         self._pieces = PieceQueue(strips_first=strips_first_space)
         self._encoder = OpusEncoder() if audio_format == "opus" else None
@@ -92,6 +101,12 @@ class RemoteSession(DuplexSession):
         self._max_secs = max_secs
         self._hangs_up_secs: float | None = None
         self._sent = 0
+        self._failed = False
+        self._about = about or ServerNotes()
+        self._introduction = asyncio.Event()
+        if about is not None:
+            self._introduction.set()
+        self._speech = RemoteSpeech(self._id)
         self._alive_secs = self._answered_secs = time.monotonic()
         self._out: asyncio.Queue[bytes] = asyncio.Queue()
         self._tasks = [
@@ -104,6 +119,11 @@ class RemoteSession(DuplexSession):
     def id(self) -> str:
         """A name for logs and error messages."""
         return self._id
+
+    @property
+    def memory(self) -> Memory | None:
+        """What a history of this session is of use to; ``None`` with servers of others."""
+        return self._about.memory
 
     @property
     def secs_left(self) -> float | None:
@@ -124,6 +144,11 @@ class RemoteSession(DuplexSession):
     def ended(self) -> bool:
         """Whether it is over, for whatever reason."""
         return self._inbox.is_over
+
+    @property
+    def failed(self) -> bool:
+        """Whether it ended without having been closed."""
+        return self._failed
 
     def send(self, pcm: np.ndarray) -> int:
         """Send the server the next step of the user's audio. Never waits for it.
@@ -160,9 +185,49 @@ class RemoteSession(DuplexSession):
         """
         return self._inbox.steps()
 
+    async def say(self, text: str, *, cut_in: bool = False) -> int:
+        """Let the agent speak these words; see :class:`~pipecat_duplex.session.DuplexSession`."""
+        await self._check_can_say()
+        request, answer = self._speech.ask()
+        self._out.put_nowait(wire.encode_say(wire.Say(request, text, cut_in)))
+        return await answer
+
+    async def hush(self) -> None:
+        """Drop what :meth:`say` has not spoken yet."""
+        await self._check_can_say()
+        self._out.put_nowait(wire.encode_say(wire.Say(0, None)))
+
+    async def restore(self, history: History) -> None:
+        """Go on with a conversation; see :class:`~pipecat_duplex.session.DuplexSession`."""
+        self._inbox.check_open()
+        if wire.RESTORE not in self._about.features:
+            raise DuplexError(f"{self._host} cannot go on with a conversation held elsewhere")
+        answer = self._speech.ask_to_restore()
+        for message in wire.encode_history(history.to_bytes()):
+            self._out.put_nowait(message)
+        await answer
+
+    async def _check_can_say(self) -> None:
+        self._inbox.check_open()
+        await self._introduced()
+        if wire.SAY not in self._about.features:
+            raise CannotSay(
+                f"{self._host} cannot let its agent say given words: only pipecat-duplex's server "
+                "knows how"
+            )
+
+    async def _introduced(self) -> None:
+        """Wait until the server has said what it is: in Opus it does so after its handshake."""
+        try:
+            await asyncio.wait_for(self._introduction.wait(), INTRODUCTION_SECS)
+        except TimeoutError:
+            self._introduction.set()  # It never will: no server of ours.
+        self._inbox.check_open()
+
     async def close(self) -> None:
         """Hang up. May be called any number of times."""
         self._inbox.close()
+        self._speech.end("it was closed")
         self._hang_up()
         assert self._goodbye is not None
         await asyncio.shield(self._goodbye)
@@ -198,6 +263,16 @@ class RemoteSession(DuplexSession):
                 self._take_audio(message.data)
             elif isinstance(message, wire.AgentStep):
                 self._take_step(message.step)
+            elif isinstance(message, wire.SpeechNote):
+                self._speech.note(message)
+            elif isinstance(message, wire.SayAnswer):
+                self._speech.take_answer(message)
+            elif isinstance(message, wire.Tokens):
+                self._speech.note_tokens(message)
+            elif isinstance(message, wire.HistoryPiece):
+                self._speech.take_restored(message)
+            elif isinstance(message, wire.Metadata):
+                self._take_metadata(message)
             elif isinstance(message, wire.Text):
                 self._pieces.put(message.text)
             elif isinstance(message, wire.Metadata):
@@ -230,6 +305,10 @@ class RemoteSession(DuplexSession):
     #
 
     def _take_metadata(self, message: wire.Metadata) -> None:
+        about = ServerNotes.read(message.fields)
+        if about is not None and not self._introduction.is_set():
+            self._about = about
+            self._introduction.set()
         # With Opus, what could not come before the handshake.
         if message.max_secs is not None:
             self._max_secs = message.max_secs
@@ -276,7 +355,7 @@ class RemoteSession(DuplexSession):
         self._deliver(Step(index, pcm, token, piece, StepTiming(under_way_secs, 0.0)))
 
     def _deliver(self, step: Step) -> None:
-        self._inbox.put(step)
+        self._inbox.put(self._speech.annotate(step))
 
     #
     # the end
@@ -284,6 +363,8 @@ class RemoteSession(DuplexSession):
 
     def _end(self, reason: str) -> None:
         if self._inbox.end(reason):
+            self._failed = True
+            self._speech.end(reason)
             logger.debug(f"Session {self._id} ended: {reason}")
             self._hang_up()
 

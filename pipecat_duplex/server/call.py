@@ -11,6 +11,7 @@ from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
 from loguru import logger
 
 from pipecat_duplex import wire
+from pipecat_duplex.history import History
 from pipecat_duplex.opus import OpusDecoder, OpusEncoder
 from pipecat_duplex.server.limit import RateLimit
 from pipecat_duplex.server.metrics import Metrics
@@ -19,6 +20,8 @@ from pipecat_duplex.session import (
     SAMPLE_RATE_HZ,
     STEP_SAMPLES,
     STEP_SECS,
+    CannotSay,
+    DuplexError,
     DuplexSession,
     InvalidAudio,
     SessionEnded,
@@ -36,6 +39,9 @@ RECEIVE_BUFFER_BYTES = 32 * 1024
 
 FLOOD_CLOSE_SECS = 0.05
 """How long the goodbye to somebody may take whose messages come too fast to be read to the end."""
+
+MAX_HISTORY_BYTES = 2 * 1024 * 1024
+"""Longest history that a caller may send."""
 
 BURST_SECS = 4.0
 """Messages and bytes are counted over about this time."""
@@ -158,8 +164,15 @@ class Call:
         self._encoder = OpusEncoder() if self._uses_opus else None
         self._pending = np.zeros(0, np.float32)
         self._delays = CallDelays()
+        self._requests: asyncio.Queue[wire.Say | bytes] = asyncio.Queue()
+        self._history = bytearray()
         self._greeted = False
         self._ends_at_secs: float | None = None
+
+    @property
+    def moves(self) -> bool:
+        """Whether the caller would rather go elsewhere at once than stay while we shut down."""
+        return self._asked.moves
 
     @property
     def lag_secs(self) -> float:
@@ -194,7 +207,13 @@ class Call:
         self._shorten_buffers()
         pumps = [
             asyncio.ensure_future(pump)
-            for pump in (self._receive(), self._send(), self._watch(), self._stopped)
+            for pump in (
+                self._receive(),
+                self._send(),
+                self._watch(),
+                self._answer_requests(),
+                self._stopped,
+            )
         ]
         try:
             await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
@@ -238,6 +257,10 @@ class Call:
                 self._take_opus(message.data)
             elif isinstance(message, wire.Pcm):
                 self._take_pcm(message.pcm)
+            elif isinstance(message, wire.Say):
+                self._requests.put_nowait(message)
+            elif isinstance(message, wire.HistoryPiece):
+                self._take_history(message.data)
         except (wire.WireError, InvalidAudio) as e:
             return Ending("protocol", WSCloseCode.INVALID_TEXT, str(e))
         except SessionEnded:
@@ -269,6 +292,55 @@ class Call:
             raise wire.WireError("raw audio, which was not agreed on: ask for format=pcm")
         self._count_audio(len(pcm))
         self._session.send(pcm)
+
+    def _take_history(self, piece: bytes) -> None:
+        if piece:
+            self._history += piece
+            if len(self._history) > MAX_HISTORY_BYTES:
+                raise wire.WireError(f"a history of more than {MAX_HISTORY_BYTES} bytes")
+        else:
+            self._requests.put_nowait(bytes(self._history))
+            self._history.clear()
+
+    async def _answer_requests(self) -> Ending:
+        """Pass on what the caller asks of the session, in its order."""
+        while True:
+            request = await self._requests.get()
+            try:
+                if isinstance(request, bytes):
+                    answer = await self._restore(request)
+                else:
+                    answer = await self._say(request)
+            except SessionEnded:
+                continue  # The reason comes after the steps that are still on their way.
+            self._audio_at_secs = time.monotonic()
+            try:
+                if answer is not None:
+                    await self._send_message(answer)
+            except TimeoutError:
+                return DEAF
+            except ConnectionError:
+                return CLIENT_LOST
+
+    async def _say(self, say: wire.Say) -> bytes | None:
+        if say.text is None:
+            await self._session.hush()
+            return None
+        try:
+            utterance_id = await self._session.say(say.text, cut_in=say.cut_in)
+        except CannotSay as e:
+            return wire.encode_say_answer(wire.SayAnswer(say.request, error=str(e)))
+        return wire.encode_say_answer(wire.SayAnswer(say.request, utterance_id))
+
+    async def _restore(self, data: bytes) -> bytes:
+        try:
+            history = await asyncio.to_thread(History.from_bytes, data)
+            await self._session.restore(history)
+        except SessionEnded:
+            raise
+        except DuplexError as e:
+            return wire.encode_history_answer(str(e))
+        return wire.encode_history_answer()
 
     def _count_audio(self, samples: int) -> None:
         self._audio_at_secs = time.monotonic()
@@ -327,6 +399,10 @@ class Call:
     async def _send_step(self, step: Step) -> None:
         delay_secs = self._metrics.add_step(step.timing)
         self._delays.add(delay_secs)
+        tokens = wire.encode_tokens(step) if self._asked.tokens else None
+        for note in (wire.encode_speech_note(step), tokens):
+            if note is not None:
+                await self._send_message(note)
         if self._encoder is None:
             await self._send_message(wire.encode_step(step))
             return
@@ -359,12 +435,15 @@ class Call:
             "instance_name": "pipecat-duplex",
             "build_info": {},
         }
+        memory = self._session.memory
         ours = fields["pipecat_duplex"] = {
             "version": __version__,
             "session": self._session.id,
             "format": self._asked.audio_format,
             "max_secs": config.max_secs,
             "ignored": self._asked.ignored,
+            "features": [wire.SAY] if memory is None else [wire.SAY, wire.RESTORE],
+            "memory": asdict(memory) if memory is not None and self._asked.tokens else None,
         }
         if self._ends_at_secs is not None:
             ours["secs_left"] = round(max(0.0, self._ends_at_secs - time.monotonic()), 1)

@@ -14,7 +14,13 @@ from pipecat_duplex.server.access import has_key, is_allowed_origin
 from pipecat_duplex.server.call import Call, Ending, log_call
 from pipecat_duplex.server.metrics import CONTENT_TYPE, Metrics
 from pipecat_duplex.server.settings import ServerSettings
-from pipecat_duplex.session import AtCapacity, DuplexBackend, DuplexError, DuplexSession
+from pipecat_duplex.session import (
+    AtCapacity,
+    DuplexBackend,
+    DuplexError,
+    DuplexSession,
+    InvalidPrompt,
+)
 
 DRAINED = Ending(
     "drained", WSCloseCode.TRY_AGAIN_LATER, "the server is shutting down: please call again"
@@ -125,11 +131,16 @@ class DuplexServer:
     async def drain(self, timeout_secs: float) -> None:
         """Refuse new callers, tell those who are there, and wait until they have gone.
 
+        Those who said that they can go on elsewhere are sent away at once.
+
         Args:
             timeout_secs: Whoever is there after so long is sent away with close code 1013.
         """
         self._draining = True
         self._drain_secs = timeout_secs
+        for call in self._calls:
+            if call.moves:
+                call.stop(DRAINED)
         try:
             async with asyncio.timeout(timeout_secs):
                 await asyncio.gather(*(call.warn(timeout_secs) for call in self._calls))
@@ -246,6 +257,8 @@ class DuplexServer:
         """Take a slot before the upgrade, so that a full server can still say so in HTTP."""
         try:
             return await self._backend.open(asked.config)
+        except InvalidPrompt as e:
+            raise Refusal("parameters", 400, str(e)) from e
         except AtCapacity as e:
             after = {"Retry-After": str(self._settings.retry_secs)}
             raise Refusal("full", 503, str(e), after) from e

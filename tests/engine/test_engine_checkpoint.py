@@ -49,8 +49,10 @@ def test_trained_unless_it_says_otherwise(folder: Path) -> None:
 
 
 def test_pieces_are_none_for_padding_and_control(folder: Path) -> None:
-    pieces = load_checkpoint(folder).pieces
+    vocabulary = load_checkpoint(folder).vocabulary
+    pieces = [vocabulary.piece(token) for token in range(400)]
     assert pieces[:4] == [None] * 4
+    assert vocabulary.piece(-1) is vocabulary.piece(10**6) is None
     assert "<0xE2>" in pieces
     assert any(piece and len(piece) > 2 and piece.startswith("▁") for piece in pieces)
 

@@ -16,8 +16,10 @@ from pipecat_duplex.session import (
     STEP_SAMPLES,
     TEXT_PADDING,
     AtCapacity,
+    CannotSay,
     DuplexError,
     InvalidAudio,
+    Said,
     SessionConfig,
     SessionEnded,
 )
@@ -418,3 +420,37 @@ async def test_callers_beside_each_other_hear_their_own():
             texts = await asyncio.gather(*(call(number) for number in range(8)))
             assert texts == [(number, f"caller {number}") for number in range(8)]
             await wait_until(lambda: server.sessions_open == 0)
+
+
+async def test_words_are_said_and_their_end_is_told(audio_format):
+    async with serving(ScriptedBackend(Script(step_secs=0))) as server:
+        backend = RemoteBackend(chat_url(server), audio_format=audio_format)
+        session = await backend.open(CONFIG)
+        number = await session.say("four five")
+        assert await session.say("six") == number + 1
+        with pytest.raises(CannotSay, match="no words"):
+            await session.say("  ")
+        steps = await converse(session, [SILENCE] * 20)
+        assert text_of(steps) == "four five six"
+        assert [step.utterance_id for step in steps if step.text_piece] == [1, 1, 2]
+        said = [said for step in steps for said in step.said]
+        assert said == [Said(1, "four five", ""), Said(2, "six", "")]
+        await session.say("seven eight nine")
+        await session.hush()
+        await asyncio.sleep(0.05)
+        (said,) = [said for step in await converse(session, [SILENCE] * 4) for said in step.said]
+        assert said == Said(3, "", "seven eight nine")
+        await session.close()
+        with pytest.raises(SessionEnded):
+            await session.say("ten")
+
+
+async def test_a_server_that_dies_ends_what_waits_for_it():
+    async with scripted_server("hello") as (process, url):
+        session = await RemoteBackend(url).open(CONFIG)
+        process.signal(signal.SIGSTOP)
+        asking = asyncio.create_task(session.say("hello"))
+        await asyncio.sleep(0.1)
+        process.signal(signal.SIGKILL)
+        with pytest.raises(SessionEnded):
+            await asyncio.wait_for(asking, 5)

@@ -12,7 +12,13 @@ from pipecat_duplex.scripted import Script, ScriptedBackend
 def main() -> None:
     opening, *options = sys.argv[1:]
     values = dict(option.split("=", 1) for option in options)
-    backend = ScriptedBackend(Script(opening=opening, opening_step=2, step_secs=0.001), slots=4)
+    script = Script(
+        opening=opening,
+        opening_step=2,
+        step_secs=0.001,
+        remembers=values.get("remembers") == "yes",
+    )
+    backend = ScriptedBackend(script, slots=4)
     run_serve(
         ServeOptions(
             slots=4,

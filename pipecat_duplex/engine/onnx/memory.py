@@ -96,8 +96,8 @@ class History:
         """
         self.max_delay = max(delays)
         self.offsets = np.zeros(slots, np.int64)
-        self._delays = np.array(delays)
-        self._initial = initial
+        self.delays = np.array(delays)
+        self.initial = initial
         self._streams = np.arange(len(delays))
         self._length = self.max_delay + 2
         self._tokens = np.zeros((slots, len(delays), self._length), np.int64)
@@ -105,7 +105,7 @@ class History:
     def hear(self, slots: np.ndarray, codes: np.ndarray) -> None:
         """Take the user's codes of a step, shape ``(m, codebooks)``."""
         streams = self._streams[-codes.shape[1] :]
-        self._put(slots, streams, self._delays[streams], codes)
+        self._put(slots, streams, self.delays[streams], codes)
 
     def say(self, slots: np.ndarray, tokens: np.ndarray) -> None:
         """Take the agent's tokens of a step, shape ``(m, 1 + codebooks)``; time goes on by one."""
@@ -117,12 +117,12 @@ class History:
         """What the language model is given in this step, shape ``(m, streams)``."""
         offsets = self.offsets[slots][:, None]
         tokens = self._tokens[slots[:, None], self._streams, offsets % self._length]
-        return np.where(offsets <= self._delays, self._initial, tokens)
+        return np.where(offsets <= self.delays, self.initial, tokens)
 
     def spoken(self, slots: np.ndarray, streams: int) -> np.ndarray:
         """The agent's last whole step, shape ``(m, streams)``: its streams brought together."""
         chosen = self._streams[:streams]
-        places = self.offsets[slots][:, None] - self.max_delay + self._delays[chosen]
+        places = self.offsets[slots][:, None] - self.max_delay + self.delays[chosen]
         return self._tokens[slots[:, None], chosen, places % self._length]
 
     def _put(

@@ -15,9 +15,14 @@ from pipecat_duplex.engine.onnx.checkpoint import count_parameters, open_graphs
 from pipecat_duplex.engine.onnx.graph import Graph
 from pipecat_duplex.engine.onnx.memory import CodecMemory, History, Ring
 from pipecat_duplex.engine.onnx.sampling import Sampler
+from pipecat_duplex.engine.prefix import Prefix
+from pipecat_duplex.engine.vocabulary import Vocabulary
 from pipecat_duplex.session import STEP_SAMPLES, SessionConfig
 
 WARM_UP_STEPS = 3
+
+PREFILL_STEPS = 8
+"""Known steps that are taken at once; neighbours wait so long."""
 
 MIN_ROWS_PER_THREAD = 4
 """Fewer conversations than this are not worth another thread's wake-up."""
@@ -101,6 +106,59 @@ class Lane:
         tokens = self._temporal.outputs["text_token"][:count]
         return dict(zip(slots.tolist(), tokens.tolist(), strict=True))
 
+    def read(self, slot: int, column: np.ndarray, frame: np.ndarray) -> None:
+        """Let a slot's language model read a known column, without choosing what comes next.
+
+        Args:
+            slot: The slot.
+            column: What it reads, shape ``(17,)``.
+            frame: The known monologue and agent of the next column, shape ``(1 + codebooks,)``.
+        """
+        slots = np.array([slot])
+        history = self._memory.history
+        positions = history.offsets[slots]
+        self._temporal.inputs["tokens"][:1, :, 0] = column
+        self._sampler.text.prepare(self._temporal, slots)
+        self._run(self._temporal, slots, positions)
+        self._memory.ring.write(slots, positions, self._temporal.outputs["new_keys_values"][:1])
+        history.say(slots, frame[None])
+
+    def sample_after(self, slot: int, column: np.ndarray, frame: np.ndarray) -> None:
+        """Let a slot's model read the last known column and choose what comes next.
+
+        Args:
+            slot: The slot.
+            column: What it reads, shape ``(17,)``.
+            frame: The last known frame, whose late codebooks are not chosen, shape ``(17,)``.
+        """
+        slots = np.array([slot])
+        history = self._memory.history
+        self._slots = slots
+        positions = history.offsets[slots]
+        self._temporal.inputs["tokens"][:1, :, 0] = column
+        self._sampler.text.prepare(self._temporal, slots)
+        self._run(self._temporal, slots, positions)
+        self._memory.ring.write(slots, positions, self._temporal.outputs["new_keys_values"][:1])
+        text = self._depformer.inputs["text_token"]
+        text[:1] = self._temporal.outputs["text_token"][:1]
+        self._depformer.inputs["hidden"][:1] = self._temporal.outputs["hidden"][:1]
+        self._sampler.audio.prepare(self._depformer, slots)
+        self._depformer.run(1)
+        chosen = np.concatenate([text[:1, None], self._depformer.outputs["codes"][:1]], axis=1)
+        delayed = history.delays[: 1 + CODEBOOKS] > 0
+        chosen[0, delayed] = frame[: 1 + CODEBOOKS][delayed]
+        history.hear(slots, frame[None, 1 + CODEBOOKS :])
+        history.say(slots, chosen)
+
+    def encode_alone(self, slot: int, pcm: np.ndarray) -> np.ndarray:
+        """Encode a step in a slot whose conversation has not begun; shape ``(codebooks,)``."""
+        self._slots = np.array([slot])
+        return self._encode({slot: pcm})[0].copy()
+
+    def decode_alone(self, slot: int, codes: np.ndarray) -> None:
+        """Let a slot's decoder read codes of shape ``(codebooks,)``; the sound is thrown away."""
+        self._decode(np.array([slot]), codes[None])
+
     def speak(self, words: Mapping[int, int]) -> dict[int, SlotOutput]:
         """Give the agent's answer to the frames of ``listen``.
 
@@ -174,7 +232,7 @@ class OnnxModel(StepModel):
         sessions: Sessions,
         config: dict[str, Any],
         summary: CheckpointSummary,
-        pieces: list[str | None],
+        vocabulary: Vocabulary,
         slots: int,
         cpu_threads: int = 1,
     ):
@@ -184,13 +242,13 @@ class OnnxModel(StepModel):
             sessions: The graphs.
             config: The checkpoint's ``config.json``.
             summary: What was loaded.
-            pieces: SentencePiece piece of each text token.
+            vocabulary: What the monologue is made of.
             slots: Number of conversations at a time.
             cpu_threads: Threads that share the conversations of a step.
         """
         self.slots = slots
         self.summary = summary
-        self.pieces = pieces
+        self.vocabulary = vocabulary
         self._sessions = sessions
         self._config = config
         self._cpu_threads = cpu_threads
@@ -214,6 +272,34 @@ class OnnxModel(StepModel):
         """Begin a conversation in a slot, whoever was there before."""
         self._memory.reset(np.array([slot]))
         self._sampler.set_slot(slot, config)
+
+    def encode(self, audio: np.ndarray) -> np.ndarray:
+        """Encode audio by itself, in no slot."""
+        alone = SlotMemory(self._sessions, self._config, 1)
+        lane = Lane(self._sessions, alone, self._sampler, 1)
+        return np.stack([lane.encode_alone(0, pcm) for pcm in audio], axis=1)
+
+    def prefill(self, slot: int, prefix: Prefix) -> Iterator[None]:
+        """Let a conversation that has just joined go on from what is known of it.
+
+        The graphs take one step at a time: it is right, and not as quick as a parallel pass.
+        """
+        lane, memory = self._lanes[0], self._memory
+        for step, pcm in enumerate(prefix.audio, start=1):
+            lane.encode_alone(slot, pcm)
+            if step % PREFILL_STEPS == 0:
+                yield
+        for step, codes in enumerate(prefix.heard.T, start=1):
+            lane.decode_alone(slot, codes)
+            if step % PREFILL_STEPS == 0:
+                yield
+        columns = prefix.columns(self._config["delays"], memory.history.initial.tolist())
+        agent = slice(0, 1 + CODEBOOKS)
+        for step in range(columns.shape[1] - 1):
+            lane.read(slot, columns[:, step], columns[agent, step + 1])
+            if step % PREFILL_STEPS == 0:
+                yield
+        lane.sample_after(slot, columns[:, -1], prefix.codes[:, -1])
 
     def leave(self, slot: int) -> None:
         """End the conversation in a slot."""
@@ -289,7 +375,7 @@ def load_model(name: str | Path, slots: int, cpu_threads: int = 1) -> OnnxModel:
         CheckpointError: The checkpoint cannot be found or loaded, or brings no graphs.
     """
     files = find_checkpoint(name)
-    pieces = files.text_pieces()
+    vocabulary = files.vocabulary()
     sessions = open_graphs(files)
     one_slot = SlotMemory(sessions, files.config, 1)
     summary = CheckpointSummary(
@@ -303,5 +389,8 @@ def load_model(name: str | Path, slots: int, cpu_threads: int = 1) -> OnnxModel:
         dtype="float32",
         kv_bytes_per_slot=one_slot.kv_bytes_per_slot,
         sampling=files.sampling,
+        fingerprint=files.fingerprint(),
+        text_tokens=files.text_tokens,
+        audio_tokens=files.audio_tokens,
     )
-    return OnnxModel(sessions, files.config, summary, pieces, slots, cpu_threads)
+    return OnnxModel(sessions, files.config, summary, vocabulary, slots, cpu_threads)

@@ -1,5 +1,6 @@
 """Checkpoints in torch's memory, read by moshi's own loaders."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,14 +9,20 @@ from moshi.models import loaders
 from moshi.models.compression import MimiModel
 from moshi.models.lm import LMModel
 from moshi.modules.transformer import StreamingMultiheadAttention
+from safetensors.torch import load_file
 
 from pipecat_duplex.engine.checkpoint import (
+    CODEBOOKS,
     CheckpointFiles,
     CheckpointSummary,
     find_checkpoint,
     one_line,
 )
+from pipecat_duplex.engine.vocabulary import Vocabulary
 from pipecat_duplex.session import SAMPLE_RATE_HZ, STEP_SAMPLES, CheckpointError
+
+ALL_CODEBOOKS = re.compile(r"(depformer\.layers\.\d+\.self_attn\.(?:in|out)_proj)[._]weight")
+"""A weight that holds one matrix a codebook, one below the other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +32,13 @@ class Checkpoint:
     Parameters:
         lm: The language model.
         mimi: The codec, with as many codebooks as the language model speaks.
-        pieces: SentencePiece piece of each text token; None for padding and control tokens.
+        vocabulary: What its monologue is made of.
         summary: What it is.
     """
 
     lm: LMModel
     mimi: MimiModel
-    pieces: list[str | None]
+    vocabulary: Vocabulary
     summary: CheckpointSummary
 
 
@@ -51,10 +58,13 @@ def load_checkpoint(name: str | Path, device: str | None = None) -> Checkpoint:
     dtype = torch.bfloat16 if target.type == "cuda" else torch.float32
     files = find_checkpoint(name)
     info = open_with_moshi(files)
-    pieces = files.text_pieces()
+    vocabulary = files.vocabulary()
+    if files.predicts_user:
+        info.lm_config = (info.lm_config or {}) | {"dep_q": CODEBOOKS}
     try:
         mimi = info.get_mimi(target)
-        lm = info.get_moshi(target, dtype=dtype)
+        load = _load_agent_only if files.predicts_user else loaders.CheckpointInfo.get_moshi
+        lm = load(info, target, dtype)
     except torch.OutOfMemoryError as error:
         raise CheckpointError(
             f"checkpoint {name} does not fit into the memory of {target}: "
@@ -78,8 +88,11 @@ def load_checkpoint(name: str | Path, device: str | None = None) -> Checkpoint:
         dtype=str(dtype).removeprefix("torch."),
         kv_bytes_per_slot=_kv_bytes(lm.transformer, dtype) + _kv_bytes(mimi, torch.float32),
         sampling=files.sampling,
+        fingerprint=files.fingerprint(),
+        text_tokens=lm.text_card,
+        audio_tokens=lm.card,
     )
-    return Checkpoint(lm, mimi, pieces, summary)
+    return Checkpoint(lm, mimi, vocabulary, summary)
 
 
 def open_with_moshi(files: CheckpointFiles) -> loaders.CheckpointInfo:
@@ -95,6 +108,29 @@ def open_with_moshi(files: CheckpointFiles) -> loaders.CheckpointInfo:
         mimi_config_path=files.mimi_config_path,
         lora_weights=files.lora_weights,
     )
+
+
+def _load_agent_only(
+    info: loaders.CheckpointInfo, device: torch.device, dtype: torch.dtype
+) -> LMModel:
+    """Load a model that predicts the user as well, without what it predicts the user with.
+
+    The agent's codebooks come first, and each is predicted from those before it: what follows them
+    can be left out.
+    """
+    lm = loaders.get_moshi_lm(None, info.lm_config, device, dtype)
+    wanted = lm.state_dict()
+    weights: dict[str, torch.Tensor] = {}
+    for name, weight in load_file(info.moshi_weights, device=str(device)).items():
+        match = ALL_CODEBOOKS.fullmatch(name)
+        if match is not None:
+            parts = weight.view(2 * CODEBOOKS, -1, weight.shape[-1])[:CODEBOOKS]
+            for codebook, part in enumerate(parts):
+                weights[f"{match[1]}s.{codebook}.weight"] = part.to(dtype)
+        elif name in wanted:
+            weights[name] = weight.to(dtype)
+    lm.load_state_dict(weights)
+    return lm.eval()
 
 
 def _choose_device(device: str | None) -> torch.device:

@@ -1,7 +1,7 @@
 """The model with its slots: one step for every conversation whose frame is there."""
 
 import gc
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -12,9 +12,21 @@ from moshi.modules.streaming import StreamingModule
 
 from pipecat_duplex.engine.checkpoint import CODEBOOKS, CheckpointSummary
 from pipecat_duplex.engine.model import ChooseWord, SlotOutput, StepModel
+from pipecat_duplex.engine.prefix import Prefix
 from pipecat_duplex.engine.torch.checkpoint import Checkpoint, load_checkpoint
+from pipecat_duplex.engine.torch.prefill import SoloStates
 from pipecat_duplex.engine.torch.sampling import SlotLMGen
 from pipecat_duplex.session import STEP_SAMPLES, SessionConfig
+
+LANGUAGE_PASS_STEPS = 128
+"""Known steps that the language model reads at once; neighbours wait so long."""
+
+CODEC_PASS_STEPS = 25
+"""The same of the codec."""
+
+CODEC_LAST_STEPS = 2
+"""Known steps that the encoder takes one by one: in a stream of single steps, every other query of
+moshi's attention has lost its oldest key already, which a longer pass would not do."""
 
 WARM_UP_STEPS = 4
 """CUDA graphs are captured at the second run of each part; the first step decodes nothing."""
@@ -70,12 +82,13 @@ class BatchedModel(StepModel):
         self.slots = slots
         self._cpu_threads = cpu_threads
         self.summary: CheckpointSummary = checkpoint.summary
-        self.pieces = checkpoint.pieces
+        self.vocabulary = checkpoint.vocabulary
         self._mimi = checkpoint.mimi
         self._lm_gen = SlotLMGen(checkpoint.lm, slots)
         self._device = checkpoint.lm.device
         self._on_gpu = self._device.type == "cuda"
         self._delay_steps = self._lm_gen.max_delay
+        self._codec_hops = round(checkpoint.mimi.encoder_frame_rate / checkpoint.mimi.frame_rate)
         self._steps_done = [0] * slots
         self._allocate_buffers(1 + 2 * CODEBOOKS)
         self._streaming = ExitStack()
@@ -99,6 +112,69 @@ class BatchedModel(StepModel):
         """Begin a conversation in a slot, whoever was there before."""
         self._steps_done[slot] = 0  # the first step resets the state, together with others'
         self._lm_gen.sampler.set_slot(slot, config)
+
+    def encode(self, audio: np.ndarray) -> np.ndarray:
+        """Encode audio by itself, in no slot."""
+        solo = SoloStates(self._mimi, CODEC_PASS_STEPS * self._codec_hops)
+        codes: list[np.ndarray] = []
+        for pcm in _passes(torch.from_numpy(audio), CODEC_PASS_STEPS):
+            codes.append(self._encode_solo(solo, pcm))
+        return np.concatenate(codes, axis=1)
+
+    def prefill(self, slot: int, prefix: Prefix) -> Iterator[None]:
+        """Let a conversation that has just joined go on from what is known of it."""
+        lm = self._lm_gen.lm_model
+        initial = lm._get_initial_token()[0, :, 0].tolist()
+        columns = torch.from_numpy(prefix.columns(lm.delays, initial)).to(self._device)
+        solo = SoloStates(lm, LANGUAGE_PASS_STEPS)
+        for part in columns[:, :-1].split(LANGUAGE_PASS_STEPS, dim=1):
+            with solo.swapped_in():
+                lm.forward_text(part[None])
+            yield
+        codec = SoloStates(self._mimi, CODEC_PASS_STEPS * self._codec_hops)
+        early, late = np.split(prefix.audio, [max(0, len(prefix.audio) - CODEC_LAST_STEPS)])
+        for pcm in _passes(torch.from_numpy(early), CODEC_PASS_STEPS):
+            self._encode_solo(codec, pcm)
+            yield
+        for part in _passes(torch.from_numpy(prefix.heard.T.copy()), CODEC_PASS_STEPS):
+            with codec.swapped_in():
+                self._mimi.decode(part.T[None].to(self._device))
+            yield
+        solo.copy_into(slot)
+        codec.copy_into(slot)
+        for pcm in late:
+            self._encode({slot: pcm}, [other == slot for other in range(self.slots)])
+        self._sample_after(slot, prefix, columns[:, -1])
+
+    def _sample_after(self, slot: int, prefix: Prefix, column: torch.Tensor) -> None:
+        """Run the last column of a prefix as a step of its slot, which samples what comes next.
+
+        Args:
+            slot: The slot.
+            prefix: What is known.
+            column: Shape ``(17,)``.
+        """
+        state = self._lm_gen.get_streaming_state()[""]
+        ring = state.cache.shape[2]
+        last = torch.from_numpy(prefix.codes[:, -1].astype(np.int64)).to(self._device)
+        state.offsets[slot] = prefix.frames
+        state.cache[slot, :, prefix.frames % ring] = column
+        codes = torch.zeros(self.slots, CODEBOOKS, 1, dtype=torch.long, device=self._device)
+        codes[slot, :, 0] = last[1 + CODEBOOKS :]
+        self._lm_gen.sampler.draw([slot])
+        self._language.run_only([other == slot for other in range(self.slots)])
+        self._lm_gen.choose_words_for((), None)
+        self._lm_gen.step(codes)
+        # The agent's late codebooks of the last frame are known as well.
+        delayed = torch.tensor(self._lm_gen.lm_model.delays, device=self._device) > 0
+        delayed[1 + CODEBOOKS :] = False
+        state.cache[slot, delayed, (prefix.frames + 1) % ring] = last[delayed]
+        self._steps_done[slot] = prefix.frames + 1
+
+    def _encode_solo(self, codec: SoloStates, pcm: torch.Tensor) -> np.ndarray:
+        """Encode steps of shape ``(steps, STEP_SAMPLES)`` to codes, shape ``(8, steps)``."""
+        with codec.swapped_in():
+            return self._mimi.encode(pcm.reshape(1, 1, -1).to(self._device))[0].cpu().numpy()
 
     def leave(self, slot: int) -> None:
         """End the conversation in a slot."""
@@ -215,6 +291,11 @@ class BatchedModel(StepModel):
         if not speaks:
             return SlotOutput.silence(tokens[-CODEBOOKS:])
         return SlotOutput(tokens, self._pcm_array[slot].copy())
+
+
+def _passes(steps: torch.Tensor, length: int) -> Sequence[torch.Tensor]:
+    """Split along the first dimension; nothing comes of no steps."""
+    return steps.split(length) if len(steps) else ()
 
 
 def load_model(

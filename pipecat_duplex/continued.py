@@ -1,0 +1,273 @@
+"""A conversation that survives its session: it goes on in another one, elsewhere if need be."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import numpy as np
+from loguru import logger
+
+from pipecat_duplex.history import History, HistoryKeeper, Memory
+from pipecat_duplex.inbox import StepInbox
+from pipecat_duplex.saying import Saying, Sayings
+from pipecat_duplex.session import (
+    STEP_SAMPLES,
+    STEP_SECS,
+    TEXT_PADDING,
+    DuplexBackend,
+    DuplexError,
+    DuplexSession,
+    InvalidHistory,
+    Said,
+    SessionConfig,
+    SessionEnded,
+    Step,
+    StepTiming,
+    check_step_audio,
+)
+
+FIRST_PAUSE_SECS = 0.1
+MAX_PAUSE_SECS = 1.0
+
+NO_TIME = StepTiming(0.0, 0.0)
+
+
+class ContinuedSession(DuplexSession):
+    """A session that is moved when it fails, is drained or loses its server.
+
+    While it moves, which takes a second or so, the model hears nothing and the agent is silent:
+    steps of that time are answered with silence at once. Then the agent goes on where it stopped,
+    and so does what it was given to say.
+    """
+
+    def __init__(
+        self,
+        backend: DuplexBackend,
+        config: SessionConfig,
+        session: DuplexSession,
+        memory: Memory,
+        *,
+        give_up_secs: float,
+    ):
+        """Initialize around an open session.
+
+        Args:
+            backend: Where other sessions come from.
+            config: What the conversation asks of the model.
+            session: The session, fresh.
+            memory: Its memory.
+            give_up_secs: How long another one is tried for.
+        """
+        self._backend = backend
+        self._config = config
+        self._session: DuplexSession | None = session
+        self._keeper = HistoryKeeper(memory)
+        self._give_up_secs = give_up_secs
+        self._inbox = StepInbox(session.id)
+        self._id = session.id
+        self._sent = 0
+        self._answered = 0
+        self._first = 0
+        self._sayings = Sayings()
+        self._numbers: dict[int, int] = {}
+        self._utterances = 0
+        self._waiting_words: list[tuple[int, Saying]] = []
+        self.moves = 0
+        self._task = asyncio.create_task(self._run(), name=f"{self._id}-continued")
+
+    @property
+    def id(self) -> str:
+        """The name of the session that it began with."""
+        return self._id
+
+    @property
+    def memory(self) -> Memory:
+        """What a history of it is of use to."""
+        return self._keeper.memory
+
+    @property
+    def secs_left(self) -> float | None:
+        """How long the conversation still goes on; None if nothing is known to end it."""
+        if self._config.max_secs is not None:
+            return self._config.max_secs - self._sent * STEP_SECS
+        return None if self._session is None else self._session.secs_left
+
+    def history(self) -> History | None:
+        """Return what the conversation can be rebuilt from; also after its end."""
+        return self._keeper.history()
+
+    def send(self, pcm: np.ndarray) -> int:
+        """Give the model the next step of the user's audio, or nobody while it moves."""
+        check_step_audio(pcm)
+        self._inbox.check_open()
+        index = self._sent
+        self._sent += 1
+        if self._session is not None:
+            try:
+                self._session.send(pcm)
+            except SessionEnded:
+                return index  # Answered as soon as the end is noticed.
+            self._keeper.send(pcm)
+        else:
+            self._answer_with_silence()
+        return index
+
+    def steps(self) -> AsyncIterator[Step]:
+        """Iterate over the agent's steps, one for each ``send``, in order."""
+        return self._inbox.steps()
+
+    async def say(self, text: str, *, cut_in: bool = False) -> int:
+        """Let the agent speak these words; while it moves they wait."""
+        self._inbox.check_open()
+        saying = Saying(text)
+        number = self._utterances + 1
+        if self._session is None:
+            self._waiting_words.append((number, saying))
+        else:
+            inner = await self._session.say(text, cut_in=cut_in)
+            self._note_saying(inner, number, saying)
+        self._utterances = number
+        return number
+
+    async def hush(self) -> None:
+        """Drop what :meth:`say` has not spoken yet."""
+        self._inbox.check_open()
+        self._waiting_words.clear()
+        if self._session is not None:
+            await self._session.hush()
+
+    async def restore(self, history: History) -> None:
+        """Refuse: a session is restored before it is continued.
+
+        Raises:
+            DuplexError: Always.
+        """
+        raise DuplexError("a history is taken up before the first step, and once")
+
+    async def close(self) -> None:
+        """Leave the conversation. May be called any number of times."""
+        self._inbox.close()
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    async def _run(self) -> None:
+        while self._session is not None:
+            session = self._session
+            try:
+                async for step in session.steps():
+                    self._take(step)
+                return
+            except SessionEnded as error:
+                await self._move(session, error)
+            except Exception as error:
+                logger.opt(exception=error).error(f"Session {self._id} failed")
+                self._inbox.end(f"it failed: {error}")
+                return
+
+    def _take(self, step: Step) -> None:
+        self._keeper.take(step)
+        number = self._numbers.get(step.utterance_id) if step.utterance_id else None
+        if step.utterance_id is not None:
+            self._sayings.hear(step.utterance_id, step.text_piece)
+        said = tuple(self._end_saying(each) for each in step.said)
+        self._answered += 1
+        index = self._first + step.index
+        self._inbox.put(replace(step, index=index, utterance_id=number, said=said))
+
+    def _note_saying(self, inner: int, number: int, saying: Saying) -> None:
+        self._sayings.add(inner, saying)
+        self._numbers[inner] = number
+
+    def _end_saying(self, said: Said) -> Said:
+        saying = self._sayings.get(said.utterance_id)
+        self._sayings.end(said)
+        number = self._numbers.pop(said.utterance_id, said.utterance_id)
+        before = saying.before if saying is not None else ""
+        return Said(number, f"{before} {said.spoken}".strip(), said.unspoken)
+
+    def _answer_with_silence(self) -> None:
+        """Answer what was sent and will not be heard."""
+        while self._answered < self._sent:
+            pcm = np.zeros(STEP_SAMPLES, np.float32)
+            self._inbox.put(Step(self._answered, pcm, TEXT_PADDING, None, NO_TIME))
+            self._answered += 1
+
+    async def _move(self, session: DuplexSession, error: SessionEnded) -> None:
+        """Go on in another session; end with a reason if there is none."""
+        self._session = None
+        self._keeper.forget_unanswered()
+        self._answer_with_silence()
+        started_secs = time.monotonic()
+        logger.info(f"Session {self._id}: {error.reason}; it moves")
+        closing = asyncio.create_task(session.close())
+        history, reason = self.history(), error.reason
+        if self._is_at_its_limit() or history is None:
+            await closing
+            self._inbox.end(reason)
+            return
+        words = [(self._numbers[inner], saying) for inner, saying in self._sayings.items()]
+        self._sayings.clear()
+        self._numbers.clear()
+        try:
+            fresh = await self._open_elsewhere(history, started_secs + self._give_up_secs)
+        except DuplexError as problem:
+            await closing
+            self._inbox.end(f"{reason}; it cannot go on elsewhere: {problem}")
+            return
+        await closing
+        self._first = self._sent
+        self._session = fresh
+        self.moves += 1
+        await self._say_again(fresh, words)
+        secs = time.monotonic() - started_secs
+        logger.info(f"Session {self._id} goes on as {fresh.id} after {secs:.2f} s")
+
+    async def _open_elsewhere(self, history: History, give_up_at_secs: float) -> DuplexSession:
+        pause_secs = FIRST_PAUSE_SECS
+        while True:
+            try:
+                return await self._try_elsewhere(history)
+            except InvalidHistory:
+                raise
+            except DuplexError:
+                if time.monotonic() + pause_secs > give_up_at_secs:
+                    raise
+            await asyncio.sleep(pause_secs)
+            pause_secs = min(2 * pause_secs, MAX_PAUSE_SECS)
+
+    async def _try_elsewhere(self, history: History) -> DuplexSession:
+        fresh = await self._backend.open(self._rest_of_config())
+        try:
+            await fresh.restore(history)
+        except BaseException:
+            await fresh.close()
+            raise
+        return fresh
+
+    async def _say_again(self, session: DuplexSession, words: list[tuple[int, Saying]]) -> None:
+        """Give the new session what the old one had not said."""
+        waiting, self._waiting_words = self._waiting_words, []
+        for place, (number, saying) in enumerate(words + waiting):
+            rest = saying.continued()
+            if not rest.text:
+                continue
+            try:
+                # What was being said goes on at once, at the next word.
+                inner = await session.say(rest.text, cut_in=place == 0 and bool(rest.before))
+                self._note_saying(inner, number, rest)
+            except DuplexError as error:
+                logger.warning(f"Session {self._id}: {rest.text!r} will not be said: {error}")
+
+    def _rest_of_config(self) -> SessionConfig:
+        if self._config.max_secs is None:
+            return self._config
+        left_secs = max(STEP_SECS, self._config.max_secs - self._sent * STEP_SECS)
+        return self._config.model_copy(update={"max_secs": left_secs})
+
+    def _is_at_its_limit(self) -> bool:
+        max_secs = self._config.max_secs
+        return max_secs is not None and self._answered * STEP_SECS > max_secs - 1e-6

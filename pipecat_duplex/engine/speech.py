@@ -1,0 +1,288 @@
+"""Words put in the agent's mouth: which token the monologue gets in each step.
+
+The model decides on a token first; a speaker may put another in its place before the sound is made
+of it. The model keeps the pace: where it would begin a word it gets ours, and where it pauses, it
+pauses. In Moshi's monologue a word's pieces come one a step from its onset, padding follows while
+it sounds, and :data:`~pipecat_duplex.session.TEXT_END_OF_PADDING` stands on the step before a word
+that follows padding. No torch here: every room of the engine asks the same speaker.
+"""
+
+import threading
+from collections import deque
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import NamedTuple
+
+from pipecat_duplex.session import TEXT_END_OF_PADDING, TEXT_PADDING, Said
+
+MAX_PAUSE_STEPS = 8
+"""Padding that the model may put between two of our words; then the next word comes anyway."""
+
+CLOSING_STEPS = 6
+"""Padding in a row, of the model's own choice, after which the last word has sounded."""
+
+MAX_CLOSING_STEPS = 25
+"""How long a model that wants to go on with words of its own is kept from it after ours."""
+
+OWN_STOP_STEPS = 6
+"""Steps without word or sound after which an utterance of the model's own is over (0.48 s)."""
+
+MAX_WAITING = 64
+"""Utterances that may wait to be said."""
+
+SOUND_LEVEL_DB = -50.0
+"""Agent audio above this level (dBFS, RMS of a step) is speech."""
+
+USER_LEVEL_DB = -42.0
+"""User audio below this level is never speech."""
+
+USER_ABOVE_FLOOR_DB = 12.0
+"""User audio is speech so far above the quietest of the last steps."""
+
+USER_FLOOR_STEPS = 40
+USER_RECENT_STEPS = 12
+"""Who spoke within so many steps (0.96 s) still counts as speaking over the agent."""
+
+
+class SpelledWord(NamedTuple):
+    """A word, as its text was given and as the monologue spells it.
+
+    Parameters:
+        text: The word, with its punctuation.
+        tokens: Its pieces, at least one.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Utterance:
+    """Words to be said.
+
+    Parameters:
+        id: Its number in the session, from 1.
+        words: What to say, at least one word.
+    """
+
+    id: int
+    words: tuple[SpelledWord, ...]
+
+
+class SpokenStep(NamedTuple):
+    """What a speaker knows of the token that a step gives out.
+
+    Parameters:
+        utterance_id: The utterance that the step's piece belongs to, or ``None``.
+        said: Utterances that came to their end.
+    """
+
+    utterance_id: int | None = None
+    said: tuple[Said, ...] = ()
+
+
+class _Mode(Enum):
+    """Where in an utterance the speaker is.
+
+    Attributes:
+        BOUNDARY: Between two words; the model says when the next one begins.
+        DUE: The next word begins now.
+        WORD: In the middle of a word.
+        CLOSING: After the last word, while it sounds.
+    """
+
+    BOUNDARY = auto()
+    DUE = auto()
+    WORD = auto()
+    CLOSING = auto()
+
+
+class UserEar:
+    """Tells from levels alone whether the user has begun to speak, however noisy the line."""
+
+    def __init__(self):
+        """Initialize with nobody speaking."""
+        self._levels_db: deque[float] = deque(maxlen=USER_FLOOR_STEPS)
+        self._quiet_steps = USER_RECENT_STEPS
+
+    def observe(self, level_db: float) -> None:
+        """Take the level of a step of the user's audio, dBFS."""
+        floor_db = min(self._levels_db, default=level_db)
+        self._levels_db.append(level_db)
+        speaks = level_db >= max(USER_LEVEL_DB, floor_db + USER_ABOVE_FLOOR_DB)
+        self._quiet_steps = 0 if speaks else self._quiet_steps + 1
+
+    @property
+    def hears_user(self) -> bool:
+        """Whether the user speaks, or did a moment ago."""
+        return self._quiet_steps < USER_RECENT_STEPS
+
+
+class Speaker:
+    """Says what was queued, one utterance after another.
+
+    An utterance waits until the model has come to the end of its own words. From silence it begins
+    with the next step. While the user speaks over it, a pause that the model makes between two of
+    our words is a yield: what is left is dropped.
+
+    Thread-safe: words are queued in asyncio and chosen in the engine's thread.
+    """
+
+    def __init__(self):
+        """Initialize with nothing to say."""
+        self._lock = threading.Lock()
+        self._queue: deque[Utterance] = deque()
+        self._now: Utterance | None = None
+        self._cuts_in = False
+        self._mode = _Mode.BOUNDARY
+        self._word = 0
+        self._piece = 0
+        self._pause_steps = 0
+        self._closing_steps = 0
+        self._quiet_steps = OWN_STOP_STEPS
+        self._ear = UserEar()
+        self._user_spoke_before = False
+        self._chosen = SpokenStep()
+        self._ended: list[Said] = []
+
+    @property
+    def is_active(self) -> bool:
+        """Whether :meth:`choose` has anything to decide."""
+        return self._now is not None or bool(self._queue)
+
+    @property
+    def waiting(self) -> int:
+        """Utterances that have not begun."""
+        return len(self._queue)
+
+    def say(self, utterance: Utterance, *, cut_in: bool = False) -> None:
+        """Queue an utterance.
+
+        Args:
+            utterance: What to say.
+            cut_in: Do not wait: drop what is being said or queued, and begin where the model would
+                begin its next word.
+        """
+        with self._lock:
+            if cut_in:
+                self._drop_all()
+                self._cuts_in = True
+            self._queue.append(utterance)
+
+    def hush(self) -> None:
+        """Drop what is being said, and what is queued."""
+        with self._lock:
+            self._drop_all()
+
+    def observe(self, text_token: int, agent_level_db: float, user_level_db: float) -> None:
+        """Take note of a step that was computed.
+
+        Args:
+            text_token: Its monologue token.
+            agent_level_db: Level of the agent's audio, dBFS.
+            user_level_db: Level of the user's, dBFS.
+        """
+        is_word = text_token not in (TEXT_PADDING, TEXT_END_OF_PADDING)
+        speaks = is_word or agent_level_db >= SOUND_LEVEL_DB
+        self._quiet_steps = 0 if speaks else self._quiet_steps + 1
+        self._ear.observe(user_level_db)
+
+    def choose(self, sampled: int) -> int:
+        """Choose the monologue token of a step.
+
+        Args:
+            sampled: What the model chose.
+
+        Returns:
+            The token that it gets.
+        """
+        with self._lock:
+            if self._now is None:
+                self._begin()
+            token, utterance_id = sampled, None
+            if self._now is not None:
+                utterance = self._now
+                token = self._force(sampled)
+                if token not in (TEXT_PADDING, TEXT_END_OF_PADDING) and self._now is utterance:
+                    utterance_id = utterance.id
+            self._chosen = SpokenStep(utterance_id)
+            return token
+
+    def take_spoken(self) -> SpokenStep:
+        """Return what is known of the token chosen last, whose step is given out next."""
+        with self._lock:
+            ended, self._ended = self._ended, []
+            chosen, self._chosen = self._chosen, SpokenStep()
+            return SpokenStep(chosen.utterance_id, tuple(ended))
+
+    def _begin(self) -> None:
+        quiet = self._quiet_steps >= OWN_STOP_STEPS
+        if not self._queue or not (quiet or self._cuts_in):
+            return
+        self._now = self._queue.popleft()
+        self._cuts_in = False
+        self._word = self._piece = self._pause_steps = self._closing_steps = 0
+        # From silence there is no word to wait for.
+        self._pause_steps = MAX_PAUSE_STEPS if quiet else 0
+        self._mode = _Mode.BOUNDARY
+        self._user_spoke_before = self._ear.hears_user
+
+    def _force(self, sampled: int) -> int:
+        if not self._ear.hears_user:
+            self._user_spoke_before = False
+        match self._mode:
+            case _Mode.BOUNDARY:
+                return self._pause(sampled)
+            case _Mode.CLOSING:
+                return self._close(sampled)
+            case _:
+                return self._next_piece()
+
+    def _pause(self, sampled: int) -> int:
+        if sampled == TEXT_PADDING:
+            if self._pause_steps < MAX_PAUSE_STEPS:
+                self._pause_steps += 1
+                return TEXT_PADDING
+            if self._word and self._ear.hears_user and not self._user_spoke_before:
+                self._drop_all()
+                return sampled
+        if sampled in (TEXT_PADDING, TEXT_END_OF_PADDING):
+            self._mode = _Mode.DUE
+            return TEXT_END_OF_PADDING
+        return self._next_piece()
+
+    def _next_piece(self) -> int:
+        assert self._now is not None
+        tokens = self._now.words[self._word].tokens
+        token = tokens[self._piece]
+        self._piece += 1
+        self._mode = _Mode.WORD
+        if self._piece == len(tokens):
+            self._piece = self._pause_steps = 0
+            self._word += 1
+            self._mode = _Mode.BOUNDARY if self._word < len(self._now.words) else _Mode.CLOSING
+        return token
+
+    def _close(self, sampled: int) -> int:
+        """Keep the model from going on with words of its own until ours have sounded."""
+        self._pause_steps = self._pause_steps + 1 if sampled == TEXT_PADDING else 0
+        self._closing_steps += 1
+        if self._pause_steps >= CLOSING_STEPS or self._closing_steps >= MAX_CLOSING_STEPS:
+            self._finish()
+        return TEXT_PADDING
+
+    def _finish(self) -> None:
+        assert self._now is not None
+        words = [word.text for word in self._now.words]
+        spoken, unspoken = words[: self._word], words[self._word :]
+        self._ended.append(Said(self._now.id, " ".join(spoken), " ".join(unspoken)))
+        self._now = None
+
+    def _drop_all(self) -> None:
+        if self._now is not None:
+            self._finish()
+        for utterance in self._queue:
+            text = " ".join(word.text for word in utterance.words)
+            self._ended.append(Said(utterance.id, "", text))
+        self._queue.clear()
+        self._cuts_in = False

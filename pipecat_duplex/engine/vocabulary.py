@@ -1,0 +1,68 @@
+"""What a checkpoint's monologue is made of: from tokens to pieces, and from text to tokens."""
+
+import re
+
+import sentencepiece
+
+from pipecat_duplex.engine.speech import SpelledWord
+from pipecat_duplex.session import TEXT_END_OF_PADDING, TEXT_PADDING, CannotSay
+
+
+class Vocabulary:
+    """The text tokens of a checkpoint.
+
+    A large model's tokenizer spells any text, and the model has learned to speak what it spells. A
+    small one may know whole words only: its tokenizer can spell others with letters and bytes, but
+    nothing would be understood. Such a checkpoint says so, and what it does not know is refused.
+    """
+
+    def __init__(self, tokenizer: sentencepiece.SentencePieceProcessor, *, words_only: bool):
+        """Initialize.
+
+        Args:
+            tokenizer: The checkpoint's.
+            words_only: Whether the model speaks only words that are one piece, in lower case and
+                without punctuation.
+        """
+        self._tokenizer = tokenizer
+        self._words_only = words_only
+        silent = {TEXT_PADDING, TEXT_END_OF_PADDING}
+        self._pieces: list[str | None] = [
+            None if token in silent or tokenizer.is_control(token) else tokenizer.id_to_piece(token)
+            for token in range(tokenizer.vocab_size())
+        ]
+
+    def piece(self, token: int) -> str | None:
+        """Return the SentencePiece piece of a token; None for padding and control tokens."""
+        return self._pieces[token] if 0 <= token < len(self._pieces) else None
+
+    def spell(self, text: str) -> tuple[SpelledWord, ...]:
+        """Split a text into words and spell each.
+
+        Raises:
+            CannotSay: It holds no words, or some that the model cannot say.
+        """
+        words = tuple(
+            SpelledWord(word, tokens) for word in text.split() if (tokens := self._spell_word(word))
+        )
+        if not words:
+            raise CannotSay(f"there are no words in {text!r}")
+        unknown = [word.text for word in words if self._is_unknown(word)]
+        if unknown:
+            names = ", ".join(repr(word) for word in dict.fromkeys(unknown))
+            raise CannotSay(f"the model does not have the words to say {names}")
+        return words
+
+    def tokens(self, text: str) -> list[int]:
+        """Return the tokens of a text that is not to be said, such as a text prompt."""
+        return self._tokenizer.encode(text)  # pyright: ignore[reportReturnType]
+
+    def _spell_word(self, word: str) -> tuple[int, ...]:
+        if self._words_only:
+            word = re.sub(r"[^\w]|_", "", word.lower())
+        return tuple(self.tokens(word)) if word else ()
+
+    def _is_unknown(self, word: SpelledWord) -> bool:
+        if any(self._tokenizer.is_unknown(token) for token in word.tokens):
+            return True
+        return self._words_only and len(word.tokens) > 1

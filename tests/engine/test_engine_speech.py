@@ -1,0 +1,291 @@
+"""Words put in the agent's mouth, token by token."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipecat_duplex.engine import Engine
+from pipecat_duplex.engine.speech import (
+    CLOSING_STEPS,
+    MAX_CLOSING_STEPS,
+    MAX_PAUSE_STEPS,
+    MAX_WAITING,
+    OWN_STOP_STEPS,
+    Speaker,
+    SpelledWord,
+    Utterance,
+)
+from pipecat_duplex.engine.vocabulary import Vocabulary
+from pipecat_duplex.session import (
+    TEXT_END_OF_PADDING,
+    TEXT_PADDING,
+    CannotSay,
+    Said,
+    SessionConfig,
+    SessionEnded,
+    Step,
+)
+from tests.engine.scripted import noise
+from training.tokenizer import build_tokenizer
+
+PAD, END = TEXT_PADDING, TEXT_END_OF_PADDING
+QUIET_DB, LOUD_DB = -100.0, -20.0
+OWN = 500
+
+
+def utterance(*tokens: int | tuple[int, ...], number: int = 1) -> Utterance:
+    spelled = [token if isinstance(token, tuple) else (token,) for token in tokens]
+    return Utterance(number, tuple(SpelledWord(f"w{word[0]}", word) for word in spelled))
+
+
+class Run:
+    """A speaker with a model that samples what it is told to."""
+
+    def __init__(self):
+        self.speaker = Speaker()
+        self.tokens: list[int] = []
+        self.spoken: list = []
+
+    def step(self, sampled: int, user_db: float = QUIET_DB, agent_db: float = QUIET_DB) -> int:
+        self.spoken.append(self.speaker.take_spoken())
+        token = self.speaker.choose(sampled)
+        self.speaker.observe(self.tokens[-1] if self.tokens else PAD, agent_db, user_db)
+        self.tokens.append(token)
+        return token
+
+    def steps(self, sampled: list[int], **levels: float) -> list[int]:
+        return [self.step(token, **levels) for token in sampled]
+
+    @property
+    def said(self) -> list[Said]:
+        return [said for spoken in self.spoken for said in spoken.said]
+
+
+def test_nothing_to_say_changes_nothing() -> None:
+    run = Run()
+    assert not run.speaker.is_active
+    assert run.steps([PAD, END, 7, 8]) == [PAD, END, 7, 8]
+
+
+def test_from_silence_the_word_comes_at_once_behind_its_mark() -> None:
+    run = Run()
+    run.speaker.say(utterance(10, 11))
+    assert run.steps([PAD, PAD]) == [END, 10]
+    assert run.speaker.take_spoken().utterance_id == 1
+
+
+def test_the_model_keeps_the_pace_and_its_words_become_ours() -> None:
+    run = Run()
+    run.speaker.say(utterance(10, (11, 12, 13), 14))
+    sampled = [OWN, PAD, PAD, END, PAD, OWN, OWN, PAD, OWN]
+    assert run.steps(sampled) == [10, PAD, PAD, END, 11, 12, 13, PAD, 14]
+
+
+def test_a_model_that_would_stop_goes_on_after_a_pause() -> None:
+    run = Run()
+    run.speaker.say(utterance(10, 11))
+    tokens = run.steps([PAD] * (4 + MAX_PAUSE_STEPS))
+    assert tokens == [END, 10, *[PAD] * MAX_PAUSE_STEPS, END, 11]
+
+
+def test_the_model_is_free_again_once_the_last_word_has_sounded() -> None:
+    run = Run()
+    run.speaker.say(utterance(10))
+    run.steps([PAD, PAD])
+    assert run.steps([OWN] * 3 + [PAD] * CLOSING_STEPS) == [PAD] * (3 + CLOSING_STEPS)
+    assert run.step(OWN) == OWN
+    assert run.said == [Said(1, "w10", "")]
+    assert not run.speaker.is_active
+
+
+def test_a_model_that_insists_is_not_kept_silent_for_ever() -> None:
+    run = Run()
+    run.speaker.say(utterance(10))
+    run.steps([OWN] * (1 + MAX_CLOSING_STEPS))
+    assert run.step(OWN) == OWN
+
+
+def test_it_waits_for_the_end_of_the_models_own_utterance() -> None:
+    run = Run()
+    run.steps([OWN, PAD], agent_db=LOUD_DB)
+    run.speaker.say(utterance(10))
+    assert run.steps([PAD, OWN, PAD], agent_db=LOUD_DB) == [PAD, OWN, PAD]
+    tokens = run.steps([PAD] * (OWN_STOP_STEPS + 2))
+    assert tokens.index(END) in (OWN_STOP_STEPS, OWN_STOP_STEPS - 1) and tokens[-1] == 10
+
+
+def test_cutting_in_takes_the_place_of_the_next_word() -> None:
+    run = Run()
+    run.speaker.say(utterance(10, 11, 12, number=1))
+    run.speaker.say(utterance(20, number=2))
+    run.steps([OWN, PAD], agent_db=LOUD_DB)
+    run.speaker.say(utterance(30, number=3), cut_in=True)
+    assert run.steps([PAD, OWN, PAD, PAD], agent_db=LOUD_DB)[:2] == [PAD, 30]
+    assert run.said == [Said(1, "w10", "w11 w12"), Said(2, "", "w20")]
+
+
+def test_utterances_follow_one_another() -> None:
+    run = Run()
+    run.speaker.say(utterance(10, number=1))
+    run.speaker.say(utterance(20, number=2))
+    run.steps([PAD] * 40)
+    words = [token for token in run.tokens if token not in (PAD, END)]
+    assert words == [10, 20]
+    assert [said.utterance_id for said in run.said] == [1, 2]
+    ids = [spoken.utterance_id for spoken in run.spoken]
+    assert [ids[run.tokens.index(word) + 1] for word in words] == [1, 2]
+
+
+def test_a_pause_while_the_user_speaks_over_it_is_a_yield() -> None:
+    run = Run()
+    run.speaker.say(utterance(10, 11, 12))
+    run.steps([PAD, PAD, OWN])
+    tokens = run.steps([PAD] * (MAX_PAUSE_STEPS + 3), user_db=LOUD_DB)
+    assert tokens == [PAD] * (MAX_PAUSE_STEPS + 3)
+    assert run.said == [Said(1, "w10 w11", "w12")]
+    assert not run.speaker.is_active
+
+
+def test_a_user_who_spoke_before_it_began_does_not_stop_it() -> None:
+    run = Run()
+    run.steps([PAD] * 3)
+    run.steps([PAD] * 3, user_db=LOUD_DB)
+    run.speaker.say(utterance(10, 11))
+    run.steps([PAD] * (4 + MAX_PAUSE_STEPS), user_db=LOUD_DB)
+    assert [token for token in run.tokens if token not in (PAD, END)] == [10, 11]
+
+
+def test_steady_noise_is_no_user() -> None:
+    run = Run()
+    run.steps([PAD] * 10, user_db=-35)
+    run.speaker.say(utterance(10, 11))
+    run.steps([PAD] * (4 + MAX_PAUSE_STEPS), user_db=-33)
+    assert [token for token in run.tokens if token not in (PAD, END)] == [10, 11]
+
+
+def test_hush_drops_everything() -> None:
+    run = Run()
+    run.speaker.say(utterance(10, 11, number=1))
+    run.speaker.say(utterance(20, number=2))
+    run.steps([OWN])
+    run.speaker.hush()
+    assert run.steps([PAD, OWN]) == [PAD, OWN]
+    assert run.said == [Said(1, "w10", "w11"), Said(2, "", "w20")]
+
+
+@given(
+    lengths=st.lists(st.lists(st.integers(1, 4), min_size=1, max_size=5), min_size=1, max_size=3),
+    sampled=st.lists(st.sampled_from([PAD, END, OWN, OWN + 1]), max_size=60),
+)
+def test_whatever_the_model_wants_the_words_come_whole_and_in_order(lengths, sampled) -> None:
+    run, wanted, token = Run(), [], 10
+    for number, words in enumerate(lengths, start=1):
+        spelled = []
+        for length in words:
+            spelled.append(tuple(range(token, token + length)))
+            token += length
+        wanted += [piece for word in spelled for piece in word]
+        run.speaker.say(utterance(*spelled, number=number))
+    run.steps(sampled)
+    steps = 0
+    while run.speaker.is_active and steps < 2000:
+        run.step(PAD)
+        steps += 1
+    ours = [token for token in run.tokens if 10 <= token < OWN]
+    assert ours == wanted
+    ended = run.said + list(run.speaker.take_spoken().said)
+    assert [said.utterance_id for said in ended] == list(range(1, len(lengths) + 1))
+    assert not any(said.unspoken for said in ended)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory):
+    return build_tokenizer(tmp_path_factory.mktemp("tokenizer") / "tokenizer.model")
+
+
+def test_a_model_of_words_takes_its_words_in_any_dress(tokenizer) -> None:
+    vocabulary = Vocabulary(tokenizer, words_only=True)
+    words = vocabulary.spell("Hello, how can I help you - you?")
+    assert [vocabulary.piece(word.tokens[0]) for word in words] == [
+        "▁hello",
+        "▁how",
+        "▁can",
+        "▁i",
+        "▁help",
+        "▁you",
+        "▁you",
+    ]
+    assert [word.text for word in words][:2] == ["Hello,", "how"]
+
+
+def test_words_that_a_model_does_not_have_are_named(tokenizer) -> None:
+    vocabulary = Vocabulary(tokenizer, words_only=True)
+    with pytest.raises(CannotSay, match="'kubernetes', 'pods'"):
+        vocabulary.spell("hello kubernetes pods kubernetes")
+    for text in ("", "  ", "...", "- !"):
+        with pytest.raises(CannotSay, match="no words"):
+            vocabulary.spell(text)
+
+
+def test_other_tokenizers_spell_what_they_do_not_know(tokenizer) -> None:
+    words = Vocabulary(tokenizer, words_only=False).spell("hello Zoë")
+    assert len(words) == 2 and len(words[1].tokens) > 2
+
+
+async def converse(engine: Engine, audio: np.ndarray, say: str | None) -> list[list[Step]]:
+    """Two conversations at once, in the first of which words are said."""
+    sessions = [await engine.open(SessionConfig.greedy()) for _ in range(2)]
+    if say is not None:
+        await sessions[0].say(say)
+    for frame in audio:
+        for session in sessions:
+            session.send(frame)
+    taken: list[list[Step]] = []
+    for session in sessions:
+        steps = []
+        async for step in session.steps():
+            steps.append(step)
+            if len(steps) == len(audio):
+                break
+        taken.append(steps)
+        await session.close()
+    return taken
+
+
+async def test_a_session_says_words_and_neighbours_do_not_notice(checkpoint_folder) -> None:
+    audio = noise(60, seed=1)
+    engine = await Engine.load(checkpoint_folder, slots=2, device="cpu")
+    try:
+        _, calm = await converse(engine, audio, None)
+        spoken, neighbour = await converse(engine, audio, "hello how can i help")
+        session = await engine.open(SessionConfig())
+        with pytest.raises(CannotSay, match="'kubernetes'"):
+            await session.say("hello kubernetes")
+        await session.hush()
+        await session.close()
+        with pytest.raises(SessionEnded):
+            await session.say("hello")
+        with pytest.raises(SessionEnded):
+            await session.hush()
+    finally:
+        await engine.close()
+    said = [step for step in spoken if step.utterance_id == 1]
+    assert "".join(step.text_piece or "" for step in said) == "▁hello▁how▁can▁i▁help"
+    assert said[0].index <= 2  # behind the mark, where the model would pad
+    assert [step.text_token for step in neighbour] == [step.text_token for step in calm]
+    for one, other in zip(neighbour, calm, strict=True):
+        np.testing.assert_array_equal(one.pcm, other.pcm)
+
+
+async def test_only_so_many_utterances_wait(checkpoint_folder) -> None:
+    engine = await Engine.load(checkpoint_folder, device="cpu")
+    try:
+        session = await engine.open(SessionConfig())
+        for _ in range(MAX_WAITING):
+            await session.say("hello")
+        with pytest.raises(CannotSay, match="waiting"):
+            await session.say("hello")
+        await session.say("hello", cut_in=True)
+    finally:
+        await engine.close()

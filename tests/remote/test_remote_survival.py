@@ -1,0 +1,119 @@
+"""Calls that go on when their server is killed or shuts down: two real server processes."""
+
+import asyncio
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from pipecat_duplex.continued import ContinuedSession
+from pipecat_duplex.history import History
+from pipecat_duplex.remote import RemoteBackend, RemoteFleet
+from pipecat_duplex.session import (
+    STEP_SAMPLES,
+    STEP_SECS,
+    AtCapacity,
+    DuplexError,
+    InvalidHistory,
+    SessionConfig,
+    SessionEnded,
+    Step,
+)
+from tests.server.callers import chat_url, serving, take
+from tests.server.processes import scripted_server
+
+COUNT = "one two three four five six seven eight nine ten"
+SILENCE = np.zeros(STEP_SAMPLES, np.float32)
+CONFIG = SessionConfig()
+
+
+def text_of(steps: list[Step]) -> str:
+    return "".join(step.text_piece or "" for step in steps).replace("▁", " ").strip()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+async def test_a_call_goes_on_at_another_server(number: signal.Signals) -> None:
+    async with (
+        scripted_server(COUNT, "remembers=yes") as (first, first_url),
+        scripted_server(COUNT, "remembers=yes") as (_, second_url),
+    ):
+        fleet = RemoteFleet([first_url, second_url])
+        inner = await fleet.open(CONFIG)
+        assert inner.memory is not None
+        session = ContinuedSession(fleet, CONFIG, inner, inner.memory, give_up_secs=5)
+        steps: list[Step] = []
+        times_secs: dict[str, float] = {}
+
+        async def feed() -> None:
+            while True:
+                session.send(SILENCE)
+                await asyncio.sleep(STEP_SECS)
+
+        feeding = asyncio.create_task(feed())
+        async with asyncio.timeout(40):
+            async for step in session.steps():
+                steps.append(step)
+                if step.text_piece:
+                    times_secs[step.text_piece] = time.monotonic()
+                if step.text_piece == "▁nine":
+                    first.signal(number)
+                if step.text_piece == "▁ten":
+                    break
+        feeding.cancel()
+        assert text_of(steps) == COUNT
+        assert [step.index for step in steps] == list(range(len(steps)))
+        assert session.moves == 1
+        # The word takes 0.24 s; a killed server is noticed at once.
+        assert times_secs["▁ten"] - times_secs["▁nine"] < 2
+        await session.close()
+        await fleet.close()
+
+
+async def test_a_foreign_history_is_refused_and_the_call_goes_on() -> None:
+    async with scripted_server(COUNT, "remembers=yes") as (_, url):
+        backend = RemoteBackend(url)
+        session = await backend.open(CONFIG)
+        for _ in range(6):
+            session.send(SILENCE)
+        steps = await take(session, 6)
+        assert all(step.tokens is not None for step in steps)
+        codes = np.stack([step.tokens for step in steps if step.tokens is not None], axis=1)
+        history = History("another", codes, True, np.zeros((1, STEP_SAMPLES), np.float32))
+        fresh = await backend.open(CONFIG)
+        with pytest.raises(InvalidHistory, match="another checkpoint"):
+            await fresh.restore(history)
+        fresh.send(SILENCE)
+        assert len(await take(fresh, 1)) == 1
+        with pytest.raises(DuplexError, match="before the first step"):
+            await fresh.restore(History("scripted", codes, True, history.audio))
+        await backend.close()
+
+
+async def test_a_server_without_memory_says_so() -> None:
+    async with serving() as server:
+        session = await RemoteBackend(chat_url(server)).open(CONFIG)
+        assert session.memory is None
+        history = History(
+            "x", np.zeros((17, 1), int), True, np.zeros((0, STEP_SAMPLES), np.float32)
+        )
+        with pytest.raises(DuplexError, match="cannot go on"):
+            await session.restore(history)
+        await session.close()
+
+
+async def test_a_fleet_takes_the_first_that_has_room() -> None:
+    async with serving(slots=1) as full, serving(slots=1) as free:
+        taken = await RemoteBackend(chat_url(full)).open(CONFIG)
+        fleet = RemoteFleet(["ws://127.0.0.1:9", chat_url(full), chat_url(free)])
+        session = await fleet.open(CONFIG)
+        assert free.sessions_open == 1
+        with pytest.raises(AtCapacity, match="slots"):
+            await fleet.open(CONFIG)
+        await taken.close()
+        await session.close()
+        with pytest.raises(SessionEnded):
+            session.send(SILENCE)
+        await fleet.close()
+    with pytest.raises(DuplexError, match="no server"):
+        RemoteFleet([])

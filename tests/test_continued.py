@@ -1,0 +1,187 @@
+"""Conversations that outlive their session, with scripted agents that remember."""
+
+import asyncio
+
+import numpy as np
+import pytest
+
+from pipecat_duplex.continued import ContinuedSession
+from pipecat_duplex.history import STREAMS, History, HistoryKeeper, Memory
+from pipecat_duplex.scripted import FINGERPRINT, Script, ScriptedBackend
+from pipecat_duplex.session import (
+    STEP_SAMPLES,
+    AtCapacity,
+    InvalidHistory,
+    Said,
+    SessionConfig,
+    SessionEnded,
+    Step,
+    StepTiming,
+)
+
+COUNT = "one two three four five six seven eight nine ten"
+SILENCE = np.zeros(STEP_SAMPLES, np.float32)
+CONFIG = SessionConfig()
+
+
+class Relay:
+    """A backend whose first sessions come from one script, and later ones from another."""
+
+    def __init__(self, first: Script, then: Script | None, refusals: int = 0):
+        self._first = ScriptedBackend(first)
+        self._then = ScriptedBackend(then) if then else None
+        self._refusals = refusals
+        self.opened = 0
+
+    async def open(self, config):
+        self.opened += 1
+        if self.opened == 1:
+            return await self._first.open(config)
+        if self._then is None or self.opened <= 1 + self._refusals:
+            raise AtCapacity("all slots are taken")
+        return await self._then.open(config)
+
+    async def close(self):
+        await self._first.close()
+
+
+async def continued(relay: Relay, give_up_secs: float = 5.0) -> ContinuedSession:
+    session = await relay.open(CONFIG)
+    assert session.memory is not None
+    return ContinuedSession(relay, CONFIG, session, session.memory, give_up_secs=give_up_secs)
+
+
+async def converse(session: ContinuedSession, count: int) -> list[Step]:
+    steps: list[Step] = []
+
+    async def feed():
+        for _ in range(count):
+            session.send(SILENCE)
+            await asyncio.sleep(0.005)
+
+    feeding = asyncio.create_task(feed())
+    try:
+        async with asyncio.timeout(20):
+            async for step in session.steps():
+                steps.append(step)
+                if len(steps) == count:
+                    return steps
+        return steps
+    finally:
+        feeding.cancel()
+
+
+def text_of(steps: list[Step]) -> str:
+    return "".join(step.text_piece or "" for step in steps).replace("▁", " ").strip()
+
+
+def script(**changes) -> Script:
+    return Script(opening=COUNT, step_secs=0, remembers=True, **changes)
+
+
+@pytest.mark.parametrize("fail_step", [6, 15, 25])
+async def test_the_agent_goes_on_where_it_stopped(fail_step):
+    relay = Relay(script(fail_step=fail_step), script())
+    session = await continued(relay)
+    steps = await converse(session, 80)
+    assert text_of(steps) == COUNT
+    assert [step.index for step in steps] == list(range(80))
+    assert session.moves == 1 and relay.opened == 2
+    await session.close()
+
+
+async def test_given_words_go_on_too():
+    relay = Relay(Script(step_secs=0, remembers=True, fail_step=10), script(opening_step=1000))
+    session = await continued(relay)
+    first, second = await session.say(COUNT), await session.say("goodbye")
+    steps = await converse(session, 90)
+    assert text_of(steps) == f"{COUNT} goodbye"
+    assert [said for step in steps for said in step.said] == [
+        Said(first, COUNT, ""),
+        Said(second, "goodbye", ""),
+    ]
+    await session.close()
+
+
+async def test_a_full_house_is_tried_again():
+    relay = Relay(script(fail_step=10), script(), refusals=2)
+    session = await continued(relay)
+    assert text_of(await converse(session, 150)) == COUNT
+    assert relay.opened == 4
+    await session.close()
+
+
+async def test_no_room_anywhere_is_told_and_the_history_is_kept():
+    session = await continued(Relay(script(fail_step=10), None), give_up_secs=0.3)
+    with pytest.raises(SessionEnded, match="cannot go on elsewhere: all slots are taken"):
+        await converse(session, 1000)
+    history = session.history()
+    assert history is not None and history.steps == 10
+    backend = ScriptedBackend(script())
+    fresh = await backend.open(CONFIG)
+    await fresh.restore(history)
+    again = ContinuedSession(backend, CONFIG, fresh, session.memory, give_up_secs=1)
+    assert text_of(await converse(again, 60)).endswith("three four five six seven eight nine ten")
+    await again.close()
+
+
+async def test_a_limit_is_an_end_and_no_failure():
+    config = SessionConfig(max_secs=0.8)
+    relay = Relay(script(fail_step=10), script())
+    inner = await relay.open(config)
+    assert inner.memory is not None
+    session = ContinuedSession(relay, config, inner, inner.memory, give_up_secs=1)
+    with pytest.raises(SessionEnded):
+        await converse(session, 30)
+    assert relay.opened == 1
+
+
+def step_of(index: int, tokens: np.ndarray | None) -> Step:
+    return Step(index, SILENCE, 3, None, StepTiming(0, 0), tokens=tokens)
+
+
+def test_the_keeper_keeps_the_last_window_and_says_so():
+    keeper = HistoryKeeper(Memory(FINGERPRINT, 5))
+    assert keeper.history() is None
+    keeper.send(SILENCE)
+    keeper.take(step_of(0, None))
+    assert keeper.history() is None
+    for index in range(1, 9):
+        keeper.send(np.full(STEP_SAMPLES, index / 10, np.float32))
+        keeper.take(step_of(index, np.full(STREAMS, index, np.int32)))
+        history = keeper.history()
+        assert history is not None
+        assert history.complete == (index <= 5)
+        assert history.codes[0].tolist() == list(range(max(1, index - 4), index + 1))
+        assert history.audio[-1, 0] == pytest.approx(index / 10)
+
+
+def a_history(steps: int = 4) -> History:
+    codes = np.arange(STREAMS * steps, dtype=np.int32).reshape(STREAMS, steps)
+    return History(FINGERPRINT, codes, True, np.zeros((2, STEP_SAMPLES), np.float32))
+
+
+def test_bytes_bring_a_history_back():
+    history = a_history()
+    again = History.from_bytes(history.to_bytes())
+    np.testing.assert_array_equal(again.codes, history.codes)
+    assert again.fingerprint == FINGERPRINT and again.complete
+    assert again.audio.shape == (2, STEP_SAMPLES)
+
+
+def test_what_is_no_history_is_refused():
+    whole = a_history().to_bytes()
+    for data in (b"", b"abc", whole[:-1], whole + b"x", b"\xff" * 40, whole[:3]):
+        with pytest.raises(InvalidHistory):
+            History.from_bytes(data)
+    history = a_history()
+    history.check(FINGERPRINT, 100, 100)
+    for arguments in (("other", 100, 100), (FINGERPRINT, 2, 100), (FINGERPRINT, 100, 20)):
+        with pytest.raises(InvalidHistory):
+            history.check(*arguments)
+    negative = History(FINGERPRINT, history.codes - 1, True, history.audio)
+    with pytest.raises(InvalidHistory):
+        negative.check(FINGERPRINT, 100, 100)
+    for codes in (history.codes[:5], history.codes[:, :0], history.codes.astype(float)):
+        with pytest.raises(InvalidHistory):
+            History(FINGERPRINT, codes, True, history.audio)
