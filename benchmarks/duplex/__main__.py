@@ -144,7 +144,7 @@ def make_report(args: argparse.Namespace, dialogues: list[Dialogue]) -> Report:
 
 def recognise(args: argparse.Namespace, report: Report, dialogues: list[Dialogue]) -> None:
     """Add the word errors to the report."""
-    from benchmarks.duplex.recogniser import Spoken, intelligibility, sentences, word_pairs
+    from benchmarks.duplex.recogniser import Spoken, intelligibility, sentences, word_loop
     from training import world
     from training.speech import AGENT_VOICE, synthesise
 
@@ -161,7 +161,7 @@ def recognise(args: argparse.Namespace, report: Report, dialogues: list[Dialogue
         answers.append(Spoken(outcome.said, renditions))
     report.understood = {
         "grammar of its sentences": intelligibility(answers, sentences()),
-        "its pairs of words": intelligibility(answers, word_pairs()),
+        "its words in any order": intelligibility(answers, word_loop()),
     }
 
 
@@ -200,10 +200,10 @@ def _codec(args: argparse.Namespace):
         return None
     import torch
 
-    from pipecat_duplex.engine.checkpoint import find_checkpoint
+    from pipecat_duplex.engine.torch.checkpoint import load_checkpoint
     from training.sizes import STEP_SAMPLES
 
-    mimi = find_checkpoint(args.checkpoint).get_mimi("cpu")
+    mimi = load_checkpoint(args.checkpoint, "cpu").mimi
 
     @torch.no_grad()
     def there_and_back(pcm: np.ndarray) -> np.ndarray:

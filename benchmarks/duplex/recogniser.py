@@ -22,30 +22,9 @@ def sentences() -> str:
     return f"public <s> = {' | '.join(world.answers())};"
 
 
-def word_pairs() -> str:
-    """Return a grammar in which each word may follow those that it follows in some sentence."""
-    followers: dict[str, set[str]] = {}
-    last = set()
-    for answer in world.answers():
-        words = answer.split()
-        last.add(words[-1])
-        for word, follower in itertools.pairwise(words):
-            followers.setdefault(word, set()).add(follower)
-    rules = [f"public <s> = {_any({answer.split()[0] for answer in world.answers()})};"]
-    for word in world.agent_words():
-        rest = _any(followers[word]) if word in followers else ""
-        ends = f"[{rest}]" if word in last and rest else f"({rest})" if rest else ""
-        rules.append(f"<w_{word}> = {word} {ends};")
-    return " ".join(rules)
-
-
 def word_loop() -> str:
     """Return a grammar of the agent's words in any order: slow, and it has to hear each one."""
     return f"public <s> = ({' | '.join(world.agent_words())})+;"
-
-
-def _any(words: set[str]) -> str:
-    return " | ".join(f"<w_{word}>" for word in sorted(words))
 
 
 class Recogniser:
