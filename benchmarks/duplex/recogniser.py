@@ -3,7 +3,6 @@
 It is a weak listener: read its errors beside those on the source voice, which says the same words.
 """
 
-import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
