@@ -466,11 +466,12 @@ async def test_after_a_stall_the_delay_is_back_within_two_seconds():
     # Step 15 came out 1.5 s late, at second 2.8; two seconds later all is as it was.
     after = [d for step, d in delays.items() if step * STEP_SECS > 4.8]
     assert len(after) > 10
-    usual, jitter = np.median(before), 0.08
+    # What the machine itself adds and takes; the stall is three times the most that passes.
+    usual, jitter = np.median(before), min(max(0.08, np.ptp(before)), 0.5)
     assert np.median(after) < usual + jitter
     # Nothing piles up in the transport either: what is pushed is played.
     sounds = [(at, audio) for at, audio in conversation.speaker.played if any(audio)]
-    assert sounds[-1][0] - audio[-1].time_secs < 0.2
+    assert sounds[-1][0] - audio[-1].time_secs < 0.12 + jitter
     dropped = conversation.service.dropped_output_steps
     assert dropped >= 12
     assert sum(len(audio) for _, audio in sounds) / 2 / 16_000 <= (95 - dropped) * STEP_SECS

@@ -191,7 +191,8 @@ async def test_a_server_killed_in_mid_sentence(audio_format):
         killed_secs = time.monotonic()
         with pytest.raises(SessionEnded, match="lost"):
             await take(session, 1000)
-        assert time.monotonic() - killed_secs < 2
+        # By the connection's end, before the pings tell: the reason says which.
+        assert time.monotonic() - killed_secs < 4
         await feeding
         await process.wait()
         port = url.split(":")[2].split("/")[0]
@@ -212,7 +213,7 @@ async def test_a_server_that_freezes_is_noticed():
         stopped_secs = time.monotonic()
         with pytest.raises(SessionEnded, match="no sign of life"):
             await take(session, 1000)
-        assert time.monotonic() - stopped_secs < 2.5  # 2 s, and what a busy machine adds
+        assert time.monotonic() - stopped_secs < 4  # 2 s, and what a busy machine adds
         await feeding
         closing_secs = time.monotonic()
         await session.close()
@@ -241,7 +242,7 @@ async def test_a_server_that_answers_pings_only_is_noticed():
 
 async def test_a_caller_who_says_nothing_is_not_stalled():
     async with serving() as server:
-        limits = RemoteLimits(ping_secs=0.05, dead_secs=0.5, stall_secs=0.2)
+        limits = RemoteLimits(ping_secs=0.05, stall_secs=0.2)
         session = await RemoteBackend(chat_url(server), limits=limits).open(CONFIG)
         await asyncio.sleep(0.8)
         session.send(SILENCE)
