@@ -1,14 +1,18 @@
 """Known frames written into a slot: the conversation goes on as if it had been stepped there."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from moshi.models import LMGen
 
-from pipecat_duplex.engine.model import SlotOutput
+from pipecat_duplex.engine.engine import Runtime
+from pipecat_duplex.engine.model import SlotOutput, StepModel
+from pipecat_duplex.engine.onnx import load_model as load_onnx_model
+from pipecat_duplex.engine.onnx import model as onnx_model
 from pipecat_duplex.engine.prefix import DECODER_STEPS, Prefix
 from pipecat_duplex.engine.torch.checkpoint import Checkpoint
 from pipecat_duplex.engine.torch.model import BatchedModel
@@ -19,28 +23,45 @@ GREEDY = SessionConfig.greedy()
 CONTEXT = 100
 
 
+class Models:
+    """Makes models of one runtime; only the last one made may be used."""
+
+    def __init__(self, runtime: Runtime, checkpoint: Checkpoint, folder: Path):
+        self.checkpoint = checkpoint
+        self._runtime = runtime
+        self._folder = folder
+        self._last: BatchedModel | None = None
+
+    def __call__(self, slots: int) -> StepModel:
+        self.close()
+        if self._runtime == "onnx":
+            return load_onnx_model(self._folder, slots)
+        self._last = BatchedModel(self.checkpoint, slots)
+        return self._last
+
+    def close(self) -> None:
+        """Leave the checkpoint's modules to others."""
+        if self._last is not None:
+            self._last._streaming.close()
+            self._last = None
+
+
 @pytest.fixture
-def make_model(checkpoint: Checkpoint):
-    """Models over the one checkpoint; only the last one made may be used."""
-    made: list[BatchedModel] = []
-
-    def make(slots: int) -> BatchedModel:
-        for model in made:
-            model._streaming.close()
-        made.append(BatchedModel(checkpoint, slots))
-        return made[-1]
-
+def make_model(
+    runtime: Runtime, checkpoint: Checkpoint, checkpoint_folder: Path
+) -> Iterator[Models]:
+    """Models of a runtime over the one checkpoint."""
+    models = Models(runtime, checkpoint, checkpoint_folder)
     with torch.inference_mode():
-        yield make
-        for model in made:
-            model._streaming.close()
+        yield models
+        models.close()
 
 
-def converse(model: BatchedModel, audio: np.ndarray, slot: int = 0) -> list[SlotOutput]:
+def converse(model: StepModel, audio: np.ndarray, slot: int = 0) -> list[SlotOutput]:
     return [model.step({slot: frame})[slot] for frame in audio]
 
 
-def begin(model: BatchedModel, slot: int, prefix: Prefix, between: Callable = lambda: None) -> None:
+def begin(model: StepModel, slot: int, prefix: Prefix, between: Callable = lambda: None) -> None:
     model.join(slot, GREEDY)
     for _ in model.prefill(slot, prefix):
         between()
@@ -72,14 +93,14 @@ def test_columns_from_the_start_begin_with_the_initial_tokens() -> None:
 
 @pytest.mark.parametrize("frames", [2, 37, CONTEXT + 60])
 def test_a_parallel_pass_equals_steps_with_forced_tokens(
-    make_model, checkpoint: Checkpoint, frames: int
+    make_model: Models, checkpoint: Checkpoint, frames: int
 ) -> None:
     codes = random_codes(frames, 3, checkpoint)
     audio = noise(20, seed=1)
     model = make_model(2)
     begin(model, 1, Prefix(codes))
     ours = tokens_of(converse(model, audio, slot=1))
-    model._streaming.close()
+    make_model.close()
 
     # moshi's own loop, whose tokens are replaced after they were sampled.
     forced = {"step": 0}
@@ -115,7 +136,7 @@ def test_a_parallel_pass_equals_steps_with_forced_tokens(
 
 @pytest.mark.parametrize("steps", [7, 64, CONTEXT + 73])
 def test_a_conversation_goes_on_elsewhere_with_the_same_tokens_and_sound(
-    make_model, steps: int
+    make_model: Models, steps: int
 ) -> None:
     audio = noise(steps + 30, seed=steps)
     model = make_model(1)
@@ -138,7 +159,7 @@ def test_a_conversation_goes_on_elsewhere_with_the_same_tokens_and_sound(
     assert level_db < -40
 
 
-def test_the_last_window_alone_is_enough_to_go_on(make_model) -> None:
+def test_the_last_window_alone_is_enough_to_go_on(make_model: Models) -> None:
     audio = noise(CONTEXT + 60, seed=2)
     model = make_model(1)
     model.join(0, GREEDY)
@@ -148,7 +169,7 @@ def test_the_last_window_alone_is_enough_to_go_on(make_model) -> None:
     assert (tokens_of(outputs) >= 0).all()
 
 
-def test_neighbours_in_mid_conversation_do_not_notice(make_model, checkpoint: Checkpoint) -> None:
+def test_neighbours_in_mid_conversation_do_not_notice(make_model: Models, checkpoint: Checkpoint) -> None:
     audio = noise(CONTEXT + 40, seed=5)
     model = make_model(3)
 
@@ -177,7 +198,7 @@ def test_neighbours_in_mid_conversation_do_not_notice(make_model, checkpoint: Ch
         np.testing.assert_array_equal(one.pcm, other.pcm)
 
 
-def test_a_slot_can_be_used_as_before_after_a_prefill(make_model, checkpoint: Checkpoint) -> None:
+def test_a_slot_can_be_used_as_before_after_a_prefill(make_model: Models, checkpoint: Checkpoint) -> None:
     audio = noise(30, seed=8)
     model = make_model(1)
     model.join(0, GREEDY)
@@ -188,7 +209,7 @@ def test_a_slot_can_be_used_as_before_after_a_prefill(make_model, checkpoint: Ch
     np.testing.assert_array_equal(tokens_of(converse(model, audio)), fresh)
 
 
-def test_a_parallel_pass_is_much_quicker_than_steps(make_model, checkpoint: Checkpoint) -> None:
+def test_a_parallel_pass_is_much_quicker_than_steps(make_model: Models, checkpoint: Checkpoint) -> None:
     codes = random_codes(160, 4, checkpoint)
     model = make_model(1)
     frame = noise(1, seed=1)[0]
@@ -206,13 +227,13 @@ def test_a_parallel_pass_is_much_quicker_than_steps(make_model, checkpoint: Chec
 
 
 def test_encoding_by_itself_is_nearly_what_a_stream_gives(
-    make_model, checkpoint: Checkpoint
+    make_model: Models, checkpoint: Checkpoint
 ) -> None:
     audio = noise(60, seed=10)
     model = make_model(2)
     alone = model.encode(audio)
     assert alone.shape == (8, 60)
-    model._streaming.close()
+    make_model.close()
     with checkpoint.mimi.streaming(1):
         stepped = [
             checkpoint.mimi.encode(torch.from_numpy(frame)[None, None])[0, :, 0].numpy()
@@ -222,12 +243,36 @@ def test_encoding_by_itself_is_nearly_what_a_stream_gives(
     assert (alone[0] == np.stack(stepped, axis=1)[0]).mean() > 0.8
 
 
+@pytest.mark.parametrize("frames", [2, 65, CONTEXT + 60, 3 * CONTEXT])
+@pytest.mark.parametrize("at_once", [7, 64, CONTEXT])
+def test_onnx_passes_of_any_length_equal_single_steps(
+    checkpoint: Checkpoint,
+    checkpoint_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    frames: int,
+    at_once: int,
+) -> None:
+    prefix = Prefix(random_codes(frames, 12, checkpoint))
+    audio = noise(12, seed=13)
+
+    def go_on(columns: int) -> tuple[np.ndarray, np.ndarray]:
+        monkeypatch.setattr(onnx_model, "PREFILL_COLUMNS", columns)
+        model = load_onnx_model(checkpoint_folder, 2)
+        begin(model, 1, prefix)
+        kept = model._memory.ring.inputs().values()
+        ring = np.stack([keys_or_values[1] for keys_or_values in kept])
+        return ring, tokens_of(converse(model, audio, slot=1))
+
+    ring, tokens = go_on(at_once)
+    single_ring, single_tokens = go_on(1)
+    np.testing.assert_allclose(ring, single_ring, atol=1e-4)
+    np.testing.assert_array_equal(tokens, single_tokens)
+
+
 @pytest.mark.parametrize("complete", [True, False])
 def test_the_onnx_room_goes_on_with_the_same_tokens_and_sound(complete: bool) -> None:
-    from pipecat_duplex.engine.onnx.model import load_model
-
     audio = noise(34, seed=11) * np.float32(0.2)
-    model = load_model("embedded", 2)
+    model = load_onnx_model("embedded", 2)
     with model.running():
         model.join(0, GREEDY)
         whole = [model.step({0: frame})[0] for frame in audio]

@@ -49,19 +49,24 @@ class Ring:
     mask: str
 
 
-def make_ring(graph: GraphBuilder, heads: Heads, positions: str, steps: str) -> Ring:
+def make_ring(
+    graph: GraphBuilder, heads: Heads, positions: str, steps: str, *, every_step: bool = False
+) -> Ring:
     """Declare the inputs that say where conversations are, and derive what follows from them.
 
     Args:
         graph: The graph.
         heads: Sizes.
         positions: Steps that each conversation has behind it, int64 ``[m]``.
-        steps: Number of steps at once, ``T``, int64 ``[1]``.
+        steps: Number of steps at once, ``T``, int64 ``[1]``; at most the context.
+        every_step: Whether each of the steps looks back over the whole context, as if they were
+            run one by one. Else, as in moshi, all of them take the places of the oldest first.
     """
     rows = graph.input("rows", "int64", ["m"])
     places = graph.input("places", "int64", ["n"])
     cosine, sine = _rotation(graph, heads, positions, steps)
-    return Ring(rows, places, cosine, sine, _mask(graph, heads, positions, places, steps))
+    mask = _mask(graph, heads, positions, places, steps, every_step)
+    return Ring(rows, places, cosine, sine, mask)
 
 
 def _range(graph: GraphBuilder, steps: str) -> str:
@@ -80,17 +85,22 @@ def _rotation(graph: GraphBuilder, heads: Heads, positions: str, steps: str) -> 
     return graph.node("Cos", phases), graph.node("Sin", phases)
 
 
-def _mask(graph: GraphBuilder, heads: Heads, positions: str, places: str, steps: str) -> str:
-    """As in moshi, this step's keys take the places of the oldest before anyone looks."""
+def _mask(
+    graph: GraphBuilder, heads: Heads, positions: str, places: str, steps: str, every_step: bool
+) -> str:
+    """Who sees which keys: of the ring those not yet too old, of these steps none that is later."""
     context = graph.constant([heads.context])
     hidden, seen = graph.scalar(-np.inf), graph.scalar(0.0)
     done = graph.reshape(graph.node("Gather", positions, places), -1, 1, 1, 1)
     newest = graph.node("Sub", done, graph.constant([1]))
     index = graph.constant(np.arange(heads.context))
     age = graph.node("Mod", graph.node("Sub", newest, index), context)
-    kept = graph.node("Min", done, graph.node("Sub", context, steps))
-    ring = graph.node("Where", graph.node("Less", age, kept), seen, hidden)
     order = _range(graph, steps)
+    taken = steps
+    if every_step:
+        taken = graph.node("Add", graph.reshape(order, -1, 1), graph.constant([1]))
+    kept = graph.node("Min", done, graph.node("Sub", context, taken))
+    ring = graph.node("Where", graph.node("Less", age, kept), seen, hidden)
     later = graph.node("Less", graph.reshape(order, -1, 1), order)
     chunk = graph.node("Where", later, hidden, seen)
     one, n = graph.constant([1]), graph.node("Shape", places)

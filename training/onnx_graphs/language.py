@@ -21,7 +21,7 @@ def build_temporal(weights: WeightFile, config: dict[str, Any]) -> GraphBuilder:
     tokens = graph.input("tokens", "int64", ["m", streams, "T"])
     positions = graph.input("positions", "int64", ["m"])
     steps = graph.slice(graph.node("Shape", tokens), 2, 3, axis=0)
-    ring = make_ring(graph, heads, positions, steps)
+    ring = make_ring(graph, heads, positions, steps, every_step=True)
 
     value = _embed(graph, config, tokens)
     new: list[str] = []

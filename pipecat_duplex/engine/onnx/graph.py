@@ -23,6 +23,7 @@ class Graph:
         session: onnxruntime.InferenceSession,
         rows: int,
         memories: Mapping[str, np.ndarray] | None = None,
+        steps: int = 1,
     ):
         """Initialize with arrays of zeros.
 
@@ -30,10 +31,11 @@ class Graph:
             session: The graph.
             rows: The most conversations in a run.
             memories: Inputs over all slots, by name.
+            steps: How many steps a run takes at once, where a graph can take several.
         """
         self._session = session
         self._memories = dict(memories or {})
-        self._rows = rows
+        self._lengths = {"m": rows, "n": rows, "T": steps}
         self._bindings: dict[tuple[int, int, int], onnxruntime.IOBinding] = {}
         self.inputs = {
             info.name: self._allocate(info)
@@ -76,6 +78,7 @@ class Graph:
         return binding
 
     def _allocate(self, info: onnxruntime.NodeArg) -> np.ndarray:
-        lengths = {"m": self._rows, "n": self._rows, "T": 1}
-        shape = [lengths[length] if isinstance(length, str) else length for length in info.shape]
+        shape = [
+            self._lengths[length] if isinstance(length, str) else length for length in info.shape
+        ]
         return np.zeros(shape, TYPES[info.type])

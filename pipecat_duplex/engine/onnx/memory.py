@@ -113,6 +113,10 @@ class History:
         streams = self._streams[: tokens.shape[1]]
         self._put(slots, streams, np.zeros_like(streams), tokens)
 
+    def skip(self, slot: int, steps: int) -> None:
+        """Let time go on by steps whose tokens are known, and not asked for again."""
+        self.offsets[slot] += steps
+
     def next_input(self, slots: np.ndarray) -> np.ndarray:
         """What the language model is given in this step, shape ``(m, streams)``."""
         offsets = self.offsets[slots][:, None]

@@ -14,15 +14,18 @@ from pipecat_duplex.engine.model import ChooseWord, SlotOutput, StepModel
 from pipecat_duplex.engine.onnx.checkpoint import count_parameters, open_graphs
 from pipecat_duplex.engine.onnx.graph import Graph
 from pipecat_duplex.engine.onnx.memory import CodecMemory, History, Ring
-from pipecat_duplex.engine.onnx.sampling import Sampler
+from pipecat_duplex.engine.onnx.sampling import Sampler, SlotSampling
 from pipecat_duplex.engine.prefix import Prefix
 from pipecat_duplex.engine.vocabulary import Vocabulary
 from pipecat_duplex.session import STEP_SAMPLES, SessionConfig
 
 WARM_UP_STEPS = 3
 
-PREFILL_STEPS = 8
-"""Known steps that are taken at once; neighbours wait so long."""
+PREFILL_CODEC_STEPS = 8
+"""Known steps that the codec takes before neighbours have their turn; it goes one by one."""
+
+PREFILL_COLUMNS = 64
+"""Known columns that the language model takes in one pass; neighbours wait so long."""
 
 MIN_ROWS_PER_THREAD = 4
 """Fewer conversations than this are not worth another thread's wake-up."""
@@ -70,6 +73,7 @@ class Lane:
             sampler: How slots choose, shared by all lanes.
             slots: Number of slots.
         """
+        self._sessions = sessions
         self._memory = memory
         self._sampler = sampler
         self._encoder = Graph(sessions["encoder"], slots, memory.encoder.inputs())
@@ -106,22 +110,22 @@ class Lane:
         tokens = self._temporal.outputs["text_token"][:count]
         return dict(zip(slots.tolist(), tokens.tolist(), strict=True))
 
-    def read(self, slot: int, column: np.ndarray, frame: np.ndarray) -> None:
-        """Let a slot's language model read a known column, without choosing what comes next.
+    def read(self, slot: int, columns: np.ndarray) -> None:
+        """Let a slot's language model read known columns in one pass; what it chooses is dropped.
 
         Args:
             slot: The slot.
-            column: What it reads, shape ``(17,)``.
-            frame: The known monologue and agent of the next column, shape ``(1 + codebooks,)``.
+            columns: What it reads, int64, shape ``(17, T)``; at most as many as its context.
         """
-        slots = np.array([slot])
-        history = self._memory.history
+        slots, history, steps = np.array([slot]), self._memory.history, columns.shape[1]
+        # Arrays of this length are needed once; the keys and values of all slots are shared.
+        graph = Graph(self._sessions["temporal"], 1, self._memory.ring.inputs(), steps)
+        graph.inputs["tokens"][0] = columns
+        SlotSampling(1).prepare(graph, np.zeros(1, np.int64))  # greedy: draws nothing
         positions = history.offsets[slots]
-        self._temporal.inputs["tokens"][:1, :, 0] = column
-        self._sampler.text.prepare(self._temporal, slots)
-        self._run(self._temporal, slots, positions)
-        self._memory.ring.write(slots, positions, self._temporal.outputs["new_keys_values"][:1])
-        history.say(slots, frame[None])
+        self._run(graph, slots, positions)
+        self._memory.ring.write(slots, positions, graph.outputs["new_keys_values"])
+        history.skip(slot, steps)
 
     def sample_after(self, slot: int, column: np.ndarray, frame: np.ndarray) -> None:
         """Let a slot's model read the last known column and choose what comes next.
@@ -280,25 +284,22 @@ class OnnxModel(StepModel):
         return np.stack([lane.encode_alone(0, pcm) for pcm in audio], axis=1)
 
     def prefill(self, slot: int, prefix: Prefix) -> Iterator[None]:
-        """Let a conversation that has just joined go on from what is known of it.
-
-        The graphs take one step at a time: it is right, and not as quick as a parallel pass.
-        """
+        """Let a conversation that has just joined go on from what is known of it."""
         lane, memory = self._lanes[0], self._memory
         for step, pcm in enumerate(prefix.audio, start=1):
             lane.encode_alone(slot, pcm)
-            if step % PREFILL_STEPS == 0:
+            if step % PREFILL_CODEC_STEPS == 0:
                 yield
         for step, codes in enumerate(prefix.heard.T, start=1):
             lane.decode_alone(slot, codes)
-            if step % PREFILL_STEPS == 0:
+            if step % PREFILL_CODEC_STEPS == 0:
                 yield
         columns = prefix.columns(self._config["delays"], memory.history.initial.tolist())
-        agent = slice(0, 1 + CODEBOOKS)
-        for step in range(columns.shape[1] - 1):
-            lane.read(slot, columns[:, step], columns[agent, step + 1])
-            if step % PREFILL_STEPS == 0:
-                yield
+        known = columns[:, :-1]
+        at_once = min(PREFILL_COLUMNS, memory.ring.context)
+        for begin in range(0, known.shape[1], at_once):
+            lane.read(slot, known[:, begin : begin + at_once])
+            yield
         lane.sample_after(slot, columns[:, -1], prefix.codes[:, -1])
 
     def leave(self, slot: int) -> None:
