@@ -2,8 +2,8 @@
 
 Three groups: sentences of the embedded model's world that it is told to say, new combinations of
 its words that it is told to say, and the answers that it gives by itself when it is asked, to
-compare with. From silence each. Each rendition is heard by a recogniser that knows the sentence's own
-words, in any order and number.
+compare with. From silence each. Each rendition is heard by a recogniser that knows the words of its
+sentence, in any order and number.
 """
 
 import argparse
