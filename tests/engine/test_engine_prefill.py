@@ -169,7 +169,9 @@ def test_the_last_window_alone_is_enough_to_go_on(make_model: Models) -> None:
     assert (tokens_of(outputs) >= 0).all()
 
 
-def test_neighbours_in_mid_conversation_do_not_notice(make_model: Models, checkpoint: Checkpoint) -> None:
+def test_neighbours_in_mid_conversation_do_not_notice(
+    make_model: Models, checkpoint: Checkpoint
+) -> None:
     audio = noise(CONTEXT + 40, seed=5)
     model = make_model(3)
 
@@ -198,7 +200,9 @@ def test_neighbours_in_mid_conversation_do_not_notice(make_model: Models, checkp
         np.testing.assert_array_equal(one.pcm, other.pcm)
 
 
-def test_a_slot_can_be_used_as_before_after_a_prefill(make_model: Models, checkpoint: Checkpoint) -> None:
+def test_a_slot_can_be_used_as_before_after_a_prefill(
+    make_model: Models, checkpoint: Checkpoint
+) -> None:
     audio = noise(30, seed=8)
     model = make_model(1)
     model.join(0, GREEDY)
@@ -209,7 +213,9 @@ def test_a_slot_can_be_used_as_before_after_a_prefill(make_model: Models, checkp
     np.testing.assert_array_equal(tokens_of(converse(model, audio)), fresh)
 
 
-def test_a_parallel_pass_is_much_quicker_than_steps(make_model: Models, checkpoint: Checkpoint) -> None:
+def test_a_parallel_pass_is_much_quicker_than_steps(
+    make_model: Models, checkpoint: Checkpoint
+) -> None:
     codes = random_codes(160, 4, checkpoint)
     model = make_model(1)
     frame = noise(1, seed=1)[0]
