@@ -107,7 +107,7 @@ async def measure(checkpoint: str, steps: int, rounds: int) -> Overhead:
     rng = np.random.default_rng(0)
     audio = rng.uniform(-0.1, 0.1, size=(steps, STEP_SAMPLES)).astype(np.float32)
     bare = BareLoop(checkpoint, config)
-    engine = await Engine.load(checkpoint, device="cpu")
+    engine = await Engine.load(checkpoint, runtime="torch", device="cpu")
     try:
         return await _compare(engine, bare, config, audio, rounds)
     finally:

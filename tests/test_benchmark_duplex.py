@@ -1,9 +1,11 @@
 """The benchmark of conversations: its definitions, and that bad agents get bad figures."""
 
 import asyncio
+import itertools
 import json
 import math
 import shutil
+from functools import cache
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from benchmarks.duplex.figures import Share, measure, share, summarise, utteranc
 from benchmarks.duplex.report import Report, as_json, markdown
 from benchmarks.duplex.speech import SEEN, UNSEEN, voices
 from benchmarks.duplex.stage import by_the_clock, in_lock_step
-from benchmarks.duplex.users import draw_plans
+from benchmarks.duplex.users import Plan, draw_plans
 from pipecat_duplex.scripted import Script, ScriptedBackend
 from pipecat_duplex.session import SAMPLE_RATE_HZ, STEP_SAMPLES
 from training import world
@@ -181,13 +183,15 @@ def test_each_voice_gets_its_turns():
     assert {(plan.voice, plan.opens) for plan in plans} == {(n, o) for n in names for o in (0, 1)}
 
 
-def quiet_plans(count: int, turns: int):
+@cache
+def quiet_plans(count: int, turns: int) -> tuple[Plan, ...]:
     """Users in quiet rooms: a scripted agent hears nothing but loudness."""
     plans = draw_plans(("flite:awb", "espeak:en-gb+m6"), UNSEEN, 24, 3, turns=turns)
-    quiet = [plan for plan in plans if np.abs(plan.background).max() < 0.01]
-    loud = [p for p in quiet if all(np.abs(t.line.pcm).max() > 0.1 for t in p.turns)]
-    assert len(loud) >= count
-    return loud[:count]
+    quiet = (plan for plan in plans if np.abs(plan.background).max() < 0.01)
+    loud = (p for p in quiet if all(np.abs(t.line.pcm).max() > 0.1 for t in p.turns))
+    found = tuple(itertools.islice(loud, count))
+    assert len(found) == count
+    return found
 
 
 def figures_of(script: Script, *, knows_world: bool):

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import soxr
-from pocketsphinx import Decoder
 
 from training import world
 from training.sizes import SAMPLE_RATE
@@ -35,6 +34,8 @@ class Recogniser:
         Args:
             grammar: What can be said: rules in JSGF, of words that pocketsphinx knows.
         """
+        from pocketsphinx import Decoder  # needed for nothing else
+
         self.decoder = Decoder(samprate=_RATE, loglevel="FATAL", lm=None)
         self.decoder.add_jsgf_string("agent", f"#JSGF V1.0; grammar agent; {grammar}")
         self.decoder.activate_search("agent")

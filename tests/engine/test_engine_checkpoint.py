@@ -97,7 +97,7 @@ def test_bad_json(folder: Path, text: str) -> None:
         ({"dep_q": 0, "n_q": 32}, "recognizes"),
         ({"stt_config": {"audio_delay_seconds": 0.5}}, "recognizes"),
         ({"tts_config": {"multistream": True}}, "synthesizes"),
-        ({"dep_q": 16}, "16 codebooks"),
+        ({"dep_q": 12}, "12 codebooks"),
         ({"dep_q": None}, "does not describe"),
         ({"delays": [0, 1]}, "17 streams"),
         ({"conditioners": {"speaker": {}}}, "conditions"),

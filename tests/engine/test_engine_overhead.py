@@ -7,4 +7,5 @@ async def test_benchmark_runs(checkpoint_folder: Path) -> None:
     """The figure itself needs a quiet machine and a model of real size."""
     overhead = await measure(str(checkpoint_folder), steps=60, rounds=2)
     assert len(overhead.engine_secs) == len(overhead.bare_secs) == 2
-    assert 0.3 < overhead.ratio < 3
+    # Far below 1 for so small a model: the engine computes its layers with less Python.
+    assert 0 < overhead.ratio < 1

@@ -72,7 +72,7 @@ async def test_a_step_that_raises(engine, monkeypatch):
         await take(session, 1)
         with monkeypatch.context() as patch:
 
-            def fail(self, frames):
+            def fail(self, frames, choose_word=None):
                 raise RuntimeError("out of luck")
 
             patch.setattr(BatchedModel, "step", fail)

@@ -100,7 +100,7 @@ async def test_full_is_said_before_the_upgrade():
         ({"audio_seed": "-4"}, "audio_seed"),
         ({"max_steps": "0"}, "max_steps"),
         ({"format": "mp3"}, "format"),
-        ({"text_prompt": "You are Jane."}, "text_prompt"),
+        ({"text_prompt": "You are Jane. " * 572}, "text_prompt"),  # more than 8000
     ],
 )
 async def test_parameters_that_cannot_be(query, reason):
