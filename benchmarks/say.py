@@ -28,6 +28,7 @@ QUIET_STEPS = 12
 """Steps without word or sound after which the agent has come to its end."""
 
 SOUND_DB = -45.0
+OWN = "its own answers"
 USER_VOICE = "flite:rms"
 SILENCE = np.zeros(STEP_SAMPLES, np.float32)
 
@@ -39,15 +40,16 @@ class Rendition:
     Attributes:
         text: What was to be said; for an answer of its own, what its monologue says.
         monologue: What its monologue says.
-        first_sound_ms: From the request to the end of the step with the first sound.
-        first_word_sounds: Whether there is sound before the second word's text.
+        first_sound_ms: From the request to the end of the step with the first sound; for an answer
+            of its own, from its first word.
+        sounds_early: Whether there is sound before the second word's could be, right or wrong.
         pcm: Its sound, float32, 24 kHz.
     """
 
     text: str
     monologue: str
     first_sound_ms: float
-    first_word_sounds: bool
+    sounds_early: bool
     pcm: np.ndarray
 
 
@@ -128,7 +130,7 @@ async def measure(checkpoint: str, world_sentences: int, new: int) -> dict[str, 
 
     try:
         return {
-            "its own answers": await asyncio.gather(
+            OWN: await asyncio.gather(
                 *(one(None, i, questions[answer]) for i, answer in enumerate(answers))
             ),
             "told, of its world": await asyncio.gather(
@@ -155,12 +157,13 @@ def report(group: str, renditions: list[Rendition]) -> str:
     words = sum(len(rendition.text.split()) for rendition in spoken)
     errors = sum(errors_of(rendition) for rendition in spoken)
     firsts = [rendition.first_sound_ms for rendition in spoken]
-    equal = sum(rendition.text == rendition.monologue for rendition in spoken)
+    told = group != OWN
+    equal = np.mean([rendition.text == rendition.monologue for rendition in spoken])
     return (
-        f"| {group} | {len(spoken)} | {equal / len(spoken):.0%} "
+        f"| {group} | {len(spoken)} | {f'{equal:.0%}' if told else '–'} "
         f"| {np.median(firsts):.0f} | {np.percentile(firsts, 90):.0f} "
         f"| {np.mean([ms <= 500 for ms in firsts]):.0%} "
-        f"| {np.mean([r.first_word_sounds for r in spoken]):.0%} "
+        f"| {np.mean([r.sounds_early for r in spoken]):.0%} "
         f"| {errors / words:.1%} ({words}) |"
     )
 
@@ -178,13 +181,13 @@ def main() -> None:
     groups = asyncio.run(measure(args.checkpoint, args.world, args.new))
     print(
         "| | sentences | monologue is the text | first sound p50, ms | p90, ms | within 500 ms "
-        "| first word sounds | word errors (words) |\n|---|---|---|---|---|---|---|---|"
+        "| sound before the second word | word errors (words) |\n|---|---|---|---|---|---|---|---|"
     )
     for group, renditions in groups.items():
         print(report(group, renditions))
         for rendition in renditions if args.verbose else ():
             print(
-                f"{rendition.first_sound_ms:.0f} ms, {rendition.first_word_sounds}, "
+                f"{rendition.first_sound_ms:.0f} ms, {rendition.sounds_early}, "
                 f"{errors_of(rendition)} errors: {rendition.text}"
             )
 
