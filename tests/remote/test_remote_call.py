@@ -55,6 +55,7 @@ async def test_it_counts_on_at_the_other_server() -> None:
             processors=[killer],
         )
         assert await first.wait() == -signal.SIGKILL
+        served = await second.wait_for_line(r"session .* (\d+) steps in pcm", 10)
     # After a while of silence it may say more, of its own.
     counted = len(NUMBERS)
     pieces = [frame.text for frame in conversation.near.of(MonologueTextFrame)]
@@ -66,7 +67,8 @@ async def test_it_counts_on_at_the_other_server() -> None:
     (ending,) = [event for event in conversation.events if event[0] == "on_session_ended"]
     assert ending[2] is None  # the pipeline ended it, not a failure
     assert " ".join(conversation.assistant_words()).split()[:counted] == NUMBERS
-    # One gap: the other words follow each other as they do in speech.
+    # The move can be shorter than the time from one number to the next.
     gaps_secs = np.diff(list(killer.times_secs.values())[:counted])
-    assert NUMBERS[gaps_secs.argmax()] == KILLED_AT
     assert gaps_secs.max() < 10
+    # What was left was counted by the other server.
+    assert 0 < int(served[1]) < conversation.service.step_count
