@@ -663,9 +663,10 @@ class DuplexLLMService(LLMService):
             await self._fill_silence(session)
             return
         for pcm in await self._take_audio(frame):
-            quiet = level_db(pcm) < QUIET_LEVEL_DB
+            user_level_db = level_db(pcm)
+            quiet = user_level_db < QUIET_LEVEL_DB
             if self._input_clock.admit(self._now_secs(), quiet=quiet):
-                await self._send(session, pcm)
+                await self._send(session, pcm, user_level_db)
 
     def _secs_to_fill(self) -> float | None:
         wait_secs = self._input_clock.secs_to_fill(self._now_secs())
@@ -684,9 +685,10 @@ class DuplexLLMService(LLMService):
         silence = np.zeros(STEP_SAMPLES, np.float32)
         while self._input_clock.fill(self._now_secs()):
             pending = self._intake.flush()
-            await self._send(session, silence if pending is None else pending)
+            pcm = silence if pending is None else pending
+            await self._send(session, pcm, level_db(pcm))
 
-    async def _send(self, session: DuplexSession, pcm: np.ndarray):
+    async def _send(self, session: DuplexSession, pcm: np.ndarray, user_level_db: float):
         if self._sent_steps - self._handled_steps >= MAX_STEPS_IN_FLIGHT:
             self._input_clock.dropped_steps += 1
             if not self._overload_warned:
@@ -697,7 +699,7 @@ class DuplexLLMService(LLMService):
         index = session.send(pcm)
         self._sent_steps += 1
         voice = await self._activity.observe(pcm) if self._activity else UserVoice.QUIET
-        self._user_steps.put_nowait(_UserStep(index, due_secs, voice, level_db(pcm)))
+        self._user_steps.put_nowait(_UserStep(index, due_secs, voice, user_level_db))
 
     #
     # steps out

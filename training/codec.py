@@ -15,7 +15,6 @@ RUN/last.pt holds weights, optimiser, step and configuration; RUN/log.txt a line
 import argparse
 import dataclasses
 import itertools
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from torch.nn import functional
 
 from training import acoustics, checkpoint
 from training.corpus import Utterance, read_corpus
-from training.progress import SAVE_EVERY, Progress, save_state
+from training.progress import SAVE_EVERY, Progress, add_options, prepare, save_state
 from training.sizes import SAMPLE_RATE, STEP_SAMPLES, mimi_config
 from training.speech import PHONES
 
@@ -344,12 +343,9 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--steps", type=int, default=3_000)
     parser.add_argument("--cooldown", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--set", nargs="*", default=[], metavar="OPTION=VALUE")
+    add_options(parser)
     options = parser.parse_args()
-    torch.set_flush_denormal(True)
-    torch.set_num_threads(options.threads)
-    changes = {k: json.loads(v) for k, v in (item.split("=") for item in options.set)}
+    changes = prepare(options)
     train(options.data, options.run, options.steps, options.cooldown, changes)
 
 

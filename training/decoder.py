@@ -19,7 +19,6 @@ RUN/last.pt holds a whole codec, of which only the decoder's side differs from C
 import argparse
 import dataclasses
 import itertools
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +31,7 @@ from training import codec
 from training.bank import CUT_EVERY, FIRST_CUT, TAIL_STEPS, read_answers
 from training.codec import HALF_STEPS, CodecTrainer, SpectralLoss, fade_out, phone_labels
 from training.corpus import read_corpus
-from training.progress import SAVE_EVERY, Progress, save_state
+from training.progress import SAVE_EVERY, Progress, add_options, prepare, save_state
 from training.sizes import SAMPLE_RATE, STEP_SAMPLES
 from training.speech import PHONES
 
@@ -320,7 +319,7 @@ def train(
     source = DecoderData(data, trainer.options, trainer.step)
     progress = Progress(trainer.step)
     while progress.minutes < minutes:
-        rate = max(1 - progress.minutes / minutes, 0.0) if anneal else 1.0
+        rate = progress.rate(minutes, anneal=anneal)
         terms = trainer.train_step(*source.batch(), rate)
         progress.add(trainer.step, terms)
         if trainer.step % SAVE_EVERY == 0:
@@ -336,12 +335,9 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--anneal", action="store_true")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--set", nargs="*", default=[], metavar="OPTION=VALUE")
+    add_options(parser)
     options = parser.parse_args()
-    torch.set_flush_denormal(True)
-    torch.set_num_threads(options.threads)
-    changes = {k: json.loads(v) for k, v in (item.split("=") for item in options.set)}
+    changes = prepare(options)
     train(options.data, options.codec, options.run, options.minutes, options.anneal, changes)
 
 

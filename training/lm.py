@@ -15,7 +15,6 @@ silent.
 
 import argparse
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from torch.nn import functional
 
 from training import checkpoint, world
 from training.dialogues import NO_LABEL, Composer, Dialogue
-from training.progress import SAVE_EVERY, Progress, line, save_state
+from training.progress import SAVE_EVERY, Progress, add_options, line, prepare, save_state
 from training.sizes import CODEBOOKS, PADDING_ID, lm_config
 from training.tokenizer import build_tokenizer
 
@@ -239,7 +238,7 @@ def train(data: Path, run: Path, minutes: float, anneal: bool, changes: dict) ->
     fixed = [held_out.dialogue(steps, fixed_rng) for _ in range(16)]
     progress = Progress(trainer.step)
     while progress.minutes < minutes:
-        rate = max(1 - progress.minutes / minutes, 0.0) if anneal else 1.0
+        rate = progress.rate(minutes, anneal=anneal)
         batch = [composer.dialogue(steps, trainer.rng) for _ in range(trainer.options.batch)]
         terms = trainer.train_step(batch, rate)
         progress.add(trainer.step, terms)
@@ -256,12 +255,9 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--anneal", action="store_true")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--set", nargs="*", default=[], metavar="OPTION=VALUE")
+    add_options(parser)
     options = parser.parse_args()
-    torch.set_flush_denormal(True)
-    torch.set_num_threads(options.threads)
-    changes = {k: json.loads(v) for k, v in (item.split("=") for item in options.set)}
+    changes = prepare(options)
     train(options.data, options.run, options.minutes, options.anneal, changes)
 
 

@@ -1,5 +1,6 @@
 """What every training does beside learning: tell how it goes, and save what is needed to go on."""
 
+import argparse
 import json
 import time
 from pathlib import Path
@@ -24,6 +25,10 @@ class Progress:
         """Time since the training was started, or started again."""
         return (time.monotonic() - self._started) / 60
 
+    def rate(self, minutes: float, *, anneal: bool) -> float:
+        """Factor of the learning rate: with ``anneal`` it falls to zero over these minutes."""
+        return max(1 - self.minutes / minutes, 0.0) if anneal else 1.0
+
     def add(self, step: int, terms: dict[str, float]) -> None:
         """Note the terms of a step; ``step`` counts it already."""
         for name, value in terms.items():
@@ -31,6 +36,19 @@ class Progress:
         if step % PRINT_EVERY == 0:
             seconds = 60 * self.minutes / (step - self._first)
             print(f"{step} {seconds:.2f} s/step {line(self._means)}", flush=True)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that every training has."""
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--set", nargs="*", default=[], metavar="OPTION=VALUE")
+
+
+def prepare(options: argparse.Namespace) -> dict[str, Any]:
+    """Set torch up as the command line says, and return the changed options of the run."""
+    torch.set_flush_denormal(True)
+    torch.set_num_threads(options.threads)
+    return {name: json.loads(value) for name, value in (item.split("=") for item in options.set)}
 
 
 def line(terms: dict[str, float]) -> str:

@@ -15,6 +15,9 @@ from pipecat_duplex.session import STEP_SAMPLES, TEXT_PADDING, SessionConfig
 UNGENERATED = -2
 """Token of a step that the acoustic delay has not reached yet."""
 
+MIN_TEMPERATURE = 1e-4
+"""Below this, a sampling temperature is greedy: its scores would leave the range of float32."""
+
 ChooseWord = Callable[[int, int], int]
 """From a slot and the text token that was sampled in it to the token that the agent says."""
 
@@ -62,6 +65,7 @@ class StepModel(Protocol):
     its neighbours. Not thread-safe: used by one thread, within ``running()``.
     """
 
+    warm_up_steps: int
     slots: int
     summary: CheckpointSummary
     vocabulary: Vocabulary
@@ -124,7 +128,11 @@ class StepModel(Protocol):
 
     def warm_up(self) -> None:
         """Run a few steps of silence, so that the first conversation does not pay for them."""
-        ...
+        silence = np.zeros(STEP_SAMPLES, dtype=np.float32)
+        self.join(0, SessionConfig())
+        for _ in range(self.warm_up_steps):
+            self.step({0: silence})
+        self.leave(0)
 
     def restart(self) -> None:
         """Build all state anew after a failed step, which leaves it undefined."""

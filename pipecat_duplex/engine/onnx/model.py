@@ -17,9 +17,7 @@ from pipecat_duplex.engine.onnx.memory import CodecMemory, History, Ring
 from pipecat_duplex.engine.onnx.sampling import Sampler, SlotSampling
 from pipecat_duplex.engine.prefix import Prefix
 from pipecat_duplex.engine.vocabulary import Vocabulary
-from pipecat_duplex.session import STEP_SAMPLES, SessionConfig
-
-WARM_UP_STEPS = 3
+from pipecat_duplex.session import SessionConfig
 
 PREFILL_CODEC_STEPS = 8
 """Known steps that the codec takes before neighbours have their turn; it goes one by one."""
@@ -231,6 +229,8 @@ class OnnxModel(StepModel):
     threads, each one runs whole conversations.
     """
 
+    warm_up_steps = 3
+
     def __init__(
         self,
         sessions: Sessions,
@@ -324,14 +324,6 @@ class OnnxModel(StepModel):
         for share in self._each(lanes, Lane.speak, words):
             outputs.update(share)
         return outputs
-
-    def warm_up(self) -> None:
-        """Run a few steps of silence, so that the first conversation does not pay for them."""
-        silence = np.zeros(STEP_SAMPLES, dtype=np.float32)
-        self.join(0, SessionConfig())
-        for _ in range(WARM_UP_STEPS):
-            self.step({0: silence})
-        self.leave(0)
 
     def restart(self) -> None:
         """Build all state anew after a failed step, which leaves it undefined."""

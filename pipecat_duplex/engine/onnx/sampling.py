@@ -6,11 +6,9 @@ the top-k, each slot with noise of its own, drawn only in steps in which it runs
 
 import numpy as np
 
+from pipecat_duplex.engine.model import MIN_TEMPERATURE
 from pipecat_duplex.engine.onnx.graph import Graph
 from pipecat_duplex.session import SessionConfig
-
-MIN_TEMPERATURE = 1e-4
-"""Below this, a temperature is greedy: its scores would leave the range of float32."""
 
 LEAST = np.float32(2**-40)
 """The generator gives an exact zero now and then, whose logarithm would be infinite."""

@@ -28,9 +28,6 @@ CODEC_LAST_STEPS = 2
 """Known steps that the encoder takes one by one: in a stream of single steps, every other query of
 moshi's attention has lost its oldest key already, which a longer pass would not do."""
 
-WARM_UP_STEPS = 4
-"""CUDA graphs are captured at the second run of each part; the first step decodes nothing."""
-
 
 class Lane:
     """Streaming modules that run for the same slots.
@@ -70,6 +67,9 @@ class BatchedModel(StepModel):
     between tokens once in a very long while (float32), or soon (bfloat16).
 
     """
+
+    # CUDA graphs are captured at the second run of each part; the first step decodes nothing.
+    warm_up_steps = 4
 
     def __init__(self, checkpoint: Checkpoint, slots: int, cpu_threads: int | None = None):
         """Initialize with every slot free.
@@ -208,14 +208,6 @@ class BatchedModel(StepModel):
         for slot in frames:
             self._steps_done[slot] += 1
         return outputs
-
-    def warm_up(self) -> None:
-        """Run a few steps of silence, so that the first conversation does not pay for them."""
-        silence = np.zeros(STEP_SAMPLES, dtype=np.float32)
-        self.join(0, SessionConfig())
-        for _ in range(WARM_UP_STEPS):
-            self.step({0: silence})
-        self.leave(0)
 
     def restart(self) -> None:
         """Build the streaming state anew after a failed step, which leaves it undefined."""

@@ -13,12 +13,9 @@ from collections.abc import Collection, Iterable
 import torch
 from moshi.models.lm import LMGen, LMModel
 
-from pipecat_duplex.engine.model import ChooseWord
+from pipecat_duplex.engine.model import MIN_TEMPERATURE, ChooseWord
 from pipecat_duplex.engine.torch.transformers import DepthTransformer, TimeTransformer, can_run
 from pipecat_duplex.session import SessionConfig
-
-MIN_TEMPERATURE = 1e-4
-"""Below this, a temperature is greedy: its scores would leave the range of float32."""
 
 
 class SlotChoice:
