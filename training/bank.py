@@ -7,6 +7,7 @@ last seconds only. Dialogues need not be rendered as sound: they are composed fr
 which costs nothing and never gives the same dialogue twice.
 
     DATA/bank/agent.npz          each answer from its first step on, and its endings when cut
+    DATA/bank/told.npz           the same of new combinations of its words, with one ending each
     DATA/bank/users-NNN.npz      sessions: one microphone, a dozen utterances, silence between them
     DATA/bank/held_out-000.npz   the same with voices that training never hears
 
@@ -14,7 +15,6 @@ Files that exist are left alone: remove them after the codec has changed.
 """
 
 import argparse
-import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -31,11 +31,12 @@ from training.sizes import CODEBOOKS, SAMPLE_RATE, STEP_SAMPLES, STEP_SECONDS, m
 from training.speech import Span, Speech
 
 UTTERANCES_A_SESSION = 12
+BACKCHANNELS_A_SESSION = 3
 PART_SESSIONS = 100
 SESSION_STEPS = 560  # longer sessions are cut
 LEAD_STEPS = 30  # silence before the first utterance
 TAIL_STEPS = 3  # after the last sound; then the agent's channel holds the codes of long silence
-FIRST_CUT, CUT_EVERY = 2, 1  # steps of an answer from which its fading end is kept
+FIRST_CUT = 2  # the first step of an answer from which it can fade out
 PAUSE_SHARE = 0.35
 _WARM_UP_STEPS = 30  # sound before what is encoded, so that its codes are those of a long session
 
@@ -49,13 +50,14 @@ class Answer:
         steps: length in steps; ``codes`` go on into silence.
         word_steps: step of each word's first frame.
         codes: ``(8, steps + TAIL_STEPS)``.
-        cuts: ``(cuts, 8, 1 + TAIL_STEPS)``: what follows when it fades out from step
-            ``FIRST_CUT + i * CUT_EVERY`` on.
+        cut_steps: the steps from which it can fade out, rising.
+        cuts: ``(cuts, 8, 1 + TAIL_STEPS)``: what follows when it does.
     """
 
     text: str
     steps: int
     word_steps: list[int]
+    cut_steps: list[int]
     codes: np.ndarray
     cuts: np.ndarray
 
@@ -142,22 +144,26 @@ def encode(mimi: MimiModel, sounds: np.ndarray) -> np.ndarray:
     return codes.numpy().astype(np.uint16)
 
 
-def encode_answer(mimi: MimiModel, utterance: Utterance) -> Answer:
-    """The codes of an answer and of its endings."""
+def encode_answer(
+    mimi: MimiModel, utterance: Utterance, rng: np.random.Generator | None = None
+) -> Answer:
+    """The codes of an answer and of its endings: of all, or of one that ``rng`` draws."""
     samples = utterance.speech.samples
     steps = -(-len(samples) // STEP_SAMPLES)
     lead = _WARM_UP_STEPS * STEP_SAMPLES
     sound = np.zeros((_WARM_UP_STEPS + steps + TAIL_STEPS) * STEP_SAMPLES, np.float32)
     sound[lead : lead + len(samples)] = samples
     codes = encode(mimi, sound[None])[0][:, _WARM_UP_STEPS:]
-    stops = list(range(FIRST_CUT, steps, CUT_EVERY))
+    stops = list(range(FIRST_CUT, steps))
+    if rng is not None:
+        stops = [int(rng.choice(stops))]
     cuts = np.zeros((len(stops), CODEBOOKS, 1 + TAIL_STEPS), np.uint16)
     for start in range(0, len(stops), 16):
         part = stops[start : start + 16]
         endings = np.stack([_ending(sound, _WARM_UP_STEPS + stop) for stop in part])
         cuts[start : start + 16] = encode(mimi, endings)[:, :, -1 - TAIL_STEPS :]
     word_steps = [_step(word.start) for word in utterance.speech.words]
-    return Answer(utterance.text, steps, word_steps, codes, cuts)
+    return Answer(utterance.text, steps, word_steps, stops, codes, cuts)
 
 
 def _ending(sound: np.ndarray, stop: int) -> np.ndarray:
@@ -167,19 +173,28 @@ def _ending(sound: np.ndarray, stop: int) -> np.ndarray:
     return fade_out(stretch, _WARM_UP_STEPS)
 
 
+def _shuffled(utterances: list[Utterance], rng: np.random.Generator) -> Iterator[Utterance]:
+    """The utterances in random order, again and again, each about equally often."""
+    while True:
+        for index in rng.permutation(len(utterances)):
+            yield utterances[index]
+
+
 def encode_sessions(
     mimi: MimiModel, utterances: list[Utterance], count: int, rng: np.random.Generator
 ) -> Iterator[Session]:
-    """``count`` sessions with utterances in random order, each used about equally often."""
-    order = itertools.chain.from_iterable(
-        rng.permutation(len(utterances)) for _ in itertools.count()
-    )
+    """``count`` sessions of questions and a few backchannels, in random order."""
+    backchannels = [u for u in utterances if u.kind == "backchannel"]
+    others = [u for u in utterances if u.kind != "backchannel"]
+    streams = _shuffled(backchannels, rng), _shuffled(others, rng)
+    counts = BACKCHANNELS_A_SESSION, UTTERANCES_A_SESSION - BACKCHANNELS_A_SESSION
     batch = 4
     for _ in range(0, count, batch):
-        laid = [
-            lay_session([utterances[next(order)] for _ in range(UTTERANCES_A_SESSION)], rng)
+        drawn = [
+            [next(stream) for stream, own in zip(streams, counts, strict=True) for _ in range(own)]
             for _ in range(batch)
         ]
+        laid = [lay_session([own[i] for i in rng.permutation(len(own))], rng) for own in drawn]
         steps = max(heard[-1].end for _, heard in laid) + 12
         codes = encode(mimi, np.stack([sound[: steps * STEP_SAMPLES] for sound, _ in laid]))
         for own, (_, heard) in zip(codes, laid, strict=True):
@@ -219,7 +234,8 @@ def write_answers(path: Path, answers: list[Answer], silence: np.ndarray) -> Non
     """Save the agent's answers and its silence in one file."""
     arrays = {f"codes_{i}": answer.codes for i, answer in enumerate(answers)}
     arrays |= {f"cuts_{i}": answer.cuts for i, answer in enumerate(answers)}
-    index = [{"text": a.text, "steps": a.steps, "word_steps": a.word_steps} for a in answers]
+    keys = ("text", "steps", "word_steps", "cut_steps")
+    index = [{key: getattr(answer, key) for key in keys} for answer in answers]
     np.savez(path, index=json.dumps(index), silence=silence, **arrays)
 
 
@@ -262,9 +278,18 @@ def main() -> None:
         answers = [encode_answer(mimi, u) for u in read_corpus(options.data, "agent")]
         write_answers(bank / "agent.npz", answers, encode_silence(mimi))
         print(f"{len(answers)} answers", flush=True)
+    if not (bank / "told.npz").exists():
+        rng = np.random.default_rng(options.seed)
+        told = [encode_answer(mimi, u, rng) for u in read_corpus(options.data, "told")]
+        write_answers(bank / "told.npz", told, encode_silence(mimi))
+        print(f"{len(told)} told sentences", flush=True)
     parts = {
         "held_out": ["held_out"],
-        "users": ["users", "speakers", "outside", *2 * ["flite"], *6 * ["kokoro"]],
+        "users": [
+            *("users", "speakers", "outside", "backchannels"),
+            *2 * ["flite", "arctic"],
+            *6 * ["kokoro"],
+        ],
     }
     counts = {"held_out": options.held_out_sessions, "users": options.sessions}
     for name, kinds in parts.items():

@@ -6,10 +6,12 @@ Writes parts ``DATA/speech/KIND-NNN.npz``. A part that exists is left alone, so 
 where it was stopped; any number of parts is a usable corpus.
 
     agent     each answer once, in the agent's voice
+    told      new combinations of the agent's words, in its voice
     users     questions and backchannels by flite and espeak-ng voices, speeds and pitches
     speakers  the same by some sixty speakers of espeak-ng in eight accents
     flite     the same by four of flite's voices, made higher and lower
     outside   more questions that have no answer, by all of these voices
+    backchannels  nothing but these, by all of these voices and Kokoro's
     kokoro    the same by blends of Kokoro's styles, the voices nearest to people (slow)
     held_out  the same by voices that no training part contains, for the evaluation
 """
@@ -47,22 +49,27 @@ HELD_OUT_VOICES = (
 )
 SIZES = {
     "agent": 132,
+    "told": 1_600,
     "users": 7_000,
     "speakers": 5_000,
     "flite": 1_500,
     "outside": 900,
+    "backchannels": 1_500,
     "kokoro": 1_200,
     "held_out": 400,
 }
 PART_SIZES = {
     "agent": 132,
+    "told": 400,
     "users": 500,
     "speakers": 500,
     "flite": 250,
     "outside": 300,
+    "backchannels": 300,
     "kokoro": 50,
     "held_out": 100,
 }
+KOKORO_BACKCHANNELS = 0.08  # share of that part: it is slow
 KIND_WEIGHTS = {
     "sum": 0.28, "count": 0.09, "day": 0.08, "place": 0.09, "name": 0.04, "greeting": 0.05,
     "mood": 0.04, "thanks": 0.04, "skills": 0.03, "opens": 0.04, "closes": 0.04, "story": 0.05,
@@ -110,7 +117,15 @@ def make_utterance(part: str, index: int, seed: int) -> Utterance:
         return Utterance(text, "answer", AGENT_VOICE, synthesise(text, AGENT_VOICE))
     rng = np.random.default_rng([seed, index, len(part)])
     while True:
+        if part == "told":
+            text = world.new_sentence(rng)
+            try:
+                return Utterance(text, part, AGENT_VOICE, synthesise(text, AGENT_VOICE))
+            except ValueError:
+                continue
         kind, text = draw_question(rng)
+        if part == "backchannels":
+            kind, text = "backchannel", str(rng.choice(world.BACKCHANNELS))
         if part == "held_out" and kind == "outside":
             text = str(rng.choice(world.OUTSIDE_HELD_OUT))
         if part == "outside":
@@ -134,7 +149,9 @@ def _draw_voice(part: str, rng: np.random.Generator) -> tuple[str, float, float]
         parts = zip(KOKORO_STYLES, weights, strict=True)
         name = "+".join(f"{style}*{weight:.2f}" for style, weight in parts)
         return f"kokoro:{name}", rng.uniform(0.9, 1.2), rng.uniform(0.88, 1.15)
-    if part == "outside":
+    if part == "backchannels" and rng.random() < KOKORO_BACKCHANNELS:
+        return _draw_voice("kokoro", rng)
+    if part in ("outside", "backchannels"):
         part = str(rng.choice(("users", "speakers", "flite")))
     if part == "flite":
         name = rng.choice(MORE_FLITE_VOICES)

@@ -28,9 +28,9 @@ from torch import nn
 from torch.nn import functional
 
 from training import codec
-from training.bank import CUT_EVERY, FIRST_CUT, TAIL_STEPS, read_answers
+from training.bank import TAIL_STEPS, Answer, read_answers
 from training.codec import HALF_STEPS, CodecTrainer, SpectralLoss, fade_out, phone_labels
-from training.corpus import read_corpus
+from training.corpus import Utterance, read_corpus
 from training.progress import SAVE_EVERY, Progress, add_options, prepare, save_state
 from training.sizes import SAMPLE_RATE, STEP_SAMPLES
 from training.speech import PHONES
@@ -53,6 +53,7 @@ class DecoderOptions:
     matching_weight: float = 0.3
     adversarial_from: int = 150  # steps
     cut_share: float = 0.15
+    told_share: float = 0.6  # of new combinations of words among the others
     seed: int = 0
 
 
@@ -72,25 +73,32 @@ class DecoderData:
         self.options = options
         self.rng = np.random.default_rng([options.seed, step])
         answers, self.silence = read_answers(folder / "bank" / "agent.npz")
-        spoken = {utterance.text: utterance for utterance in read_corpus(folder, "agent")}
+        told, _ = read_answers(folder / "bank" / "told.npz")
         self.whole, self.cut = [], []
-        for answer in answers:
-            utterance = spoken[answer.text]
-            lead = LEAD_STEPS * STEP_SAMPLES
-            sound = np.zeros(lead + (answer.steps + TAIL_STEPS) * STEP_SAMPLES, np.float32)
-            sound[lead : lead + len(utterance.speech.samples)] = utterance.speech.samples
-            phones = phone_labels(utterance, lead / SAMPLE_RATE, len(sound))
-            self.whole.append(self._timeline(answer.codes, sound, phones))
-            for index, cut in enumerate(range(FIRST_CUT, answer.steps, CUT_EVERY)):
-                codes = np.concatenate([answer.codes[:, :cut], answer.cuts[index]], 1)
-                stop = LEAD_STEPS + cut
-                heard = fade_out(sound, stop)[: (stop + 1 + TAIL_STEPS) * STEP_SAMPLES]
-                labels = phones[: (stop + 1 + TAIL_STEPS) * HALF_STEPS].copy()
-                labels[(stop + 1) * HALF_STEPS :] = PHONES.index("pau")
-                self.cut.append(self._timeline(codes, heard, labels))
+        for name, group in (("agent", answers), ("told", told)):
+            spoken = {utterance.text: utterance for utterance in read_corpus(folder, name)}
+            for answer in group:
+                self._add(answer, spoken[answer.text])
         # Sums are most of the answers and share their words: the others come more often.
         weights = [len(a.text.split()) * (1 if " plus " in a.text else 3) for a in answers]
-        self.weights = np.array(weights) / sum(weights)
+        own = np.array(weights) / sum(weights) * (1 - options.told_share)
+        new = np.array([a.steps for a in told]) / sum(a.steps for a in told) * options.told_share
+        self.weights = np.concatenate([own, new])
+
+    def _add(self, answer: Answer, utterance: Utterance) -> None:
+        """Lay an answer's timeline, and one for each of its endings."""
+        lead = LEAD_STEPS * STEP_SAMPLES
+        sound = np.zeros(lead + (answer.steps + TAIL_STEPS) * STEP_SAMPLES, np.float32)
+        sound[lead : lead + len(utterance.speech.samples)] = utterance.speech.samples
+        phones = phone_labels(utterance, lead / SAMPLE_RATE, len(sound))
+        self.whole.append(self._timeline(answer.codes, sound, phones))
+        for index, cut in enumerate(answer.cut_steps):
+            codes = np.concatenate([answer.codes[:, :cut], answer.cuts[index]], 1)
+            stop = LEAD_STEPS + cut
+            heard = fade_out(sound, stop)[: (stop + 1 + TAIL_STEPS) * STEP_SAMPLES]
+            labels = phones[: (stop + 1 + TAIL_STEPS) * HALF_STEPS].copy()
+            labels[(stop + 1) * HALF_STEPS :] = PHONES.index("pau")
+            self.cut.append(self._timeline(codes, heard, labels))
 
     def _timeline(self, codes: np.ndarray, sound: np.ndarray, phones: np.ndarray) -> Timeline:
         """A timeline of at least one stretch; ``codes`` begin after the lead."""

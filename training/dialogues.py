@@ -5,10 +5,12 @@ follows the behaviour that the model should have:
 
 - the agent answers a complete sentence after one to three steps, and waits through pauses in it;
 - it speaks first when nobody has spoken for two seconds at the start;
-- talked over by a question, it fades out four steps after the user's onset, then answers; now and
-  then it is six or eight, so that a yield that was missed can still come;
+- talked over by a question, it fades out four steps after the user's onset, then answers; if not
+  then, it does so at one of the next steps, or at last when the question is over;
 - when the user goes on just after a sentence, it drops that sentence's answer;
-- it goes on through backchannels, and never answers one.
+- it goes on through backchannels, and never answers one;
+- told to, it says any words of its own: what it is told is given in its text, so that it learns to
+  sound them and to time them, not to think of them.
 """
 
 import itertools
@@ -20,8 +22,6 @@ import sentencepiece
 
 from training import world
 from training.bank import (
-    CUT_EVERY,
-    FIRST_CUT,
     LEAD_STEPS,
     Answer,
     Heard,
@@ -35,6 +35,8 @@ from training.tokenizer import WORD_START
 FIRST_WORD_STEPS = 25  # two seconds of silence, then the agent opens the conversation
 AFTER_STEPS = 4  # of a user's utterance: the last sound fades in the room
 NO_LABEL = -100
+NO_AIM, QUESTION, BACKCHANNEL = 0, 1, 2
+DECISIVE_STEPS = range(3, 9)  # after an onset over the agent's speech: when to yield, when not
 
 
 @dataclass
@@ -48,10 +50,18 @@ class Habits:
     barge_in_stop: float = 0.35
     backchannel: float = 0.4
     pause: float = 0.25  # of questions that are picked for the pause in them
-    # Shares of yields that begin so many steps after the step of the user's onset. Few choices: the
-    # model hardly samples, so what is never likely at any one step would always come too late.
-    yield_steps: tuple[float, ...] = (0, 0, 0, 0, 0.75, 0, 0.17, 0, 0.08)
+    yield_after: int = 4  # steps from the one of the user's onset to the first yields
+    # Of those that have not yielded yet, at each step. The model hardly samples: it yields at the
+    # first step at which it holds a question for likelier than 1 / (2 * yield_share).
+    yield_share: float = 0.8
+    yield_late: float = 0.04  # only when the question is over
     long_answer: int = 16  # steps from which an answer can be talked over
+    between_turns: float = 0.1  # share of backchannels, where the user has the floor
+    told: float = 0.25  # chance of a told sentence before a question, and of another after it
+    told_answer: float = 0.25  # share of answers among them, else new combinations
+    told_barge_in: float = 0.15
+    told_backchannel: float = 0.2
+    told_gap: tuple[int, ...] = (1, 2, 3, 8, 15)  # steps after it
 
 
 @dataclass
@@ -64,12 +74,19 @@ class Dialogue:
             a label for training only.
         answer: ``(steps,)``: number of the owed answer, from the end of the question into the
             answer's first word; else ``NO_LABEL``. A label for training only.
+        aim: ``(steps,)``: ``QUESTION`` or ``BACKCHANNEL`` while the user says one, from the step
+            after its onset on, else ``NO_AIM``. A label for training only.
+        given: ``(steps,)``: whether the text is what the agent is told to say.
+        decisive: ``(steps,)``: whether it has to yield, or to go on, about now.
         notes: what happens when, for people and tests.
     """
 
     codes: np.ndarray
     heard_word: np.ndarray
     answer: np.ndarray
+    aim: np.ndarray
+    given: np.ndarray
+    decisive: np.ndarray
     notes: list[tuple[int, str]] = field(default_factory=list)
 
 
@@ -86,8 +103,13 @@ class Composer:
         self.habits = habits or Habits()
         answers, self.silence = read_answers(bank / "agent.npz")
         self.answers = {answer.text: answer for answer in answers}
+        self.told, _ = read_answers(bank / "told.npz")
         self.answer_ids = {text: number for number, text in enumerate(self.answers)}
-        self.sessions = [s for s in read_sessions(bank, users) if len(s.heard) >= 4]
+        self.sessions = [
+            session
+            for session in read_sessions(bank, users)
+            if sum(heard.kind != "backchannel" for heard in session.heard) >= 3
+        ]
         questions = world.exchanges() + world.more_outside_exchanges() + world.held_out_exchanges()
         self.owed = {exchange.question: exchange.answer for exchange in questions}
         self.word_ids = {word: number for number, word in enumerate(world.user_words(), start=1)}
@@ -117,25 +139,32 @@ class _Layout:
         codes[0] = PADDING_ID
         codes[1 : 1 + CODEBOOKS] = composer.silence[:, None]
         codes[1 + CODEBOOKS :] = self._background(steps)
-        labels = np.full((2, steps), NO_LABEL)
-        labels[0] = 0
-        self.out = Dialogue(codes, labels[0], labels[1])
-        self.ready = list(rng.permutation(len(session.heard)))
+        heard_word, aim = np.zeros((2, steps), np.int64)
+        given, decisive = np.zeros((2, steps), bool)
+        answer = np.full(steps, NO_LABEL)
+        self.out = Dialogue(codes, heard_word, answer, aim, given, decisive)
+        self.questions = [heard for heard in session.heard if heard.kind != "backchannel"]
+        self.backchannels = [heard for heard in session.heard if heard.kind == "backchannel"]
+        self.ready: list[int] = []
 
     def lay(self) -> Dialogue:
         rng = self.rng
         if rng.random() < self.habits.agent_opens:
             start = FIRST_WORD_STEPS + int(rng.integers(0, 3))
-            position = self._speak(world.WELCOME, start) + int(rng.integers(4, 25))
+            welcome = self.composer.answers[world.WELCOME]
+            position = self._speak(welcome, start) + int(rng.integers(4, 25))
         else:
             position = int(rng.integers(3, 21))
         while position < self.steps:
-            heard = self._next_heard()
-            if heard.kind == "backchannel":
+            while rng.random() < self.habits.told:
+                position = self._told(position)
+            if rng.random() < self.habits.between_turns and self.backchannels:
                 # Between turns, it wants nothing from the agent.
+                heard = self.backchannels[rng.integers(len(self.backchannels))]
                 position = self._hear(heard, position) + int(rng.integers(10, 25))
             else:
-                position = self._exchange(heard, position) + int(rng.integers(4, 25))
+                position = self._exchange(self._next_question(), position)
+                position += int(rng.integers(4, 25))
         return self.out
 
     def _exchange(self, heard: Heard, onset: int) -> int:
@@ -147,48 +176,76 @@ class _Layout:
         text = self.composer.owed[heard.text]
         answer = self.composer.answers[text]
         if rng.random() < habits.goes_on:
-            more = self._next_heard()
-            if more.kind != "backchannel":
-                return self._talk_over(text, start, more, end + int(rng.integers(2, 9)))
+            onset = end + int(rng.integers(2, 9))
+            return self._talk_over(answer, start, self._next_question(), onset)
         self._label_answer(text, end, start)
         chance = rng.random() if answer.steps >= habits.long_answer else 1.0
         if chance < habits.barge_in:
-            interruption = self._next_heard(stop=rng.random() < habits.barge_in_stop)
-            if interruption.kind != "backchannel":
-                onset = start + int(rng.integers(3, answer.steps - 6))
-                return self._talk_over(text, start, interruption, onset)
-        stop = self._speak(text, start)
-        if chance > 1 - habits.backchannel or chance < habits.barge_in:
+            interruption = self._next_question(stop=rng.random() < habits.barge_in_stop)
+            onset = start + int(rng.integers(3, answer.steps - 6))
+            return self._talk_over(answer, start, interruption, onset)
+        stop = self._speak(answer, start)
+        if chance < habits.barge_in + habits.backchannel:
             self._backchannel(start, stop)
         return stop
 
-    def _talk_over(self, text: str, start: int, heard: Heard, onset: int) -> int:
+    def _told(self, start: int) -> int:
+        """A sentence that nobody asked for; returns the step after it and after what it led to."""
+        habits, rng = self.habits, self.rng
+        if rng.random() < habits.told_answer:
+            told = self.composer.answers[str(rng.choice(list(self.composer.answers)))]
+        else:
+            told = self.composer.told[rng.integers(len(self.composer.told))]
+        cut = int(rng.choice(told.cut_steps))
+        if rng.random() < habits.told_barge_in and cut > habits.yield_after:
+            self._speak(told, start, until=start + cut, given=True)
+            stop = self._exchange(self._next_question(), start + cut - habits.yield_after)
+            return stop + int(rng.integers(4, 25))
+        stop = self._speak(told, start, given=True)
+        if rng.random() < habits.told_backchannel:
+            self._backchannel(start, stop)
+        return stop + int(rng.choice(habits.told_gap))
+
+    def _talk_over(self, answer: Answer, start: int, heard: Heard, onset: int) -> int:
         """An answer that the user talks over, or that is never begun; returns the step after it."""
-        delay = int(self.rng.choice(len(self.habits.yield_steps), p=self.habits.yield_steps))
-        if onset + delay > start:
-            self._speak(text, start, until=onset + delay)
+        until = onset + self._yield_delay(heard)
+        if until > start:
+            self._speak(answer, start, until=until)
+            self._decide(max(onset, start))
             self._note(onset, f"barge-in: {heard.text}")
         return self._exchange(heard, onset)
 
+    def _yield_delay(self, heard: Heard) -> int:
+        """Steps from the user's onset to the first in which the agent fades out."""
+        habits, length = self.habits, heard.end - heard.onset
+        if self.rng.random() < habits.yield_late:
+            return max(length, habits.yield_after)
+        delay = habits.yield_after - 1 + int(self.rng.geometric(habits.yield_share))
+        return min(delay, max(length, habits.yield_after))
+
     def _backchannel(self, start: int, stop: int) -> None:
-        found = [heard for heard in self.session.heard if heard.kind == "backchannel"]
-        if found and stop - start > 14:
-            heard = found[self.rng.integers(len(found))]
+        if self.backchannels and stop - start > 14:
+            heard = self.backchannels[self.rng.integers(len(self.backchannels))]
             onset = start + int(self.rng.integers(4, stop - start - 6))
             self._hear(heard, onset)
+            self._decide(onset)
 
-    def _next_heard(self, stop: bool = False) -> Heard:
-        """The session's next utterance, or a ``stop`` if one is wanted and there."""
+    def _decide(self, onset: int) -> None:
+        self.out.decisive[onset + DECISIVE_STEPS.start : onset + DECISIVE_STEPS.stop] = True
+
+    def _next_question(self, stop: bool = False) -> Heard:
+        """The session's next question, or a ``stop`` if one is wanted and there."""
+        questions = self.questions
         if stop:
-            stops = [heard for heard in self.session.heard if heard.kind == "stop"]
+            stops = [heard for heard in questions if heard.kind == "stop"]
             if stops:
                 return stops[self.rng.integers(len(stops))]
-        paused = [heard for heard in self.session.heard if heard.pause]
+        paused = [heard for heard in questions if heard.pause]
         if paused and self.rng.random() < self.habits.pause:
             return paused[self.rng.integers(len(paused))]
         if not self.ready:
-            self.ready = list(self.rng.permutation(len(self.session.heard)))
-        return self.session.heard[self.ready.pop()]
+            self.ready = list(self.rng.permutation(len(questions)))
+        return questions[self.ready.pop()]
 
     def _background(self, steps: int) -> np.ndarray:
         """The user's channel while nobody speaks: the session's start, then its gaps shuffled."""
@@ -216,31 +273,39 @@ class _Layout:
         for word, start, stop in zip(words, ends, [*ends[1:], ends[-1] + 3], strict=True):
             number = self.composer.word_ids.get(word, NO_LABEL)
             self.out.heard_word[start + 1 : max(stop, start + 1) + 1] = number
+        aim = BACKCHANNEL if heard.kind == "backchannel" else QUESTION
+        self.out.aim[onset + 1 : ends[-1] + 1] = aim
         self._note(onset, f"user: {heard.text}")
         return ends[-1]
 
-    def _speak(self, text: str, start: int, until: int | None = None) -> int:
+    def _speak(
+        self, answer: Answer, start: int, until: int | None = None, given: bool = False
+    ) -> int:
         """Put an answer on the agent's channel, fading out from step ``until`` on if given.
 
         Returns the step after its last.
         """
-        answer: Answer = self.composer.answers[text]
         codes, stop = answer.codes, start + answer.steps
         if until is not None and until < stop:
-            index = max(until - start - FIRST_CUT, 0) // CUT_EVERY
-            cut = FIRST_CUT + index * CUT_EVERY
+            index = int(np.searchsorted(answer.cut_steps, until - start, "right")) - 1
+            index = max(index, 0)
+            cut = answer.cut_steps[index]
             codes, stop = np.concatenate([codes[:, :cut], answer.cuts[index]], 1), start + cut
         length = min(codes.shape[1], self.steps - start)
         if length <= 0:
             return stop
         self.out.codes[1 : 1 + CODEBOOKS, start : start + length] = codes[:, :length]
-        self._note(start, f"agent: {text}" + (" (cut)" if until is not None else ""))
+        note = ("told: " if given else "agent: ") + answer.text
+        self._note(start, note + (" (cut)" if until is not None else ""))
         last = -1
-        for word, step in zip(text.split(), answer.word_steps, strict=True):
-            last = max(start + step, last + 1)
+        for word, step in zip(answer.text.split(), answer.word_steps, strict=True):
+            first, last = last < 0, max(start + step, last + 1)
             if last >= min(stop, self.steps):
                 break
             self._write_word(word, last)
+            if given:
+                # That it speaks is given at the first word, when it speaks on is not.
+                self.out.given[last - first : last + 1] = True
         return stop
 
     def _write_word(self, word: str, step: int) -> None:

@@ -4,10 +4,12 @@
     python -m training.lm DATA RUN --minutes 20 --anneal        go on, learning rate down to zero
 
 The loss is Moshi's: the next text piece and the agent's next eight codes at each step, computed
-as ``LMModel.forward`` does. Two linear heads on the transformer's output serve training only and
-are not exported: one tells the user's latest word, one which answer is owed. They make the model
-listen from the first minutes on; without them it first learns that it was asked, then what kind of
-question, and only late which one.
+as ``LMModel.forward`` does. Three linear heads on the transformer's output serve training only and
+are not exported: they tell the user's latest word, which answer is owed, and whether the user asks
+or just agrees. They make the model listen from the first minutes on; without them it first learns
+that it was asked, then what kind of question, and only late which one.
+
+Of words that the agent is told to say only the time is learned, not which: they are given.
 
 The depth transformer is trained on a part of the steps: all where the agent speaks, few where it is
 silent.
@@ -48,6 +50,8 @@ class LMOptions:
     audio_weight: float = 0.5
     heard_weight: float = 0.5
     answer_weight: float = 0.5
+    aim_weight: float = 0.5
+    decisive_weight: float = 3.0  # of the steps where to yield or to go on
     silent_share: float = 0.06  # of silent steps, for the depth transformer
     speaking_share: float = 0.5  # of speaking steps, for the depth transformer
     fine_dropout: float = 0.5  # share of dialogues without the user's codebooks 2 to 8
@@ -67,8 +71,9 @@ class LMTrainer:
         self.lm: LMModel = checkpoint.build_lm(config)
         self.heard_head = nn.Linear(config["dim"], len(world.user_words()) + 1)
         self.answer_head = nn.Linear(config["dim"], len(world.answers()))
-        modules = (self.lm, self.heard_head, self.answer_head)
-        self.parameters = [p for module in modules for p in module.parameters()]
+        self.aim_head = nn.Linear(config["dim"], 3)
+        self.heads = (self.heard_head, self.answer_head, self.aim_head)
+        self.parameters = [p for part in (self.lm, *self.heads) for p in part.parameters()]
         decayed = [p for p in self.parameters if p.ndim > 1]
         others = [p for p in self.parameters if p.ndim <= 1]
         groups = [
@@ -93,17 +98,22 @@ class LMTrainer:
         with torch.autocast("cpu", torch.bfloat16):
             hidden, text_logits = lm.forward_text(seen)
             text_logits = text_logits[:, 0].float()
-            chosen = self._steps_for_depth(wanted)
+            decisive = torch.from_numpy(np.stack([d.decisive for d in dialogues]))
+            chosen = self._steps_for_depth(wanted, decisive)
             depth_codes = wanted.transpose(1, 2)[chosen].T[None]  # (1, 17, chosen steps)
             audio_logits = lm.forward_depformer_training(depth_codes, hidden[chosen][None])[0]
         text, audio = wanted[:, 0], depth_codes[0, 1 : 1 + CODEBOOKS]
-        terms = self._text_terms(text_logits, text) | self._audio_terms(audio_logits, audio)
+        given = torch.from_numpy(np.stack([dialogue.given for dialogue in dialogues]))
+        terms = self._text_terms(text_logits, text, given)
+        terms |= self._audio_terms(audio_logits, audio, decisive[chosen])
         heard = torch.from_numpy(np.stack([dialogue.heard_word for dialogue in dialogues]))
         owed = torch.from_numpy(np.stack([dialogue.answer for dialogue in dialogues]))
         # The label of step s is told from position s + 1, the first that has heard step s.
         hidden = hidden[:, 1:].float()
         terms |= self._label_terms("heard", self.heard_head(hidden), heard[:, :-1])
         terms |= self._label_terms("answer", self.answer_head(hidden), owed[:, :-1])
+        aim = torch.from_numpy(np.stack([dialogue.aim for dialogue in dialogues]))
+        terms |= self._label_terms("aim", self.aim_head(hidden), aim[:, :-1])
         return terms
 
     def _with_dropout(self, codes: torch.Tensor) -> torch.Tensor:
@@ -118,34 +128,46 @@ class LMTrainer:
         user[:, 0][wrong] = torch.from_numpy(self.rng.integers(self.lm.card, size=int(wrong.sum())))
         return codes
 
-    def _steps_for_depth(self, wanted: torch.Tensor) -> torch.Tensor:
+    def _steps_for_depth(self, wanted: torch.Tensor, decisive: torch.Tensor) -> torch.Tensor:
         """Mask ``(batch, steps)`` of the steps on which the depth transformer is trained."""
         silence = wanted[:, 1 : 1 + CODEBOOKS] == wanted.new_tensor(self.silence)[:, None]
         share = torch.where(silence[:, 0], self.options.silent_share, self.options.speaking_share)
-        chosen = torch.from_numpy(self.rng.random(share.shape)) < share
+        chosen = (torch.from_numpy(self.rng.random(share.shape)) < share) | decisive
         chosen[:, 0] = False  # there the delayed codebooks are not yet codes
         return chosen
 
     silence: np.ndarray  # the agent's codes of silence, ``(8,)``; set from the bank
 
-    def _text_terms(self, logits: torch.Tensor, wanted: torch.Tensor) -> dict[str, torch.Tensor]:
-        losses = functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none")
-        words = (wanted > PADDING_ID).flatten()
-        weights = torch.where(wanted.flatten() == PADDING_ID, self.options.padding_weight, 1.0)
-        right = (logits.argmax(-1).flatten() == wanted.flatten()).float()
+    def _text_terms(
+        self, logits: torch.Tensor, wanted: torch.Tensor, given: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        logits, wanted, given = logits.flatten(0, 1), wanted.flatten(), given.flatten()
+        losses = functional.cross_entropy(logits, wanted, reduction="none")
+        words = wanted > PADDING_ID
+        # A given word: any word is as good as it.
+        likely = logits.log_softmax(-1)
+        any_word = -likely[:, PADDING_ID + 1 :].logsumexp(-1)
+        losses = torch.where(given & words, any_word, losses)
+        weights = torch.where(wanted == PADDING_ID, self.options.padding_weight, 1.0)
+        weights = weights * ~(given & ~words)
+        right = (logits.argmax(-1) == wanted).float()
         return {
             "text": (losses * weights).sum() / weights.sum(),
-            "words_right": right[words].mean().detach(),
+            "words_right": right[words & ~given].mean().detach(),
         }
 
-    def _audio_terms(self, logits: torch.Tensor, wanted: torch.Tensor) -> dict[str, torch.Tensor]:
+    def _audio_terms(
+        self, logits: torch.Tensor, wanted: torch.Tensor, decisive: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
         losses = functional.cross_entropy(logits.float().transpose(1, 2), wanted, reduction="none")
-        losses = losses.mean(1)
+        weights = torch.where(decisive, self.options.decisive_weight, 1.0)
+        losses = (losses * weights).sum(1) / weights.sum()
         first = self.options.first_codebook_weight
         right = (logits.argmax(-1) == wanted).float()
         return {
             "audio": (first * losses[0] + losses[1:].sum()) / (first + CODEBOOKS - 1),
             "first_right": right[0].mean().detach(),
+            "decisive_right": right[0][decisive].sum() / decisive.sum().clamp(min=1),
             "fine_right": right[1:].mean().detach(),
         }
 
@@ -172,6 +194,7 @@ class LMTrainer:
             + options.audio_weight * terms["audio"]
             + options.heard_weight * terms["heard"]
             + options.answer_weight * terms["answer"]
+            + options.aim_weight * terms["aim"]
         )
         self.optimiser.zero_grad()
         total.backward()
@@ -187,7 +210,7 @@ class LMTrainer:
         """Write all that is needed to go on."""
         state = {
             "lm": self.lm.state_dict(),
-            "heads": [self.heard_head.state_dict(), self.answer_head.state_dict()],
+            "heads": [head.state_dict() for head in self.heads],
             "optimiser": self.optimiser.state_dict(),
             "step": self.step,
             "text_card": self.text_card,
@@ -201,8 +224,8 @@ class LMTrainer:
         state = torch.load(path, weights_only=True)
         trainer = cls(LMOptions(**(state["options"] | changes)), state["text_card"])
         trainer.lm.load_state_dict(state["lm"])
-        trainer.heard_head.load_state_dict(state["heads"][0])
-        trainer.answer_head.load_state_dict(state["heads"][1])
+        for head, own in zip(trainer.heads, state["heads"], strict=True):
+            head.load_state_dict(own)
         trainer.optimiser.load_state_dict(state["optimiser"])
         trainer.step = state["step"]
         trainer.rng = np.random.default_rng([trainer.options.seed, trainer.step])

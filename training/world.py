@@ -7,6 +7,8 @@ where a speaker may pause without the sentence being complete.
 
 from dataclasses import dataclass
 
+import numpy as np
+
 NAME = "nora"
 NUMBERS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
@@ -216,6 +218,19 @@ def more_outside_exchanges() -> list[Exchange]:
 def answers() -> list[str]:
     """Every sentence the agent can say, each once, in a fixed order."""
     return list(dict.fromkeys([WELCOME] + [exchange.answer for exchange in exchanges()]))
+
+
+def new_sentence(rng: np.random.Generator) -> str:
+    """Words of the agent in an order of no answer: what it may be told to say.
+
+    Half of them begin like one answer and end like another, half are words drawn alone.
+    """
+    if rng.random() < 0.5:
+        return " ".join(rng.choice(agent_words(), rng.integers(2, 9)))
+    first, last = (str(text).split() for text in rng.choice(answers(), 2))
+    head = first[: rng.integers(1, min(len(first), 5) + 1)]
+    tail = last[-rng.integers(1, min(len(last), 5) + 1) :]
+    return " ".join(head + tail)
 
 
 def agent_words() -> list[str]:

@@ -1,0 +1,136 @@
+"""What the dialogues of the training teach: who speaks when."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from training import world
+from training.bank import TAIL_STEPS, Answer, Heard, Session, write_answers, write_sessions
+from training.dialogues import BACKCHANNEL, QUESTION, Composer, Dialogue, Habits
+from training.sizes import CODEBOOKS, END_OF_PADDING_ID, PADDING_ID
+from training.tokenizer import build_tokenizer
+
+pytestmark = pytest.mark.engine
+
+SPEECH, ENDING, SILENCE = 7, 8, 0
+STEPS = 512
+STORY_STEPS = 90
+TOLD = "the kitchen is nine days at last"
+
+
+def answer(text: str, steps: int) -> Answer:
+    """An answer whose codes say what they are: speech, its ending, silence."""
+    codes = np.full((CODEBOOKS, steps + TAIL_STEPS), SILENCE, np.uint16)
+    codes[:, :steps] = SPEECH
+    cuts = np.full((steps - 2, CODEBOOKS, 1 + TAIL_STEPS), SILENCE, np.uint16)
+    cuts[:, :, 0] = ENDING
+    words = len(text.split())
+    word_steps = [1 + index * (steps - 2) // words for index in range(words)]
+    return Answer(text, steps, word_steps, list(range(2, steps)), codes, cuts)
+
+
+def heard(text: str, kind: str, onset: int, steps: int) -> Heard:
+    words = len(text.replace("| ", "").split())
+    ends = [onset + steps * (index + 1) // words for index in range(words)]
+    return Heard(text, kind, onset, ends[-1], ends, None)
+
+
+@pytest.fixture(scope="module")
+def bank(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bank")
+    answers = [
+        answer(text, STORY_STEPS if text == world.STORY else 4 * len(text.split()))
+        for text in world.answers()
+    ]
+    silence = np.full(CODEBOOKS, SILENCE)
+    write_answers(folder / "agent.npz", answers, silence)
+    write_answers(folder / "told.npz", [answer(TOLD, 30)], silence)
+    said = [
+        heard("tell me a | story", "story", 30, 12),
+        heard("what is your | name", "name", 70, 10),
+        heard("uh huh", "backchannel", 110, 5),
+        heard("please stop", "stop", 150, 8),
+    ]
+    codes = np.full((CODEBOOKS, 200), 3, np.uint16)
+    write_sessions(folder / "users-000.npz", [Session(codes, said)])
+    return folder
+
+
+def composer(bank: Path, tmp_path: Path, **habits) -> Composer:
+    return Composer(bank, build_tokenizer(tmp_path / "tokenizer"), habits=Habits(**habits))
+
+
+def dialogues(bank: Path, tmp_path: Path, count: int = 60, **habits) -> list[Dialogue]:
+    rng = np.random.default_rng(0)
+    made = composer(bank, tmp_path, **habits)
+    return [made.dialogue(STEPS, rng) for _ in range(count)]
+
+
+def test_yields_soon_after_the_onset_and_more_seldom_later(bank: Path, tmp_path: Path):
+    delays = []
+    for dialogue in dialogues(bank, tmp_path, told=0.0, goes_on=0.0, yield_late=0.0):
+        endings = np.flatnonzero(dialogue.codes[1] == ENDING)
+        onsets = [step for step, what in dialogue.notes if what.startswith("barge-in")]
+        for onset in onsets:
+            after = endings[endings >= onset]
+            if len(after):
+                delays.append(int(after[0] - onset))
+    counts = np.bincount(delays)
+    assert len(delays) > 100
+    assert not counts[:4].any()
+    assert 0.7 < counts[4] / len(delays) < 0.9
+    assert counts[4] > counts[5] > counts[6:].sum()
+
+
+def test_goes_on_through_backchannels(bank: Path, tmp_path: Path):
+    habits = {"told": 0.0, "barge_in": 0.0, "goes_on": 0.0, "between_turns": 0.0}
+    agreed = 0
+    for dialogue in dialogues(bank, tmp_path, backchannel=1.0, **habits):
+        assert not (dialogue.codes[1] == ENDING).any()
+        agreed += (dialogue.aim == BACKCHANNEL).any()
+        speaking = dialogue.codes[1] == SPEECH
+        assert speaking[dialogue.aim == BACKCHANNEL].all()
+        assert dialogue.decisive.any() == (dialogue.aim == BACKCHANNEL).any()
+    assert agreed > 30
+
+
+def test_the_aim_is_told_after_the_onset(bank: Path, tmp_path: Path):
+    for dialogue in dialogues(bank, tmp_path, count=10):
+        for step, what in dialogue.notes:
+            if what.startswith("user: what"):
+                assert dialogue.aim[step] != QUESTION or dialogue.aim[step - 1] == QUESTION
+                assert dialogue.aim[step + 1 : step + 5].tolist()[: STEPS - step - 1] == (
+                    [QUESTION] * min(4, STEPS - step - 1)
+                )
+
+
+def test_told_words_are_given_but_not_when_they_go_on(bank: Path, tmp_path: Path):
+    found = 0
+    for dialogue in dialogues(bank, tmp_path, told=0.6, told_answer=0.0, told_barge_in=0.0):
+        text = dialogue.codes[0]
+        for step, what in dialogue.notes:
+            if what != f"told: {TOLD}" or step + 30 >= STEPS:
+                continue
+            found += 1
+            given = dialogue.given[step : step + 30]
+            words = text[step : step + 30] > PADDING_ID
+            marks = text[step : step + 30] == END_OF_PADDING_ID
+            assert words.sum() == len(TOLD.split())
+            assert given[words].all()
+            assert given[marks].sum() == 1  # the first: that it speaks at all
+            assert not given[~words & ~marks].any()
+    assert found > 20
+
+
+def test_what_it_answers_by_itself_is_not_given(bank: Path, tmp_path: Path):
+    for dialogue in dialogues(bank, tmp_path, count=10, told=0.0):
+        assert not dialogue.given.any()
+
+
+def test_new_sentences_are_of_its_words():
+    rng = np.random.default_rng(0)
+    words, answers = set(world.agent_words()), set(world.answers())
+    made = [world.new_sentence(rng) for _ in range(200)]
+    assert all(2 <= len(text.split()) <= 10 and set(text.split()) <= words for text in made)
+    assert sum(text in answers for text in made) < 10
