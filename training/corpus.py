@@ -159,12 +159,11 @@ def _draw_voice(part: str, rng: np.random.Generator) -> tuple[str, float, float]
         return f"kokoro:{name}", rng.uniform(0.9, 1.2), rng.uniform(0.88, 1.15)
     if part == "backchannels" and rng.random() < KOKORO_BACKCHANNELS:
         return _draw_voice("kokoro", rng)
-    if part in ("outside", "backchannels"):
     if part == "arctic":
         name = rng.choice(list(RHVOICE_SHARES), p=list(RHVOICE_SHARES.values()))
         voice = f"rhvoice:{name}*{rng.uniform(0.85, 1.2):.2f}"
         return voice, rng.uniform(0.85, 1.25), rng.uniform(0.82, 1.3)
-    if part == "outside":
+    if part in ("outside", "backchannels"):
         part = str(rng.choice(("users", "speakers", "flite")))
     if part == "flite":
         name = rng.choice(MORE_FLITE_VOICES)
