@@ -51,9 +51,9 @@ class Habits:
     backchannel: float = 0.4
     pause: float = 0.25  # of questions that are picked for the pause in them
     yield_after: int = 4  # steps from the one of the user's onset to the first yields
-    # Of those that have not yielded yet, at each step. The model hardly samples: it yields at the
-    # first step at which it holds a question for likelier than 1 / (2 * yield_share).
-    yield_share: float = 0.8
+    # Of those that have not yielded yet, at each step. Near 1, since the model hardly samples, and
+    # there are many codes for a voice that fades, but one for a voice that goes on.
+    yield_share: float = 0.95
     yield_late: float = 0.04  # only when the question is over
     long_answer: int = 16  # steps from which an answer can be talked over
     between_turns: float = 0.1  # share of backchannels, where the user has the floor

@@ -104,7 +104,7 @@ class LMTrainer:
             audio_logits = lm.forward_depformer_training(depth_codes, hidden[chosen][None])[0]
         text, audio = wanted[:, 0], depth_codes[0, 1 : 1 + CODEBOOKS]
         given = torch.from_numpy(np.stack([dialogue.given for dialogue in dialogues]))
-        terms = self._text_terms(text_logits, text, given)
+        terms = self._text_terms(text_logits, text, given, decisive)
         terms |= self._audio_terms(audio_logits, audio, decisive[chosen])
         heard = torch.from_numpy(np.stack([dialogue.heard_word for dialogue in dialogues]))
         owed = torch.from_numpy(np.stack([dialogue.answer for dialogue in dialogues]))
@@ -139,7 +139,11 @@ class LMTrainer:
     silence: np.ndarray  # the agent's codes of silence, ``(8,)``; set from the bank
 
     def _text_terms(
-        self, logits: torch.Tensor, wanted: torch.Tensor, given: torch.Tensor
+        self,
+        logits: torch.Tensor,
+        wanted: torch.Tensor,
+        given: torch.Tensor,
+        decisive: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
         logits, wanted, given = logits.flatten(0, 1), wanted.flatten(), given.flatten()
         losses = functional.cross_entropy(logits, wanted, reduction="none")
@@ -149,6 +153,7 @@ class LMTrainer:
         any_word = -likely[:, PADDING_ID + 1 :].logsumexp(-1)
         losses = torch.where(given & words, any_word, losses)
         weights = torch.where(wanted == PADDING_ID, self.options.padding_weight, 1.0)
+        weights = torch.where(decisive.flatten(), self.options.decisive_weight * weights, weights)
         weights = weights * ~(given & ~words)
         right = (logits.argmax(-1) == wanted).float()
         return {
