@@ -80,9 +80,15 @@ async def test_captions(scripted: ScriptedBackend, capsys: pytest.CaptureFixture
     room = Room(np.concatenate([silence(1.5), speech("barge_in"), silence(2)]))
     await quickstart.run_bot(room, RunnerArguments())
     captions = [line for line in capsys.readouterr().out.splitlines() if line]
-    assert captions[0].startswith("[  0.")
-    assert "agent: once there was" in captions[0]
-    assert re.search(r"— \[yielded to you in \d\.\d\d s\]$", captions[0])
+    caption = re.fullmatch(
+        r"\[ +\d+\.\d\d s\] agent: (.+)— \[yielded to you in \d\.\d\d s\]", captions[0]
+    )
+    assert caption, captions
+    *words, cut_off = caption[1].split()
+    # A machine that stands still may leave a word out. None is made up, and none out of order.
+    story = iter(STORY.split())
+    assert len(words) >= 2 and all(word in story for word in words)
+    assert any(word.startswith(cut_off) for word in story)
     assert captions[-1].endswith("agent: all right")
     assert room.microphone.rates_hz == (24_000, 24_000)
     assert all(session.closed for session in scripted.sessions)

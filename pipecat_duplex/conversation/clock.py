@@ -14,6 +14,14 @@ from pipecat_duplex.session import STEP_SECS
 QUIET_LEVEL_DB = -50.0
 """A step below this level (dBFS, RMS) may be left out to make up time."""
 
+MEMORY_SECS = 10.0
+"""What was longer ago says nothing about how late steps are now."""
+
+ROUNDING_SECS = 1e-6
+
+GAIN_STEPS = 5
+"""After a stall, steps come faster than they play: within so many they gain more than one."""
+
 
 @dataclass(frozen=True)
 class ClockSettings:
@@ -26,8 +34,8 @@ class ClockSettings:
             it is dropped: its place has been taken by silence.
         max_fill_secs: A longer hole (a machine that slept) is not filled but skipped.
         max_lag_secs: Agent audio that comes later than this is too old to be heard.
-        settle_secs: After a stall, no more than one step waits to be played this long after the
-            lag began.
+        settle_secs: After a stall, no more than one step (and the jitter of late) waits to be
+            played this long after the steps have caught up.
     """
 
     patience_secs: float = 0.08
@@ -123,15 +131,19 @@ class InputClock:
 
 
 class OutputClock:
-    """Decides which of the agent's steps are heard, so that a stall never becomes a delay.
+    """Decides which of the agent's steps are heard: a stall never becomes a delay, jitter no holes.
 
     The lag of a step is its delay beyond the least of the last ten seconds: how late it came, and
     how long it has to wait for what was pushed before it.
 
-    What is pushed plays in real time, so a burst of steps makes a queue. A step that comes much
-    too late is not heard at all. While there is a queue, silence is left out of it at once, and
-    speech as soon as the queue is longer than is allowed; what is allowed shrinks until no more
-    than one step waits.
+    What is pushed plays in real time, so a burst of steps makes a queue. A queue that runs low
+    again and again bridges the gaps between bursts: without it there would be holes. Only what
+    *stands*, the least of a while, is delay, and speech is left out of it in one stretch. Silence
+    is left out at once. Lateness that has come twice will come again, and a queue as long as that
+    is left alone.
+
+    A step that comes much too late is not heard, nor those after it until they have caught up.
+    Where they do not catch up, they are heard late.
     """
 
     def __init__(self, settings: ClockSettings | None = None):
@@ -141,9 +153,11 @@ class OutputClock:
             settings: How much lateness is borne.
         """
         self._settings = settings or ClockSettings()
-        self._delays_secs: deque[float] = deque(maxlen=round(10 / STEP_SECS))
+        self._delays_secs: deque[float] = deque(maxlen=round(MEMORY_SECS / STEP_SECS))
+        self._jitter = _Jitter(max_secs=2 * self._settings.max_lag_secs)
+        self._standing = _StandingQueue(self._settings.settle_secs / 4)
         self._played_until_secs = -math.inf
-        self._late_since_secs: float | None = None
+        self._old_delays_secs: deque[float] = deque(maxlen=GAIN_STEPS + 1)
         self._now_secs = 0.0
         self._late_secs = 0.0
         self._queue_secs = 0.0
@@ -158,14 +172,21 @@ class OutputClock:
             due_secs: When the step of user audio that it answers was due.
         """
         self._now_secs = now_secs
-        self._delays_secs.append(now_secs - due_secs)
-        self._late_secs = now_secs - due_secs - min(self._delays_secs)
+        # User audio may run ahead of the time line. The answer to it is early, but that makes no
+        # later step late.
+        delay_secs = max(0.0, now_secs - due_secs)
+        self._delays_secs.append(delay_secs)
+        self._late_secs = delay_secs - min(self._delays_secs)
         self._queue_secs = max(0.0, self._played_until_secs - now_secs)
+        self._jitter.observe(now_secs, self._late_secs)
+        self._standing.observe(now_secs, self._queue_secs)
         self.lag_secs = self._late_secs + self._queue_secs
-        if self.lag_secs <= STEP_SECS:
-            self._late_since_secs = None
-        elif self._late_since_secs is None:
-            self._late_since_secs = now_secs
+        # Once steps are left out, they are until they have caught up: one hole, and not several.
+        catching_up = bool(self._old_delays_secs)
+        if self._late_secs > (self._usual_lag_secs if catching_up else self._max_lag_secs):
+            self._old_delays_secs.append(delay_secs)
+        else:
+            self._old_delays_secs.clear()
 
     def admit(self, *, quiet: bool) -> bool:
         """Decide whether the step just observed is heard.
@@ -176,9 +197,9 @@ class OutputClock:
         Returns:
             Whether to push it.
         """
-        too_old = self._late_secs > self._settings.max_lag_secs
-        if too_old or self._queue_secs > self._allowed_queue_secs(quiet=quiet):
+        if self._too_old() or self._waits_too_long(quiet=quiet):
             self.dropped_steps += 1
+            self._standing.shorten(STEP_SECS)
             return False
         self._played_until_secs = max(self._now_secs, self._played_until_secs) + STEP_SECS
         return True
@@ -187,10 +208,85 @@ class OutputClock:
         """Note that everything pushed and not yet played was thrown away."""
         self._played_until_secs = -math.inf
 
-    def _allowed_queue_secs(self, *, quiet: bool) -> float:
+    @property
+    def _usual_lag_secs(self) -> float:
+        return self._jitter.secs + STEP_SECS + ROUNDING_SECS
+
+    @property
+    def _max_lag_secs(self) -> float:
+        return max(self._settings.max_lag_secs, self._jitter.secs)
+
+    def _too_old(self) -> bool:
+        """Tell whether silence does better than this step: it brings the ones after it forward.
+
+        Where steps stay late and gain nothing, it does not. The machine is too slow for now, and
+        speech that is late is better than none.
+        """
+        old_secs = self._old_delays_secs
+        gains_nothing = len(old_secs) > GAIN_STEPS and old_secs[-1] > old_secs[0] - STEP_SECS
+        return bool(old_secs) and not gains_nothing
+
+    def _waits_too_long(self, *, quiet: bool) -> bool:
         if quiet:
-            return STEP_SECS / 2
-        if self._late_since_secs is None:
-            return self._settings.max_lag_secs
-        passed = (self._now_secs - self._late_since_secs) / self._settings.settle_secs
-        return max(STEP_SECS, self._settings.max_lag_secs * (1 - passed))
+            return self._queue_secs > self._jitter.secs + STEP_SECS / 2
+        stands_too_long = self._standing.secs > self._usual_lag_secs
+        return stands_too_long or self._queue_secs > self._max_lag_secs
+
+
+class _Jitter:
+    """How late steps are again and again: the second latest time among the latest seconds'."""
+
+    def __init__(self, max_secs: float):
+        """Initialize.
+
+        Args:
+            max_secs: Steps later than this are those of a stall, which no queue bridges.
+        """
+        self._max_secs = max_secs
+        self._hiccups: deque[tuple[float, float]] = deque()
+        self._on_time = True
+        self.secs = 0.0
+
+    def observe(self, now_secs: float, late_secs: float) -> None:
+        """Note how late a step came. Late steps in a row are one hiccup, as late as its latest."""
+        if late_secs <= STEP_SECS / 2:
+            self._on_time = True
+        elif self._on_time:
+            self._on_time = False
+            self._hiccups.append((now_secs, late_secs))
+        else:
+            began_secs, latest_secs = self._hiccups[-1]
+            self._hiccups[-1] = began_secs, max(latest_secs, late_secs)
+        while self._hiccups and self._hiccups[0][0] < now_secs - MEMORY_SECS:
+            self._hiccups.popleft()
+            self._on_time = self._on_time or not self._hiccups
+        again = sorted(late for _, late in self._hiccups if late <= self._max_secs)[:-1]
+        self.secs = again[-1] if again else 0.0
+
+
+class _StandingQueue:
+    """The least that has waited to be played in a while."""
+
+    def __init__(self, window_secs: float):
+        """Initialize.
+
+        Args:
+            window_secs: How long a while is.
+        """
+        self._window_secs = window_secs
+        self._queues_secs: deque[tuple[float, float]] = deque()
+
+    @property
+    def secs(self) -> float:
+        """The least; below zero if too much was left out."""
+        return min(queue_secs for _, queue_secs in self._queues_secs)
+
+    def observe(self, now_secs: float, queue_secs: float) -> None:
+        """Note how much waits when a step comes."""
+        self._queues_secs.append((now_secs, queue_secs))
+        while self._queues_secs[0][0] < now_secs - self._window_secs:
+            self._queues_secs.popleft()
+
+    def shorten(self, secs: float) -> None:
+        """Note that something was left out: the queue would have been that much shorter."""
+        self._queues_secs = deque((at, queue - secs) for at, queue in self._queues_secs)

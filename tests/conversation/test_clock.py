@@ -1,6 +1,7 @@
 """The clocks: silence for late audio, and no delay that stays."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -184,3 +185,72 @@ def test_flush_forgets_what_was_queued():
     clock.flush()
     clock.observe(1.02, 0.9)
     assert clock.lag_secs < queued
+
+
+def play_in_bursts(held_secs: Callable[[int], float], steps: int = 400) -> str:
+    """Run steps of speech through an output clock, each held back, in order.
+
+    Args:
+        held_secs: How long a step is held back.
+        steps: How many.
+
+    Returns:
+        The steps: ``a`` heard, ``.`` left out.
+    """
+    clock = OutputClock()
+    now = 0.0
+    heard = ""
+    for i in range(steps):
+        due = (i + 1) * STEP_SECS
+        now = max(now, due + 0.01 + held_secs(i))
+        clock.observe(now, due)
+        heard += "a" if clock.admit(quiet=False) else "."
+    return heard
+
+
+@pytest.mark.parametrize("every", [3, 5, 12, 25])
+@pytest.mark.parametrize("held_secs", [0.08, 0.16, 0.2])
+def test_jitter_that_lasts_makes_no_holes(every: int, held_secs: float):
+    heard = play_in_bursts(lambda i: held_secs if i % every == 2 else 0.0)
+    # Until jitter has come twice, it looks like a stall, which is made up for.
+    assert heard[:50].count(".") <= 2
+    assert "." not in heard[50:]
+
+
+def test_no_holes_where_every_step_is_a_little_late():
+    heard = play_in_bursts(lambda i: 0.0 if i < 20 else 0.1 + 0.08 * (i % 2))
+    assert "." not in heard
+
+
+def test_a_queue_goes_when_the_jitter_has_gone():
+    clock = OutputClock()
+    now = 0.0
+    lags = []
+    for i in range(400):
+        due = (i + 1) * STEP_SECS
+        now = max(now, due + 0.01 + (0.2 if i < 100 and i % 5 == 0 else 0.0))
+        clock.observe(now, due)
+        clock.admit(quiet=False)
+        lags.append(clock.lag_secs)
+    assert lags[99] > STEP_SECS
+    assert max(lags[100 + round(11 / STEP_SECS) :]) <= STEP_SECS + 1e-6
+
+
+@pytest.mark.parametrize("stall_secs", [0.3, 0.5, 1.5])
+def test_a_stall_makes_one_hole(stall_secs: float):
+    heard = "".join("a" if pushed else "." for pushed, *_ in play({50: stall_secs}, 200))
+    assert len(heard.strip("a").split("a")) == 1
+    assert heard.count(".") <= stall_secs / STEP_SECS * 1.3
+
+
+def test_steps_that_stay_late_are_heard():
+    heard = play_in_bursts(lambda i: 0.0 if i < 50 else 0.4)
+    assert heard.count(".") <= 5
+
+
+def test_audio_ahead_of_the_time_line_makes_no_later_step_late():
+    clock = OutputClock()
+    for i in range(20):
+        due = (i + 1) * STEP_SECS
+        clock.observe(due + (-0.2 if i < 3 else 0.01), due)
+    assert clock.lag_secs <= 0.02
