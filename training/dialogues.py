@@ -36,7 +36,7 @@ FIRST_WORD_STEPS = 25  # two seconds of silence, then the agent opens the conver
 AFTER_STEPS = 4  # of a user's utterance: the last sound fades in the room
 NO_LABEL = -100
 NO_AIM, QUESTION, BACKCHANNEL = 0, 1, 2
-DECISIVE_STEPS = range(3, 9)  # after an onset over the agent's speech: when to yield, when not
+DECISIVE_STEPS = 2  # from the one at which the agent yields, or would if it were a question
 
 
 @dataclass
@@ -199,6 +199,7 @@ class _Layout:
         cut = int(rng.choice(told.cut_steps))
         if rng.random() < habits.told_barge_in and cut > habits.yield_after:
             self._speak(told, start, until=start + cut, given=True)
+            self._decide(start + cut)
             stop = self._exchange(self._next_question(), start + cut - habits.yield_after)
             return stop + int(rng.integers(4, 25))
         stop = self._speak(told, start, given=True)
@@ -211,7 +212,7 @@ class _Layout:
         until = onset + self._yield_delay(heard)
         if until > start:
             self._speak(answer, start, until=until)
-            self._decide(max(onset, start))
+            self._decide(until)
             self._note(onset, f"barge-in: {heard.text}")
         return self._exchange(heard, onset)
 
@@ -228,10 +229,10 @@ class _Layout:
             heard = self.backchannels[self.rng.integers(len(self.backchannels))]
             onset = start + int(self.rng.integers(4, stop - start - 6))
             self._hear(heard, onset)
-            self._decide(onset)
+            self._decide(onset + self.habits.yield_after)
 
-    def _decide(self, onset: int) -> None:
-        self.out.decisive[onset + DECISIVE_STEPS.start : onset + DECISIVE_STEPS.stop] = True
+    def _decide(self, step: int) -> None:
+        self.out.decisive[step : step + DECISIVE_STEPS] = True
 
     def _next_question(self, stop: bool = False) -> Heard:
         """The session's next question, or a ``stop`` if one is wanted and there."""

@@ -51,7 +51,7 @@ class LMOptions:
     heard_weight: float = 0.5
     answer_weight: float = 0.5
     aim_weight: float = 0.5
-    decisive_weight: float = 3.0  # of the steps where to yield or to go on
+    decisive_weight: float = 12.0  # of the steps where to yield or to go on: few, and all at once
     silent_share: float = 0.06  # of silent steps, for the depth transformer
     speaking_share: float = 0.5  # of speaking steps, for the depth transformer
     fine_dropout: float = 0.5  # share of dialogues without the user's codebooks 2 to 8
