@@ -70,7 +70,7 @@ from pipecat_duplex.frames import (
     MonologueTextFrame,
 )
 from pipecat_duplex.history import History
-from pipecat_duplex.saying import Saying, Sayings
+from pipecat_duplex.saying import MAX_FINISH_SECS, GivenWords, Saying
 from pipecat_duplex.session import (
     SAMPLE_RATE_HZ,
     STEP_SAMPLES,
@@ -97,9 +97,6 @@ USER_TURN_TIMEOUT_SECS = 0.05
 FADE_IN_SAMPLES = 120
 
 METRICS_STEPS = 12
-
-# How long the end of a conversation waits for words that the agent was given.
-MAX_FINISH_SECS = 20.0
 
 FIRST_REOPEN_PAUSE_SECS = 0.25
 MAX_REOPEN_PAUSE_SECS = 2.0
@@ -275,7 +272,7 @@ class DuplexLLMService(LLMService):
         self._session: DuplexSession | None = None
         self._input_task: asyncio.Task | None = None
         self._session_task: asyncio.Task | None = None
-        self._to_say: list[Saying] = []
+        self._given_words = GivenWords()
         self._continued: ContinuedSession | None = None
         self._history = history
         self._out_resampler = Resampler(SAMPLE_RATE_HZ, SAMPLE_RATE_HZ)
@@ -314,9 +311,7 @@ class DuplexLLMService(LLMService):
         self._interrupted = False
         self._fade_in = False
         self._unheard_steps: set[int] = set()
-        self._sayings = Sayings()
-        self._all_said = asyncio.Event()
-        self._aside_steps: set[int] = set()
+        self._given_words.begin_session()
         self._user_turn_proposed = False
         self._user_turn_opened = asyncio.Event()
         self._step_timings: list[StepTiming] = []
@@ -399,7 +394,7 @@ class DuplexLLMService(LLMService):
             frame: The end frame.
         """
         await super().stop(frame)
-        await self._finish_sayings()
+        await self._finish_given_words()
         await self._stop_tasks()
         await self._finish_turns()
         await self._close_session()
@@ -488,7 +483,7 @@ class DuplexLLMService(LLMService):
         """Hold the conversation, with a fresh session when one fails."""
         greeting = assert_given(self._settings.greeting)
         if greeting:
-            self._to_say.insert(0, Saying(greeting))
+            self._given_words.wait_first(Saying(greeting))
         while True:
             self._session = session
             logger.info(f"{self}: session {session.id} started")
@@ -575,12 +570,7 @@ class DuplexLLMService(LLMService):
                 session is over.
         """
         saying = Saying(text, append_to_context)
-        if self._session is None:
-            self._to_say.append(saying)
-            return
-        utterance_id = await self._session.say(text, cut_in=cut_in)
-        self._sayings.add(utterance_id, saying)
-        self._all_said.clear()
+        await self._given_words.say(saying, self._session, cut_in=cut_in)
 
     async def _try_to_say(self, saying: Saying):
         try:
@@ -590,35 +580,17 @@ class DuplexLLMService(LLMService):
 
     async def _say_waiting(self):
         """Say what waited for a session."""
-        waiting, self._to_say = self._to_say, []
-        for saying in waiting:
+        for saying in self._given_words.take_waiting():
             await self._try_to_say(saying)
 
     async def _hear_given_words(self, step: Step):
-        if not self._sayings.goes_to_context(step.utterance_id):
-            self._aside_steps.add(step.index)
-        self._sayings.hear(step.utterance_id, step.text_piece)
-        for said in step.said:
-            self._sayings.end(said)
-            if not self._sayings:
-                self._all_said.set()
+        for said in self._given_words.hear(step):
             await self._call_event_handler("on_said", said)
 
-    async def _hush(self):
-        """Drop the words that the agent has been given and has not spoken."""
-        if self._sayings and self._session is not None:
-            try:
-                await self._session.hush()
-            except DuplexError:
-                pass  # The session is over, and with it what it was to say.
-
-    async def _finish_sayings(self):
+    async def _finish_given_words(self):
         """Let the agent finish what it was given before the conversation ends."""
-        if self._sayings and self._session is not None:
-            try:
-                await asyncio.wait_for(self._all_said.wait(), MAX_FINISH_SECS)
-            except TimeoutError:
-                logger.warning(f"{self}: ended before everything was said")
+        if self._session is not None and not await self._given_words.finish(MAX_FINISH_SECS):
+            logger.warning(f"{self}: ended before everything was said")
 
     #
     # frames in
@@ -776,7 +748,7 @@ class DuplexLLMService(LLMService):
         tts_frame = TTSTextFrame(word.text, "sentence")
         tts_frame.will_be_spoken = True
         tts_frame.includes_inter_frame_spaces = True
-        tts_frame.append_to_context = word.first_step not in self._aside_steps
+        tts_frame.append_to_context = not self._given_words.is_aside(word.first_step)
         await self.push_frame(tts_frame)
 
     #
@@ -834,7 +806,7 @@ class DuplexLLMService(LLMService):
 
     async def _handle_yield(self, event: Yielded):
         text = self._monologue.utterance
-        await self._hush()
+        await self._given_words.hush(self._session)
         if not self._user_turn_proposed:
             await self._propose_user_turn()
             await self._wait_for_user_turn()
@@ -848,7 +820,7 @@ class DuplexLLMService(LLMService):
     async def _handle_agent_stopped(self, event: AgentStopped):
         await self._push_word(self._monologue.end_utterance())
         self._unheard_steps.clear()
-        self._aside_steps.clear()
+        self._given_words.end_utterance()
         await self._close_brackets()
         if not self._tracker.user_speaking:
             await self._end_user_turn()
@@ -862,7 +834,7 @@ class DuplexLLMService(LLMService):
         self._interrupted = False
         self._output_clock.flush()
         self._monologue.end_utterance()  # A word that was not finished was not heard.
-        await self._hush()
+        await self._given_words.hush(self._session)
         for event in self._tracker.interrupt():
             await self._handle_turn_event(event)
 
