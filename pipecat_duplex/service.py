@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from loguru import logger
@@ -35,9 +35,8 @@ from pipecat.frames.frames import (
 )
 from pipecat.processors.frame_processor import FrameDirection, FrameProcessorSetup
 from pipecat.services.llm_service import LLMService
-from pipecat.services.settings import LLMSettings
 from pipecat.turns.user_turn_strategies import ExternalUserTurnStrategies
-from pipecat.utils.types import NOT_GIVEN, NotGiven, assert_given
+from pipecat.utils.types import assert_given
 
 from pipecat_duplex.activity import UserActivity
 from pipecat_duplex.continued import ContinuedSession
@@ -79,11 +78,11 @@ from pipecat_duplex.session import (
     DuplexError,
     DuplexSession,
     InvalidAudio,
-    SessionConfig,
     SessionEnded,
     Step,
     StepTiming,
 )
+from pipecat_duplex.settings import DuplexLLMSettings
 
 # Steps on their way through the model before the user's audio is dropped: a machine that is too
 # slow for the model must not build up a delay without end.
@@ -100,33 +99,6 @@ METRICS_STEPS = 12
 
 FIRST_REOPEN_PAUSE_SECS = 0.25
 MAX_REOPEN_PAUSE_SECS = 2.0
-
-
-@dataclass
-class DuplexLLMSettings(LLMSettings):
-    """Settings for DuplexLLMService. A change takes effect with the next session.
-
-    Sampling that is ``None`` is left to the checkpoint.
-
-    Parameters:
-        text_temperature: Sampling temperature of the monologue; 0 is greedy.
-        text_top_k: The monologue samples among this many most likely tokens.
-        audio_temperature: Sampling temperature of the agent's audio; 0 is greedy.
-        audio_top_k: Each audio codebook samples among this many most likely entries.
-        max_session_secs: The session ends after this much audio. ``None`` is no limit.
-        greeting: Words that the agent says first, once somebody listens.
-        text_prompt: Who the agent is, for models that were trained to take a role.
-        voice_prompt: The agent's voice, by its key on the server or in the engine's folder.
-    """
-
-    text_temperature: float | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
-    text_top_k: int | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
-    audio_temperature: float | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
-    audio_top_k: int | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
-    max_session_secs: float | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
-    greeting: str | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
-    text_prompt: str | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
-    voice_prompt: str | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,31 +201,10 @@ class DuplexLLMService(LLMService):
         """
         if url is not None and backend is not None:
             raise ValueError("give url or backend, not both")
-        defaults = SessionConfig()
-        default_settings = self.Settings(
-            model=checkpoint,
-            system_instruction=None,
-            temperature=None,
-            max_tokens=None,
-            top_p=None,
-            top_k=None,
-            frequency_penalty=None,
-            presence_penalty=None,
-            seed=None,
-            filter_incomplete_user_turns=False,
-            user_turn_completion_config=None,
-            text_temperature=defaults.text_temperature,
-            text_top_k=defaults.text_top_k,
-            audio_temperature=defaults.audio_temperature,
-            audio_top_k=defaults.audio_top_k,
-            max_session_secs=defaults.max_secs,
-            greeting=None,
-            text_prompt=None,
-            voice_prompt=None,
-        )
+        all_settings = self.Settings.defaults(checkpoint)
         if settings is not None:
-            default_settings.apply_update(settings)
-        super().__init__(settings=default_settings, **kwargs)
+            all_settings.apply_update(settings)
+        super().__init__(settings=all_settings, **kwargs)
 
         self._checkpoint = checkpoint
         self._backend = backend
@@ -427,22 +378,9 @@ class DuplexLLMService(LLMService):
         except DuplexError as e:
             self._load_error = e  # Told in start: no frame goes anywhere before StartFrame.
 
-    def _session_config(self) -> SessionConfig:
-        settings = self._settings
-        return SessionConfig(
-            text_temperature=assert_given(settings.text_temperature),
-            text_top_k=assert_given(settings.text_top_k),
-            audio_temperature=assert_given(settings.audio_temperature),
-            audio_top_k=assert_given(settings.audio_top_k),
-            seed=assert_given(settings.seed),
-            max_secs=assert_given(settings.max_session_secs),
-            text_prompt=assert_given(settings.text_prompt),
-            voice_prompt=assert_given(settings.voice_prompt),
-        )
-
     async def _open_session(self, backend: DuplexBackend) -> DuplexSession:
         """Open a session, one that survives if it can."""
-        config = self._session_config()
+        config = self._settings.session_config()
         session = await backend.open(config)
         memory, history = session.memory, self._history
         if memory is None or not self._reopen_secs:
