@@ -31,13 +31,14 @@ if TYPE_CHECKING:
         DuplexMetricsData,
         MonologueTextFrame,
     )
-    from pipecat_duplex.service import DuplexLLMService, DuplexLLMSettings
+    from pipecat_duplex.service import DuplexLLMService
+    from pipecat_duplex.settings import DuplexLLMSettings
 
 _NEEDS_PIPECAT = {
     "AgentYieldedFrame": "frames",
     "BackchannelFrame": "frames",
     "DuplexLLMService": "service",
-    "DuplexLLMSettings": "service",
+    "DuplexLLMSettings": "settings",
     "DuplexMetricsData": "frames",
     "MonologueTextFrame": "frames",
 }

@@ -1,9 +1,13 @@
 """What the agent was asked to say, and how far it has come."""
 
+import asyncio
 from dataclasses import dataclass
 
 from pipecat_duplex.conversation.monologue import WORD_START
-from pipecat_duplex.session import Said
+from pipecat_duplex.session import DuplexError, DuplexSession, Said, Step
+
+MAX_FINISH_SECS = 20.0
+"""How long the end of a conversation waits for words that the agent was given."""
 
 
 @dataclass
@@ -71,3 +75,84 @@ class Sayings:
     def clear(self) -> None:
         """Forget everything."""
         self._open.clear()
+
+
+class GivenWords:
+    """What an agent was asked to say: what waits for a session, and what a session took."""
+
+    def __init__(self):
+        """Initialize with nothing to say."""
+        self._waiting: list[Saying] = []
+        self.begin_session()
+
+    def begin_session(self) -> None:
+        """Forget what the session before took; what waits still waits."""
+        self._taken = Sayings()
+        self._all_said = asyncio.Event()
+        self._aside_steps: set[int] = set()
+
+    async def say(
+        self, saying: Saying, session: DuplexSession | None, *, cut_in: bool = False
+    ) -> None:
+        """Hand a saying to the session; while there is none it waits for one.
+
+        Args:
+            saying: What to say.
+            session: Who says it.
+            cut_in: Whether what is being said or queued is dropped.
+
+        Raises:
+            DuplexError: The session cannot say it, or is over.
+        """
+        if session is None:
+            self._waiting.append(saying)
+            return
+        utterance_id = await session.say(saying.text, cut_in=cut_in)
+        self._taken.add(utterance_id, saying)
+        self._all_said.clear()
+
+    def wait_first(self, saying: Saying) -> None:
+        """Let a saying wait for a session, before all that wait already."""
+        self._waiting.insert(0, saying)
+
+    def take_waiting(self) -> list[Saying]:
+        """Return what waits for a session, oldest first; it waits no longer."""
+        waiting, self._waiting = self._waiting, []
+        return waiting
+
+    def hear(self, step: Step) -> tuple[Said, ...]:
+        """Take note of a step, and return the utterances that came to their end."""
+        if not self._taken.goes_to_context(step.utterance_id):
+            self._aside_steps.add(step.index)
+        self._taken.hear(step.utterance_id, step.text_piece)
+        for said in step.said:
+            self._taken.end(said)
+        if not self._taken:
+            self._all_said.set()
+        return step.said
+
+    def is_aside(self, step_index: int) -> bool:
+        """Whether a word that began with this step stays out of the context."""
+        return step_index in self._aside_steps
+
+    def end_utterance(self) -> None:
+        """Take note that the agent fell silent: its words have all been asked about."""
+        self._aside_steps.clear()
+
+    async def hush(self, session: DuplexSession | None) -> None:
+        """Drop what the session took and has not spoken."""
+        if self._taken and session is not None:
+            try:
+                await session.hush()
+            except DuplexError:
+                pass  # The session is over, and with it what it was to say.
+
+    async def finish(self, max_secs: float) -> bool:
+        """Wait until all that the session took was said or dropped; False if it takes longer."""
+        if not self._taken:
+            return True
+        try:
+            await asyncio.wait_for(self._all_said.wait(), max_secs)
+        except TimeoutError:
+            return False
+        return True

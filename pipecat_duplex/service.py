@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from loguru import logger
@@ -35,9 +35,8 @@ from pipecat.frames.frames import (
 )
 from pipecat.processors.frame_processor import FrameDirection, FrameProcessorSetup
 from pipecat.services.llm_service import LLMService
-from pipecat.services.settings import LLMSettings
 from pipecat.turns.user_turn_strategies import ExternalUserTurnStrategies
-from pipecat.utils.types import NOT_GIVEN, NotGiven, assert_given
+from pipecat.utils.types import assert_given
 
 from pipecat_duplex.activity import UserActivity
 from pipecat_duplex.continued import ContinuedSession
@@ -70,7 +69,7 @@ from pipecat_duplex.frames import (
     MonologueTextFrame,
 )
 from pipecat_duplex.history import History
-from pipecat_duplex.saying import Saying, Sayings
+from pipecat_duplex.saying import MAX_FINISH_SECS, GivenWords, Saying
 from pipecat_duplex.session import (
     SAMPLE_RATE_HZ,
     STEP_SAMPLES,
@@ -79,11 +78,11 @@ from pipecat_duplex.session import (
     DuplexError,
     DuplexSession,
     InvalidAudio,
-    SessionConfig,
     SessionEnded,
     Step,
     StepTiming,
 )
+from pipecat_duplex.settings import DuplexLLMSettings
 
 # Steps on their way through the model before the user's audio is dropped: a machine that is too
 # slow for the model must not build up a delay without end.
@@ -98,38 +97,8 @@ FADE_IN_SAMPLES = 120
 
 METRICS_STEPS = 12
 
-# How long the end of a conversation waits for words that the agent was given.
-MAX_FINISH_SECS = 20.0
-
 FIRST_REOPEN_PAUSE_SECS = 0.25
 MAX_REOPEN_PAUSE_SECS = 2.0
-
-
-@dataclass
-class DuplexLLMSettings(LLMSettings):
-    """Settings for DuplexLLMService. A change takes effect with the next session.
-
-    Sampling that is ``None`` is left to the checkpoint.
-
-    Parameters:
-        text_temperature: Sampling temperature of the monologue; 0 is greedy.
-        text_top_k: The monologue samples among this many most likely tokens.
-        audio_temperature: Sampling temperature of the agent's audio; 0 is greedy.
-        audio_top_k: Each audio codebook samples among this many most likely entries.
-        max_session_secs: The session ends after this much audio. ``None`` is no limit.
-        greeting: Words that the agent says first, once somebody listens.
-        text_prompt: Who the agent is, for models that were trained to take a role.
-        voice_prompt: The agent's voice, by its key on the server or in the engine's folder.
-    """
-
-    text_temperature: float | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
-    text_top_k: int | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
-    audio_temperature: float | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
-    audio_top_k: int | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
-    max_session_secs: float | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
-    greeting: str | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
-    text_prompt: str | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
-    voice_prompt: str | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,31 +201,10 @@ class DuplexLLMService(LLMService):
         """
         if url is not None and backend is not None:
             raise ValueError("give url or backend, not both")
-        defaults = SessionConfig()
-        default_settings = self.Settings(
-            model=checkpoint,
-            system_instruction=None,
-            temperature=None,
-            max_tokens=None,
-            top_p=None,
-            top_k=None,
-            frequency_penalty=None,
-            presence_penalty=None,
-            seed=None,
-            filter_incomplete_user_turns=False,
-            user_turn_completion_config=None,
-            text_temperature=defaults.text_temperature,
-            text_top_k=defaults.text_top_k,
-            audio_temperature=defaults.audio_temperature,
-            audio_top_k=defaults.audio_top_k,
-            max_session_secs=defaults.max_secs,
-            greeting=None,
-            text_prompt=None,
-            voice_prompt=None,
-        )
+        all_settings = self.Settings.defaults(checkpoint)
         if settings is not None:
-            default_settings.apply_update(settings)
-        super().__init__(settings=default_settings, **kwargs)
+            all_settings.apply_update(settings)
+        super().__init__(settings=all_settings, **kwargs)
 
         self._checkpoint = checkpoint
         self._backend = backend
@@ -275,7 +223,7 @@ class DuplexLLMService(LLMService):
         self._session: DuplexSession | None = None
         self._input_task: asyncio.Task | None = None
         self._session_task: asyncio.Task | None = None
-        self._to_say: list[Saying] = []
+        self._given_words = GivenWords()
         self._continued: ContinuedSession | None = None
         self._history = history
         self._out_resampler = Resampler(SAMPLE_RATE_HZ, SAMPLE_RATE_HZ)
@@ -314,9 +262,7 @@ class DuplexLLMService(LLMService):
         self._interrupted = False
         self._fade_in = False
         self._unheard_steps: set[int] = set()
-        self._sayings = Sayings()
-        self._all_said = asyncio.Event()
-        self._aside_steps: set[int] = set()
+        self._given_words.begin_session()
         self._user_turn_proposed = False
         self._user_turn_opened = asyncio.Event()
         self._step_timings: list[StepTiming] = []
@@ -399,7 +345,7 @@ class DuplexLLMService(LLMService):
             frame: The end frame.
         """
         await super().stop(frame)
-        await self._finish_sayings()
+        await self._finish_given_words()
         await self._stop_tasks()
         await self._finish_turns()
         await self._close_session()
@@ -432,22 +378,9 @@ class DuplexLLMService(LLMService):
         except DuplexError as e:
             self._load_error = e  # Told in start: no frame goes anywhere before StartFrame.
 
-    def _session_config(self) -> SessionConfig:
-        settings = self._settings
-        return SessionConfig(
-            text_temperature=assert_given(settings.text_temperature),
-            text_top_k=assert_given(settings.text_top_k),
-            audio_temperature=assert_given(settings.audio_temperature),
-            audio_top_k=assert_given(settings.audio_top_k),
-            seed=assert_given(settings.seed),
-            max_secs=assert_given(settings.max_session_secs),
-            text_prompt=assert_given(settings.text_prompt),
-            voice_prompt=assert_given(settings.voice_prompt),
-        )
-
     async def _open_session(self, backend: DuplexBackend) -> DuplexSession:
         """Open a session, one that survives if it can."""
-        config = self._session_config()
+        config = self._settings.session_config()
         session = await backend.open(config)
         memory, history = session.memory, self._history
         if memory is None or not self._reopen_secs:
@@ -488,7 +421,7 @@ class DuplexLLMService(LLMService):
         """Hold the conversation, with a fresh session when one fails."""
         greeting = assert_given(self._settings.greeting)
         if greeting:
-            self._to_say.insert(0, Saying(greeting))
+            self._given_words.wait_first(Saying(greeting))
         while True:
             self._session = session
             logger.info(f"{self}: session {session.id} started")
@@ -575,12 +508,7 @@ class DuplexLLMService(LLMService):
                 session is over.
         """
         saying = Saying(text, append_to_context)
-        if self._session is None:
-            self._to_say.append(saying)
-            return
-        utterance_id = await self._session.say(text, cut_in=cut_in)
-        self._sayings.add(utterance_id, saying)
-        self._all_said.clear()
+        await self._given_words.say(saying, self._session, cut_in=cut_in)
 
     async def _try_to_say(self, saying: Saying):
         try:
@@ -590,35 +518,17 @@ class DuplexLLMService(LLMService):
 
     async def _say_waiting(self):
         """Say what waited for a session."""
-        waiting, self._to_say = self._to_say, []
-        for saying in waiting:
+        for saying in self._given_words.take_waiting():
             await self._try_to_say(saying)
 
     async def _hear_given_words(self, step: Step):
-        if not self._sayings.goes_to_context(step.utterance_id):
-            self._aside_steps.add(step.index)
-        self._sayings.hear(step.utterance_id, step.text_piece)
-        for said in step.said:
-            self._sayings.end(said)
-            if not self._sayings:
-                self._all_said.set()
+        for said in self._given_words.hear(step):
             await self._call_event_handler("on_said", said)
 
-    async def _hush(self):
-        """Drop the words that the agent has been given and has not spoken."""
-        if self._sayings and self._session is not None:
-            try:
-                await self._session.hush()
-            except DuplexError:
-                pass  # The session is over, and with it what it was to say.
-
-    async def _finish_sayings(self):
+    async def _finish_given_words(self):
         """Let the agent finish what it was given before the conversation ends."""
-        if self._sayings and self._session is not None:
-            try:
-                await asyncio.wait_for(self._all_said.wait(), MAX_FINISH_SECS)
-            except TimeoutError:
-                logger.warning(f"{self}: ended before everything was said")
+        if self._session is not None and not await self._given_words.finish(MAX_FINISH_SECS):
+            logger.warning(f"{self}: ended before everything was said")
 
     #
     # frames in
@@ -776,7 +686,7 @@ class DuplexLLMService(LLMService):
         tts_frame = TTSTextFrame(word.text, "sentence")
         tts_frame.will_be_spoken = True
         tts_frame.includes_inter_frame_spaces = True
-        tts_frame.append_to_context = word.first_step not in self._aside_steps
+        tts_frame.append_to_context = not self._given_words.is_aside(word.first_step)
         await self.push_frame(tts_frame)
 
     #
@@ -834,7 +744,7 @@ class DuplexLLMService(LLMService):
 
     async def _handle_yield(self, event: Yielded):
         text = self._monologue.utterance
-        await self._hush()
+        await self._given_words.hush(self._session)
         if not self._user_turn_proposed:
             await self._propose_user_turn()
             await self._wait_for_user_turn()
@@ -848,7 +758,7 @@ class DuplexLLMService(LLMService):
     async def _handle_agent_stopped(self, event: AgentStopped):
         await self._push_word(self._monologue.end_utterance())
         self._unheard_steps.clear()
-        self._aside_steps.clear()
+        self._given_words.end_utterance()
         await self._close_brackets()
         if not self._tracker.user_speaking:
             await self._end_user_turn()
@@ -862,7 +772,7 @@ class DuplexLLMService(LLMService):
         self._interrupted = False
         self._output_clock.flush()
         self._monologue.end_utterance()  # A word that was not finished was not heard.
-        await self._hush()
+        await self._given_words.hush(self._session)
         for event in self._tracker.interrupt():
             await self._handle_turn_event(event)
 

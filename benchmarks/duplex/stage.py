@@ -29,7 +29,6 @@ from pipecat_duplex.commands.file_transport import FileOutputTransport
 from pipecat_duplex.commands.pacing import RealTime, WatchedBackend
 from pipecat_duplex.conversation.pcm import float_to_pcm16, pcm16_to_float
 from pipecat_duplex.frames import MonologueTextFrame
-from pipecat_duplex.service import DuplexLLMSettings
 from pipecat_duplex.session import (
     SAMPLE_RATE_HZ,
     STEP_SECS,
@@ -39,6 +38,7 @@ from pipecat_duplex.session import (
     SessionConfig,
     StepTiming,
 )
+from pipecat_duplex.settings import DuplexLLMSettings
 
 
 async def by_the_clock(

@@ -24,6 +24,7 @@ from pipecat_duplex.session import (
     AtCapacity,
     DuplexBackend,
     DuplexError,
+    InvalidPrompt,
     MissingExtra,
     SessionConfig,
 )
@@ -35,6 +36,9 @@ HANDSHAKE_SECS = 5.0
 
 PROMPTED_HANDSHAKE_SECS = 60.0
 """The same where it has to read prompts first."""
+
+PROMPT_SECS = 10.0
+"""How much longer a connection may take with prompts: our server reads them before the upgrade."""
 
 FIRST_PAUSE_SECS = 0.2
 TRY_AGAIN_LATER = 1013
@@ -87,9 +91,10 @@ class RemoteBackend(DuplexBackend):
             audio_format: ``auto`` asks for raw audio, which this package's server knows, and goes
                 on in Opus with all others. ``opus`` does not ask.
             ssl_context: For servers whose certificate is not publicly known.
-            connect_secs: How long a connection may take.
+            connect_secs: How long a connection may take; 10 more with prompts, which this package's
+                server reads before it answers.
             handshake_secs: How long the server may take from there to being ready. None is 5, or
-                60 with prompts, which it has to read first.
+                60 with prompts, here or in a session's config, which it has to read first.
             attempts: Connections that are tried, with growing pauses, if one fails.
             limits: When a server counts as dead.
             moves: Whether sessions would rather go elsewhere at once than stay on a server that
@@ -106,8 +111,6 @@ class RemoteBackend(DuplexBackend):
         self._audio_format: wire.AudioFormat = "pcm" if audio_format == "auto" else "opus"
         self._ssl_context = ssl_context
         self._connect_secs = connect_secs
-        if handshake_secs is None:
-            handshake_secs = PROMPTED_HANDSHAKE_SECS if self._prompts else HANDSHAKE_SECS
         self._handshake_secs = handshake_secs
         self._attempts = attempts
         self._limits = limits or RemoteLimits()
@@ -130,13 +133,17 @@ class RemoteBackend(DuplexBackend):
 
         Raises:
             AtCapacity: The server has no slot, or accepted the call and did not get ready.
+            InvalidPrompt: The server does not have the voice, or cannot read it.
             DuplexError: It cannot be reached or refuses the call; the message says why.
         """
         if self._closed:
             raise DuplexError(f"the connection to {self.host} was closed")
-        connection = await self._connect(self._session_url(config))
+        prompted = bool(self._prompts or config.text_prompt or config.voice_prompt)
+        ready_secs = self._ready_secs(prompted)
+        connect_secs = self._connect_secs + (PROMPT_SECS if prompted else 0.0)
+        connection = await self._connect(self._session_url(config), connect_secs)
         try:
-            session = await self._shake_hands(connection)
+            session = await self._shake_hands(connection, ready_secs)
         except BaseException:
             await connection.close()
             raise
@@ -151,6 +158,12 @@ class RemoteBackend(DuplexBackend):
         sessions, self._sessions = self._sessions, set()
         await asyncio.gather(*(session.close() for session in sessions))
 
+    def _ready_secs(self, prompted: bool) -> float:
+        """Return how long the server may take to be ready."""
+        if self._handshake_secs is not None:
+            return self._handshake_secs
+        return PROMPTED_HANDSHAKE_SECS if prompted else HANDSHAKE_SECS
+
     def _session_url(self, config: SessionConfig) -> str:
         parts = urlsplit(self._url)
         query = wire.build_query(config, self._audio_format, moves=self._moves) | self._prompts
@@ -161,12 +174,12 @@ class RemoteBackend(DuplexBackend):
     # connecting
     #
 
-    async def _connect(self, url: str) -> ClientConnection:
+    async def _connect(self, url: str, connect_secs: float) -> ClientConnection:
         pause_secs = FIRST_PAUSE_SECS
         problem: Exception = DuplexError("no attempt was made")
         for left in reversed(range(self._attempts)):
             try:
-                return await self._connect_once(url)
+                return await self._connect_once(url, connect_secs)
             except InvalidStatus as e:
                 if e.response.status_code not in (500, 502, 504) or not left:
                     raise self._refusal(e) from e
@@ -181,13 +194,13 @@ class RemoteBackend(DuplexBackend):
                 pause_secs *= 2
         raise DuplexError(f"cannot reach {self.host}: {_describe(problem)}") from problem
 
-    async def _connect_once(self, url: str) -> ClientConnection:
+    async def _connect_once(self, url: str, connect_secs: float) -> ClientConnection:
         ssl_args: dict[str, Any] = {} if self._ssl_context is None else {"ssl": self._ssl_context}
         connecting = connect(
             url,
             additional_headers=self._headers,
             compression=None,
-            open_timeout=self._connect_secs,
+            open_timeout=connect_secs,
             ping_interval=None,  # the session watches by itself, once the server is ready
             close_timeout=self._limits.close_secs,
             max_size=1024 * 1024,
@@ -199,20 +212,21 @@ class RemoteBackend(DuplexBackend):
 
     def _refusal(self, error: InvalidStatus) -> DuplexError:
         response = error.response
-        reason = _response_reason(response.body) or response.reason_phrase or "no reason given"
+        kind, reason = _response_reason(response.body)
+        reason = reason or response.reason_phrase or "no reason given"
         text = f"{self.host} refused the call with HTTP {response.status_code}: {reason}"
         if response.status_code in (429, 503):
             return AtCapacity(text)
-        return DuplexError(text)
+        return InvalidPrompt(text) if kind == "prompt" else DuplexError(text)
 
     #
     # the handshake
     #
 
-    async def _shake_hands(self, connection: ClientConnection) -> RemoteSession:
+    async def _shake_hands(self, connection: ClientConnection, ready_secs: float) -> RemoteSession:
         metadata: dict = {}
         try:
-            async with asyncio.timeout(self._handshake_secs):
+            async with asyncio.timeout(ready_secs):
                 while True:
                     message = wire.parse(await connection.recv())
                     # The Rust backend sends metadata before the handshake, others after it.
@@ -225,7 +239,7 @@ class RemoteBackend(DuplexBackend):
         except TimeoutError as e:
             raise AtCapacity(
                 f"{self.host} accepted the call and was not ready within "
-                f"{self._handshake_secs:g} s: it serves others, or is still preparing"
+                f"{ready_secs:g} s: it serves others, or is still preparing"
             ) from e
         except ConnectionClosed as e:
             raise self._closed_early(e) from e
@@ -280,14 +294,16 @@ def _normal_url(url: str) -> str:
     return urlunsplit(parts._replace(scheme=scheme, path=path, fragment=""))
 
 
-def _response_reason(body: bytes | bytearray | None) -> str:
-    """What a server says in its answer: ours in JSON, others in a line of text."""
+def _response_reason(body: bytes | bytearray | None) -> tuple[str, str]:
+    """What a server says in its answer, kind and reason: ours in JSON, others in a line of text."""
     text = (body or b"").decode(errors="replace").strip()
     try:
         fields = json.loads(text)
     except (ValueError, RecursionError):
-        return text.splitlines()[0][:200] if text and not text.startswith("<") else ""
-    return str(fields.get("reason", ""))[:500] if isinstance(fields, dict) else ""
+        return "", text.splitlines()[0][:200] if text and not text.startswith("<") else ""
+    if not isinstance(fields, dict):
+        return "", ""
+    return str(fields.get("error", "")), str(fields.get("reason", ""))[:500]
 
 
 def _describe(error: Exception) -> str:

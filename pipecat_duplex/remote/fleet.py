@@ -9,7 +9,13 @@ from loguru import logger
 
 from pipecat_duplex.remote.backend import RemoteBackend
 from pipecat_duplex.remote.session import RemoteSession
-from pipecat_duplex.session import AtCapacity, DuplexBackend, DuplexError, SessionConfig
+from pipecat_duplex.session import (
+    AtCapacity,
+    DuplexBackend,
+    DuplexError,
+    InvalidPrompt,
+    SessionConfig,
+)
 
 CONNECT_SECS = 1.5
 """How long one of several servers may take to answer before the next is tried."""
@@ -50,6 +56,7 @@ class RemoteFleet(DuplexBackend):
 
         Raises:
             AtCapacity: Every server that answers is full.
+            InvalidPrompt: No server has the voice.
             DuplexError: None can be reached, or all refuse.
         """
         self._note_failures()
@@ -60,13 +67,18 @@ class RemoteFleet(DuplexBackend):
             except DuplexError as error:
                 logger.debug(f"{backend.host} was tried: {error}")
                 problems.append(error)
-                if not isinstance(error, AtCapacity):
+                # Neither a full server nor a voice that it lacks is a failure of the server.
+                if not isinstance(error, (AtCapacity, InvalidPrompt)):
                     self._failed_at_secs[backend] = time.monotonic()
                 continue
             self._sessions.append((backend, session))
             return session
-        kind = AtCapacity if any(isinstance(each, AtCapacity) for each in problems) else DuplexError
-        raise kind("; ".join(map(str, problems)))
+        text = "; ".join(map(str, problems))
+        if any(isinstance(each, AtCapacity) for each in problems):
+            raise AtCapacity(text)
+        if all(isinstance(each, InvalidPrompt) for each in problems):
+            raise InvalidPrompt(text)
+        raise DuplexError(text)
 
     async def close(self) -> None:
         """End every session. May be called any number of times."""

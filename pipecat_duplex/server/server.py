@@ -27,6 +27,10 @@ DRAINED = Ending(
 )
 
 
+MAX_LINE_BYTES = 128 * 1024
+"""Of a request: a role of 8,000 characters, each of up to 12 bytes in an address, and the rest."""
+
+
 class Refusal(Exception):
     """A caller is not let in.
 
@@ -119,7 +123,12 @@ class DuplexServer:
         Raises:
             DuplexError: The port is taken, or there is no such address.
         """
-        runner = web.AppRunner(self.make_app(), access_log=None, shutdown_timeout=1.0)
+        runner = web.AppRunner(
+            self.make_app(),
+            access_log=None,
+            shutdown_timeout=1.0,
+            max_line_size=MAX_LINE_BYTES,
+        )
         await runner.setup()
         try:
             await web.TCPSite(runner, host, port, ssl_context=ssl_context).start()
@@ -258,7 +267,7 @@ class DuplexServer:
         try:
             return await self._backend.open(asked.config)
         except InvalidPrompt as e:
-            raise Refusal("parameters", 400, str(e)) from e
+            raise Refusal("prompt", 400, str(e)) from e
         except AtCapacity as e:
             after = {"Retry-After": str(self._settings.retry_secs)}
             raise Refusal("full", 503, str(e), after) from e

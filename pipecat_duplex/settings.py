@@ -1,0 +1,79 @@
+"""What a bot can set of the service."""
+
+from dataclasses import dataclass, field
+from typing import Self
+
+from pipecat.services.settings import LLMSettings
+from pipecat.utils.types import NOT_GIVEN, NotGiven, assert_given
+
+from pipecat_duplex.session import SessionConfig
+
+
+@dataclass
+class DuplexLLMSettings(LLMSettings):
+    """Settings for DuplexLLMService. A change takes effect with the next session.
+
+    Sampling that is ``None`` is left to the checkpoint.
+
+    Parameters:
+        text_temperature: Sampling temperature of the monologue; 0 is greedy.
+        text_top_k: The monologue samples among this many most likely tokens.
+        audio_temperature: Sampling temperature of the agent's audio; 0 is greedy.
+        audio_top_k: Each audio codebook samples among this many most likely entries.
+        max_session_secs: The session ends after this much audio. ``None`` is no limit.
+        greeting: Words that the agent says first, once somebody listens.
+        text_prompt: Who the agent is, for models that were trained to take a role.
+        voice_prompt: The agent's voice, by its key on the server or in the engine's folder.
+    """
+
+    text_temperature: float | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
+    text_top_k: int | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
+    audio_temperature: float | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
+    audio_top_k: int | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
+    max_session_secs: float | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
+    greeting: str | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
+    text_prompt: str | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
+    voice_prompt: str | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
+
+    @classmethod
+    def defaults(cls, checkpoint: str) -> Self:
+        """Return settings with nothing left open.
+
+        Args:
+            checkpoint: The model's name.
+        """
+        defaults = SessionConfig()
+        return cls(
+            model=checkpoint,
+            system_instruction=None,
+            temperature=None,
+            max_tokens=None,
+            top_p=None,
+            top_k=None,
+            frequency_penalty=None,
+            presence_penalty=None,
+            seed=None,
+            filter_incomplete_user_turns=False,
+            user_turn_completion_config=None,
+            text_temperature=defaults.text_temperature,
+            text_top_k=defaults.text_top_k,
+            audio_temperature=defaults.audio_temperature,
+            audio_top_k=defaults.audio_top_k,
+            max_session_secs=defaults.max_secs,
+            greeting=None,
+            text_prompt=None,
+            voice_prompt=None,
+        )
+
+    def session_config(self) -> SessionConfig:
+        """Return what they ask of a session."""
+        return SessionConfig(
+            text_temperature=assert_given(self.text_temperature),
+            text_top_k=assert_given(self.text_top_k),
+            audio_temperature=assert_given(self.audio_temperature),
+            audio_top_k=assert_given(self.audio_top_k),
+            seed=assert_given(self.seed),
+            max_secs=assert_given(self.max_session_secs),
+            text_prompt=assert_given(self.text_prompt),
+            voice_prompt=assert_given(self.voice_prompt),
+        )
