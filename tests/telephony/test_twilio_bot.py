@@ -86,7 +86,8 @@ async def test_loss_and_jitter_tear_nothing_and_delay_nothing(logs):
             *(Caller(audio, line=line, waits=True).call(bot.media) for line in lines)
         )
         await until(lambda: sum("the line:" in line for line in logs) == 2)
-    assert torn_secs(poor) < torn_secs(even) + 0.1
+    # Unbridged it would be torn for a second or so; a busy machine tears one more than the other.
+    assert torn_secs(poor) < torn_secs(even) + 0.3
     # Both replies take as long: what was lost or late has not become a delay.
     ends = [call.times("media")[-1] - call.origin_secs for call in (even, poor)]
     assert ends[1] - ends[0] < 1.0 + len(poor.audio) / RATE_HZ - len(even.audio) / RATE_HZ
