@@ -49,20 +49,22 @@ class ContinuedSession(DuplexSession):
         memory: Memory,
         *,
         give_up_secs: float,
+        history: History | None = None,
     ):
         """Initialize around an open session.
 
         Args:
             backend: Where other sessions come from.
             config: What the conversation asks of the model.
-            session: The session, fresh.
+            session: The session, fresh or just restored.
             memory: Its memory.
             give_up_secs: How long another one is tried for.
+            history: What it was restored from.
         """
         self._backend = backend
         self._config = config
         self._session: DuplexSession | None = session
-        self._keeper = HistoryKeeper(memory)
+        self._keeper = HistoryKeeper(memory, history)
         self._give_up_secs = give_up_secs
         self._inbox = StepInbox(session.id)
         self._id = session.id

@@ -146,17 +146,22 @@ def _is_count(value: object) -> bool:
 class HistoryKeeper:
     """Keeps the last part of a conversation while it is held."""
 
-    def __init__(self, memory: Memory):
+    def __init__(self, memory: Memory, history: History | None = None):
         """Initialize before the first step.
 
         Args:
             memory: Of the session that the conversation is held with.
+            history: What that session was restored from.
         """
         self.memory = memory
-        self._codes: deque[np.ndarray] = deque(maxlen=memory.context_steps)
-        self._audio: deque[np.ndarray] = deque(maxlen=AUDIO_STEPS)
+        codes = () if history is None else history.codes.T
+        audio = () if history is None else history.audio
+        self._codes: deque[np.ndarray] = deque(codes, maxlen=memory.context_steps)
+        self._audio: deque[np.ndarray] = deque(audio, maxlen=AUDIO_STEPS)
         self._pending: deque[np.ndarray] = deque()
-        self._complete = True
+        self._complete = len(codes) <= memory.context_steps and (
+            history is None or history.complete
+        )
 
     def send(self, pcm: np.ndarray) -> None:
         """Take a step of the user's audio that was sent to the session."""
@@ -184,5 +189,5 @@ class HistoryKeeper:
             self.memory.fingerprint,
             np.stack(list(self._codes), axis=1).astype(np.int32),
             self._complete,
-            np.stack(list(self._audio)).astype(np.float32),
+            np.array(self._audio, np.float32).reshape(-1, STEP_SAMPLES),
         )

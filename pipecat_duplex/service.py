@@ -382,13 +382,19 @@ class DuplexLLMService(LLMService):
         """Open a session, one that survives if it can."""
         config = self._settings.session_config()
         session = await backend.open(config)
-        memory, history = session.memory, self._history
+        memory, history = session.memory, self.history or self._history
         if memory is None or not self._reopen_secs:
             return session
-        if history is not None and history.fingerprint == memory.fingerprint:
-            await session.restore(history)
+        if history is not None and history.fingerprint != memory.fingerprint:
+            history = None
+        if history is not None:
+            try:
+                await session.restore(history)
+            except BaseException:
+                await session.close()
+                raise
         self._continued = ContinuedSession(
-            backend, config, session, memory, give_up_secs=self._reopen_secs
+            backend, config, session, memory, give_up_secs=self._reopen_secs, history=history
         )
         return self._continued
 

@@ -125,6 +125,35 @@ async def test_no_room_anywhere_is_told_and_the_history_is_kept():
     await again.close()
 
 
+async def test_what_it_was_restored_from_goes_along():
+    before = await continued(Relay(script(fail_step=10), None), give_up_secs=0.3)
+    with pytest.raises(SessionEnded):
+        await converse(before, 1000)
+    history = before.history()
+    assert history is not None
+
+    relay = Relay(script(fail_step=3), script())
+    session = await relay.open(CONFIG)
+    await session.restore(history)
+    again = ContinuedSession(relay, CONFIG, session, before.memory, give_up_secs=5, history=history)
+    steps = await converse(again, 60)
+    assert again.moves == 1
+    assert text_of(steps).endswith("eight nine ten")
+    kept = again.history()
+    assert kept is not None and kept.steps > 60  # Both parts, but for the steps of the move.
+    np.testing.assert_array_equal(kept.codes[:, : history.steps], history.codes)
+    await again.close()
+
+
+async def test_a_history_without_audio_is_kept_too():
+    codes = np.full((STREAMS, 3), 5, np.int32)
+    history = History(FINGERPRINT, codes, True, np.zeros((0, STEP_SAMPLES), np.float32))
+    kept = HistoryKeeper(Memory(FINGERPRINT, 100), history).history()
+    assert kept is not None and kept.steps == 3 and kept.complete and len(kept.audio) == 0
+    shorter = HistoryKeeper(Memory(FINGERPRINT, 2), history).history()
+    assert shorter is not None and shorter.steps == 2 and not shorter.complete
+
+
 async def test_a_limit_is_an_end_and_no_failure():
     config = SessionConfig(max_secs=0.8)
     relay = Relay(script(fail_step=10), script())

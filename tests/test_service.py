@@ -1,7 +1,10 @@
 """The service in real pipelines, with a scripted agent behind the session contract."""
 
 import asyncio
+import dataclasses
 import itertools
+import math
+import time
 
 import numpy as np
 import pytest
@@ -37,8 +40,9 @@ from pipecat_duplex import (
     MonologueTextFrame,
     SessionConfig,
 )
-from pipecat_duplex.scripted import WORD_STEPS, Script, ScriptedBackend
-from pipecat_duplex.session import STEP_SECS
+from pipecat_duplex.history import STREAMS, History
+from pipecat_duplex.scripted import FINGERPRINT, WORD_STEPS, Script, ScriptedBackend
+from pipecat_duplex.session import STEP_SAMPLES, STEP_SECS
 from tests.pipeline import Conversation, converse, is_sound, silence, speech
 
 LONG = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
@@ -338,6 +342,38 @@ async def test_a_fresh_session_takes_over_from_a_failed_one():
     assert conversation.service.is_usable
     assert conversation.assistant_words()[:2] == ["hello there", "hello there"]
     assert_brackets(conversation)
+
+
+async def test_a_fresh_session_goes_on_where_the_last_one_was():
+    """After a while without room anywhere the next session has the conversation all the same."""
+    count = "one two three four five six seven eight nine ten"
+
+    class Backend(ScriptedBackend):
+        refuses_until_secs = math.inf
+
+        async def open(self, config):
+            if self.sessions and self.refuses_until_secs == math.inf:
+                self.refuses_until_secs = time.monotonic() + 1.0
+            if self.sessions and time.monotonic() < self.refuses_until_secs:
+                raise AtCapacity("no slot anywhere")
+            session = await super().open(config)
+            self._script = dataclasses.replace(self._script, fail_step=None)
+            return session
+
+    script = Script(opening=count, fail_step=20, remembers=True)
+    conversation = await converse(Backend(script), silence(8), realtime=True, reopen_secs=1.0)
+    assert " ".join(conversation.assistant_words()).split() == count.split()
+    assert conversation.service.is_usable
+
+
+async def test_a_history_that_is_refused_frees_its_session():
+    codes = np.full((STREAMS, 3), -1, np.int32)
+    history = History(FINGERPRINT, codes, True, np.zeros((0, STEP_SAMPLES), np.float32))
+    backend = fast(opening="hello", remembers=True)
+    conversation = await converse(backend, silence(0.5), history=history)
+    (error,) = conversation.near_user.of(ErrorFrame)
+    assert "numbers below 0" in error.error
+    assert all(session.closed for session in backend.sessions)
 
 
 async def test_no_fresh_session_to_be_had_is_an_error_in_the_end():
