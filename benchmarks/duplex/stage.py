@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from pipecat.frames.frames import (
-    ErrorFrame,
     Frame,
     InputAudioRawFrame,
     InterruptionFrame,
@@ -14,19 +13,15 @@ from pipecat.frames.frames import (
     StartFrame,
     TTSAudioRawFrame,
 )
-from pipecat.pipeline.pipeline import Pipeline
-from pipecat.pipeline.worker import PipelineParams, PipelineWorker
-from pipecat.processors.aggregators.llm_context import LLMContext
-from pipecat.processors.aggregators.llm_response_universal import LLMContextAggregatorPair
 from pipecat.transports.base_input import BaseInputTransport
 from pipecat.transports.base_transport import TransportParams
-from pipecat.workers.runner import WorkerRunner
 
 from benchmarks.duplex.dialogue import Dialogue
 from benchmarks.duplex.users import Plan, User
 from pipecat_duplex import DuplexLLMService, DuplexMetricsData
 from pipecat_duplex.commands.file_transport import FileOutputTransport
 from pipecat_duplex.commands.pacing import RealTime, WatchedBackend
+from pipecat_duplex.commands.pipeline import run_pipeline
 from pipecat_duplex.conversation.pcm import float_to_pcm16, pcm16_to_float
 from pipecat_duplex.frames import MonologueTextFrame
 from pipecat_duplex.session import (
@@ -115,48 +110,17 @@ class _Call:
     async def run(self) -> Dialogue:
         microphone = _Microphone(self._user, self._pacer)
         loudspeaker = FileOutputTransport(self._hear, realtime=True)
-        aggregators = LLMContextAggregatorPair(LLMContext())
-        worker = PipelineWorker(
-            Pipeline(
-                [
-                    microphone,
-                    aggregators.user(),
-                    self._service,
-                    loudspeaker,
-                    aggregators.assistant(),
-                ]
-            ),
-            params=PipelineParams(
-                audio_in_sample_rate=SAMPLE_RATE_HZ,
-                audio_out_sample_rate=SAMPLE_RATE_HZ,
+        try:
+            await run_pipeline(
+                microphone,
+                self._service,
+                loudspeaker,
+                feed=lambda: self._feed(microphone),
+                on_error=self._note_error,
                 enable_metrics=True,
-            ),
-            idle_timeout_secs=None,
-            enable_rtvi=False,
-        )
-        ready = asyncio.Event()
-
-        @worker.event_handler("on_pipeline_started")
-        async def on_pipeline_started(_, frame):
-            ready.set()
-
-        @worker.event_handler("on_pipeline_error")
-        async def on_pipeline_error(_, frame: ErrorFrame):
-            self._failure = self._failure or str(frame.error)
-
-        async def feed():
-            await ready.wait()
-            # All users speak in one raster of steps, so that an engine can batch them.
-            await asyncio.sleep(-time.monotonic() % STEP_SECS)
-            self._origin_secs = self._pacer.now_secs()
-            try:
-                await microphone.feed()
-            finally:
-                await worker.stop_when_done()
-
-        runner = WorkerRunner(handle_sigint=False)
-        await runner.add_workers(worker)
-        await asyncio.gather(runner.run(), feed())
+            )
+        except DuplexError as error:
+            self._note_error(str(error))
         dialogue = self._user.dialogue()
         _note_timings(dialogue, self._watched.timings)
         dialogue.dropped_steps = self._lost_input + self._service.dropped_output_steps
@@ -164,6 +128,15 @@ class _Call:
             self._failure = self._failure or str(self._watched.failure)
         dialogue.failure = self._failure
         return dialogue
+
+    async def _feed(self, microphone: _Microphone) -> None:
+        # All users speak in one raster of steps, so that an engine can batch them.
+        await asyncio.sleep(-time.monotonic() % STEP_SECS)
+        self._origin_secs = self._pacer.now_secs()
+        await microphone.feed()
+
+    def _note_error(self, message: str) -> None:
+        self._failure = self._failure or message
 
     def _hear(self, frame: Frame) -> None:
         """Take what reaches the loudspeaker."""

@@ -10,12 +10,6 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-from pipecat.frames.frames import ErrorFrame
-from pipecat.pipeline.pipeline import Pipeline
-from pipecat.pipeline.worker import PipelineParams, PipelineWorker
-from pipecat.processors.aggregators.llm_context import LLMContext
-from pipecat.processors.aggregators.llm_response_universal import LLMContextAggregatorPair
-from pipecat.workers.runner import WorkerRunner
 from rich.console import Console
 from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -25,6 +19,7 @@ from rich.text import Text
 from pipecat_duplex.commands.audio_file import AudioFile, read_audio, write_wav
 from pipecat_duplex.commands.file_transport import FileInputTransport, FileOutputTransport
 from pipecat_duplex.commands.pacing import LockStep, RealTime, WatchedBackend
+from pipecat_duplex.commands.pipeline import run_pipeline
 from pipecat_duplex.commands.recording import Figures, Recording, count, write_events
 from pipecat_duplex.conversation.clock import ClockSettings
 from pipecat_duplex.service import DuplexLLMService, DuplexLLMSettings
@@ -197,10 +192,13 @@ async def _converse(
         done_secs = min(steps * STEP_SECS, recording.secs)
         on_progress(done_secs, recording.secs, recording.last_words)
 
+    def on_error(message: str) -> None:
+        recording.add("error", len(watched.timings) * STEP_SECS, message=message)
+
     microphone = FileInputTransport(recording.user_pcm, pacer, on_step)
     loudspeaker = FileOutputTransport(recording.take_frame, realtime=options.realtime)
     started_secs = asyncio.get_running_loop().time()
-    await _run_pipeline(microphone, service, loudspeaker, watched, recording)
+    await run_pipeline(microphone, service, loudspeaker, feed=microphone.feed, on_error=on_error)
     elapsed_secs = asyncio.get_running_loop().time() - started_secs
     recording.finish()
     figures = count(recording)
@@ -209,65 +207,6 @@ async def _converse(
     return ConverseReport(
         recording, figures, watched.timings, elapsed_secs, seed, trained, watched.failure
     )
-
-
-async def _run_pipeline(
-    microphone: FileInputTransport,
-    service: DuplexLLMService,
-    loudspeaker: FileOutputTransport,
-    watched: WatchedBackend,
-    recording: Recording,
-) -> None:
-    """Feed the whole file, and wait for the last answer."""
-    aggregators = LLMContextAggregatorPair(LLMContext())
-    pipeline = Pipeline(
-        [microphone, aggregators.user(), service, loudspeaker, aggregators.assistant()]
-    )
-    worker = PipelineWorker(
-        pipeline,
-        params=PipelineParams(
-            audio_in_sample_rate=SAMPLE_RATE_HZ, audio_out_sample_rate=SAMPLE_RATE_HZ
-        ),
-        idle_timeout_secs=None,
-        enable_rtvi=False,
-    )
-    ready = asyncio.Event()
-
-    @worker.event_handler("on_pipeline_started")
-    async def on_pipeline_started(_, frame):
-        ready.set()
-
-    @worker.event_handler("on_pipeline_error")
-    async def on_pipeline_error(_, frame: ErrorFrame):
-        recording.add("error", len(watched.timings) * STEP_SECS, message=str(frame.error))
-
-    async def feed():
-        await ready.wait()
-        try:
-            await microphone.feed()
-        finally:
-            await worker.stop_when_done()
-
-    runner = WorkerRunner(handle_sigint=False)
-    await runner.add_workers(worker)
-    feeding = asyncio.create_task(feed())
-    try:
-        await runner.run()
-        _stop_if_cancelled()
-        # Feeding ends the pipeline, so it is done, unless something else has ended it.
-        done, _ = await asyncio.wait([feeding], timeout=1.0)
-        if not done:
-            raise DuplexError("the pipeline ended by itself: --verbose shows why")
-        feeding.result()
-    finally:
-        feeding.cancel()
-
-
-def _stop_if_cancelled() -> None:
-    """Go on with a Ctrl-C: the runner cleans up after one, and keeps it to itself."""
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError
 
 
 def _seed(options: ConverseOptions) -> int | None:
