@@ -5,8 +5,8 @@ follows the behaviour that the model should have:
 
 - the agent answers a complete sentence after one to three steps, and waits through pauses in it;
 - it speaks first when nobody has spoken for two seconds at the start;
-- talked over by a question, it fades out four steps after the user's onset, then answers; if not
-  then, it does so at one of the next steps, or at last when the question is over;
+- talked over by a question, it fades out four steps after the user's onset, then answers; now and
+  then it is later, so that a yield that was missed can still come;
 - when the user goes on just after a sentence, it drops that sentence's answer;
 - it goes on through backchannels, and never answers one;
 - told to, it says any words of its own: what it is told is given in its text, so that it learns to
@@ -46,15 +46,15 @@ class Habits:
     agent_opens: float = 0.2
     answer_gap: tuple[float, ...] = (0.0, 0.25, 0.45, 0.3)  # share of gaps of 0, 1, 2, 3 steps
     goes_on: float = 0.1  # the user speaks again when the agent is about to, or has just begun
-    barge_in: float = 0.35
+    barge_in: float = 0.45
     barge_in_stop: float = 0.35
-    backchannel: float = 0.4
+    backchannel: float = 0.3
     pause: float = 0.25  # of questions that are picked for the pause in them
     yield_after: int = 4  # steps from the one of the user's onset to the first yields
     # Of those that have not yielded yet, at each step. Near 1, since the model hardly samples, and
     # there are many codes for a voice that fades, but one for a voice that goes on.
     yield_share: float = 0.95
-    yield_late: float = 0.04  # only when the question is over
+    yield_late: float = 0.1  # so that one that was missed still comes, at any later step
     long_answer: int = 16  # steps from which an answer can be talked over
     between_turns: float = 0.1  # share of backchannels, where the user has the floor
     told: float = 0.25  # chance of a told sentence before a question, and of another after it
@@ -220,7 +220,8 @@ class _Layout:
         """Steps from the user's onset to the first in which the agent fades out."""
         habits, length = self.habits, heard.end - heard.onset
         if self.rng.random() < habits.yield_late:
-            return max(length, habits.yield_after)
+            first = habits.yield_after + 2
+            return int(self.rng.integers(first, max(length, first) + 1))
         delay = habits.yield_after - 1 + int(self.rng.geometric(habits.yield_share))
         return min(delay, max(length, habits.yield_after))
 
