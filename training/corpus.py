@@ -91,7 +91,7 @@ class Utterance:
 
     Attributes:
         text: as in ``world``, with ``|`` where a pause is possible.
-        kind: kind of question, ``backchannel`` or ``answer``.
+        kind: kind of question, ``backchannel``, ``answer`` or ``told``.
         voice: see ``speech.synthesise``.
         speech: sound and times.
     """
@@ -125,19 +125,7 @@ def make_utterance(part: str, index: int, seed: int) -> Utterance:
         return Utterance(text, "answer", AGENT_VOICE, synthesise(text, AGENT_VOICE))
     rng = np.random.default_rng([seed, index, OTHER_DRAWS.get(part, len(part))])
     while True:
-        if part == "told":
-            text = world.new_sentence(rng)
-            try:
-                return Utterance(text, part, AGENT_VOICE, synthesise(text, AGENT_VOICE))
-            except ValueError:
-                continue
-        kind, text = draw_question(rng)
-        if part == "backchannels":
-            kind, text = "backchannel", str(rng.choice(world.BACKCHANNELS))
-        if part == "held_out" and kind == "outside":
-            text = str(rng.choice(world.OUTSIDE_HELD_OUT))
-        if part == "outside":
-            kind, text = "outside", str(rng.choice(world.MORE_OUTSIDE))
+        kind, text = _draw_text(part, rng)
         voice, rate, pitch = _draw_voice(part, rng)
         try:
             speech = synthesise(text.replace("| ", ""), voice, rate, pitch)
@@ -148,8 +136,24 @@ def make_utterance(part: str, index: int, seed: int) -> Utterance:
         return Utterance(text, kind, voice, speech)
 
 
+def _draw_text(part: str, rng: np.random.Generator) -> tuple[str, str]:
+    """Kind and text of an utterance."""
+    if part == "told":
+        return part, world.new_sentence(rng)
+    kind, text = draw_question(rng)
+    if part == "backchannels":
+        return "backchannel", str(rng.choice(world.BACKCHANNELS))
+    if part == "outside":
+        return "outside", str(rng.choice(world.MORE_OUTSIDE))
+    if part == "held_out" and kind == "outside":
+        return kind, str(rng.choice(world.OUTSIDE_HELD_OUT))
+    return kind, text
+
+
 def _draw_voice(part: str, rng: np.random.Generator) -> tuple[str, float, float]:
-    """Voice, rate and pitch of a user."""
+    """Voice, rate and pitch of an utterance."""
+    if part == "told":
+        return AGENT_VOICE, 1.0, 1.0
     if part == "held_out":
         return str(rng.choice(HELD_OUT_VOICES)), 1.0, 1.0
     if part == "kokoro":
