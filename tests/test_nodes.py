@@ -743,4 +743,11 @@ async def test_gate_decides_before_the_sound_and_the_recorder_keeps_to_the_model
     assert len(heard) / rate_hz > len(user) / rate_hz - 0.3
     gap = heard[round(1.2 * rate_hz) : round(1.6 * rate_hz)]
     assert not gap.any() and heard[round(2 * rate_hz) :].any()
-    assert np.array_equal(recorded[: len(heard), USER], pcm16(heard)[: len(recorded)])
+    # Service and recorder each decide on a packet that comes when its place is about to be filled.
+    samples = round(STEP_SECS * rate_hz)
+    places = {step.tobytes(): i for i, step in enumerate(pcm16(heard).reshape(-1, samples))}
+    kept = recorded[: len(recorded) // samples * samples, USER].reshape(-1, samples)
+    heard_at = [places.get(step.tobytes()) for step in kept]
+    moved = [abs(at - i) for i, at in enumerate(heard_at) if at is not None and kept[i].any()]
+    lost = sum(at is None and kept[i].any() for i, at in enumerate(heard_at))
+    assert len(moved) > 40 and max(moved) <= 1 and lost <= 2
