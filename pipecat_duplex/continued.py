@@ -33,6 +33,23 @@ MAX_PAUSE_SECS = 1.0
 NO_TIME = StepTiming(0.0, 0.0)
 
 
+async def restore_or_close(session: DuplexSession, history: History) -> None:
+    """Restore a session; where that fails, its slot is free again.
+
+    Args:
+        session: A session before its first step.
+        history: What it goes on with.
+
+    Raises:
+        DuplexError: The session cannot go on with it, and is closed.
+    """
+    try:
+        await session.restore(history)
+    except BaseException:
+        await session.close()
+        raise
+
+
 class ContinuedSession(DuplexSession):
     """A session that is moved when it fails, is drained or loses its server.
 
@@ -243,11 +260,7 @@ class ContinuedSession(DuplexSession):
 
     async def _try_elsewhere(self, history: History) -> DuplexSession:
         fresh = await self._backend.open(self._rest_of_config())
-        try:
-            await fresh.restore(history)
-        except BaseException:
-            await fresh.close()
-            raise
+        await restore_or_close(fresh, history)
         return fresh
 
     async def _say_again(self, session: DuplexSession, words: list[tuple[int, Saying]]) -> None:

@@ -39,7 +39,7 @@ from pipecat.turns.user_turn_strategies import ExternalUserTurnStrategies
 from pipecat.utils.types import assert_given
 
 from pipecat_duplex.activity import UserActivity
-from pipecat_duplex.continued import ContinuedSession
+from pipecat_duplex.continued import ContinuedSession, restore_or_close
 from pipecat_duplex.conversation.clock import (
     QUIET_LEVEL_DB,
     ClockSettings,
@@ -388,11 +388,7 @@ class DuplexLLMService(LLMService):
         if history is not None and history.fingerprint != memory.fingerprint:
             history = None
         if history is not None:
-            try:
-                await session.restore(history)
-            except BaseException:
-                await session.close()
-                raise
+            await restore_or_close(session, history)
         self._continued = ContinuedSession(
             backend, config, session, memory, give_up_secs=self._reopen_secs, history=history
         )

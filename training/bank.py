@@ -61,6 +61,10 @@ class Answer:
     codes: np.ndarray
     cuts: np.ndarray
 
+    def faded(self, index: int) -> np.ndarray:
+        """Codes ``(8, cut step + 1 + TAIL_STEPS)`` of the answer with one of its endings."""
+        return np.concatenate([self.codes[:, : self.cut_steps[index]], self.cuts[index]], 1)
+
 
 @dataclass(frozen=True)
 class Heard:

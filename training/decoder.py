@@ -93,12 +93,11 @@ class DecoderData:
         phones = phone_labels(utterance, lead / SAMPLE_RATE, len(sound))
         self.whole.append(self._timeline(answer.codes, sound, phones))
         for index, cut in enumerate(answer.cut_steps):
-            codes = np.concatenate([answer.codes[:, :cut], answer.cuts[index]], 1)
             stop = LEAD_STEPS + cut
             heard = fade_out(sound, stop)[: (stop + 1 + TAIL_STEPS) * STEP_SAMPLES]
             labels = phones[: (stop + 1 + TAIL_STEPS) * HALF_STEPS].copy()
             labels[(stop + 1) * HALF_STEPS :] = PHONES.index("pau")
-            self.cut.append(self._timeline(codes, heard, labels))
+            self.cut.append(self._timeline(answer.faded(index), heard, labels))
 
     def _timeline(self, codes: np.ndarray, sound: np.ndarray, phones: np.ndarray) -> Timeline:
         """A timeline of at least one stretch; ``codes`` begin after the lead."""

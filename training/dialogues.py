@@ -291,8 +291,7 @@ class _Layout:
         if until is not None and until < stop:
             index = int(np.searchsorted(answer.cut_steps, until - start, "right")) - 1
             index = max(index, 0)
-            cut = answer.cut_steps[index]
-            codes, stop = np.concatenate([codes[:, :cut], answer.cuts[index]], 1), start + cut
+            codes, stop = answer.faded(index), start + answer.cut_steps[index]
         length = min(codes.shape[1], self.steps - start)
         if length <= 0:
             return stop
