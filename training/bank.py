@@ -7,7 +7,7 @@ last seconds only. Dialogues need not be rendered as sound: they are composed fr
 which costs nothing and never gives the same dialogue twice.
 
     DATA/bank/agent.npz          each answer from its first step on, and its endings when cut
-    DATA/bank/told.npz           the same of new combinations of its words, with one ending each
+    DATA/bank/words.npz          the same of each of its words
     DATA/bank/users-NNN.npz      sessions: one microphone, a dozen utterances, silence between them
     DATA/bank/held_out-000.npz   the same with voices that training never hears
 
@@ -37,6 +37,7 @@ SESSION_STEPS = 560  # longer sessions are cut
 LEAD_STEPS = 30  # silence before the first utterance
 TAIL_STEPS = 3  # after the last sound; then the agent's channel holds the codes of long silence
 FIRST_CUT = 2  # the first step of an answer from which it can fade out
+FIRST_WORD_CUT = 0  # the same of a word, which may follow others
 PAUSE_SHARE = 0.35
 _WARM_UP_STEPS = 30  # sound before what is encoded, so that its codes are those of a long session
 
@@ -64,6 +65,21 @@ class Answer:
     def faded(self, index: int) -> np.ndarray:
         """Codes ``(8, cut step + 1 + TAIL_STEPS)`` of the answer with one of its endings."""
         return np.concatenate([self.codes[:, : self.cut_steps[index]], self.cuts[index]], 1)
+
+
+def join(words: list[Answer]) -> Answer:
+    """A sentence of words that were encoded one by one."""
+    starts = np.cumsum([0, *(word.steps for word in words)]).tolist()
+    placed = list(zip(starts, words, strict=False))
+    spoken = [word.codes[:, : word.steps] for word in words]
+    return Answer(
+        text=" ".join(word.text for word in words),
+        steps=starts[-1],
+        word_steps=starts[:-1],
+        cut_steps=[start + cut for start, word in placed for cut in word.cut_steps],
+        codes=np.concatenate([*spoken, words[-1].codes[:, words[-1].steps :]], 1),
+        cuts=np.concatenate([word.cuts for word in words]),
+    )
 
 
 @dataclass(frozen=True)
@@ -148,19 +164,15 @@ def encode(mimi: MimiModel, sounds: np.ndarray) -> np.ndarray:
     return codes.numpy().astype(np.uint16)
 
 
-def encode_answer(
-    mimi: MimiModel, utterance: Utterance, rng: np.random.Generator | None = None
-) -> Answer:
-    """The codes of an answer and of its endings: of all, or of one that ``rng`` draws."""
+def encode_answer(mimi: MimiModel, utterance: Utterance, first_cut: int = FIRST_CUT) -> Answer:
+    """The codes of an answer, and of its endings from step ``first_cut`` on."""
     samples = utterance.speech.samples
     steps = -(-len(samples) // STEP_SAMPLES)
     lead = _WARM_UP_STEPS * STEP_SAMPLES
     sound = np.zeros((_WARM_UP_STEPS + steps + TAIL_STEPS) * STEP_SAMPLES, np.float32)
     sound[lead : lead + len(samples)] = samples
     codes = encode(mimi, sound[None])[0][:, _WARM_UP_STEPS:]
-    stops = list(range(FIRST_CUT, steps))
-    if rng is not None:
-        stops = [int(rng.choice(stops))]
+    stops = list(range(first_cut, steps))
     cuts = np.zeros((len(stops), CODEBOOKS, 1 + TAIL_STEPS), np.uint16)
     for start in range(0, len(stops), 16):
         part = stops[start : start + 16]
@@ -282,11 +294,10 @@ def main() -> None:
         answers = [encode_answer(mimi, u) for u in read_corpus(options.data, "agent")]
         write_answers(bank / "agent.npz", answers, encode_silence(mimi))
         print(f"{len(answers)} answers", flush=True)
-    if not (bank / "told.npz").exists():
-        rng = np.random.default_rng(options.seed)
-        told = [encode_answer(mimi, u, rng) for u in read_corpus(options.data, "told")]
-        write_answers(bank / "told.npz", told, encode_silence(mimi))
-        print(f"{len(told)} told sentences", flush=True)
+    if not (bank / "words.npz").exists():
+        words = [encode_answer(mimi, u, FIRST_WORD_CUT) for u in read_corpus(options.data, "words")]
+        write_answers(bank / "words.npz", words, encode_silence(mimi))
+        print(f"{len(words)} words", flush=True)
     parts = {
         "held_out": ["held_out"],
         "users": [

@@ -28,7 +28,7 @@ from training import acoustics, checkpoint
 from training.corpus import Utterance, read_corpus
 from training.progress import SAVE_EVERY, Progress, add_options, prepare, save_state
 from training.sizes import SAMPLE_RATE, STEP_SAMPLES, mimi_config
-from training.speech import PHONES
+from training.speech import PHONES, Speech
 
 STRETCH_STEPS = 20
 STRETCH = STRETCH_STEPS * STEP_SAMPLES  # 1.6 s
@@ -103,7 +103,7 @@ def agent_timeline(utterance: Utterance) -> tuple[np.ndarray, np.ndarray]:
     samples = utterance.speech.samples
     after = -len(samples) % STEP_SAMPLES
     sound = np.concatenate([SILENCE, samples, SILENCE[: after + 12 * STEP_SAMPLES]])
-    return sound, phone_labels(utterance, STRETCH / SAMPLE_RATE, len(sound))
+    return sound, phone_labels(utterance.speech, STRETCH / SAMPLE_RATE, len(sound))
 
 
 def fade_out(sound: np.ndarray, stop: int) -> np.ndarray:
@@ -129,16 +129,14 @@ def user_stretch(utterance: Utterance, rng: np.random.Generator) -> tuple[np.nda
     sound[max(-start, 0) :][: len(part)] = part
     microphone = acoustics.draw_microphone(rng)
     heard = acoustics.record(sound, microphone, acoustics.speech_level(speech))
-    return heard, phone_labels(utterance, -start / SAMPLE_RATE, STRETCH, factor)
+    return heard, phone_labels(utterance.speech, -start / SAMPLE_RATE, STRETCH, factor)
 
 
-def phone_labels(
-    utterance: Utterance, onset: float, length: int, factor: float = 1.0
-) -> np.ndarray:
+def phone_labels(speech: Speech, onset: float, length: int, factor: float = 1.0) -> np.ndarray:
     """Phone id of each half step: that of its middle, less 15 ms as the codec is causal.
 
     Args:
-        utterance: its phones are used.
+        speech: its phones are used.
         onset: when it begins, in seconds.
         length: of the sound, in samples.
         factor: how much faster it is played.
@@ -147,7 +145,7 @@ def phone_labels(
     times = (np.arange(length // STEP_SAMPLES * HALF_STEPS) + 0.5) * half - 0.015 - onset
     times = times * factor
     labels = np.zeros(len(times), np.int64)
-    for span in utterance.speech.phones:
+    for span in speech.phones:
         labels[(times >= span.start) & (times < span.end)] = PHONES.index(span.label)
     return labels
 
@@ -345,7 +343,7 @@ def main() -> None:
     parser.add_argument("--cooldown", type=int, default=0)
     add_options(parser)
     options = parser.parse_args()
-    changes = prepare(options)
+    changes = prepare(options, convolves=True)
     train(options.data, options.run, options.steps, options.cooldown, changes)
 
 

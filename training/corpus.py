@@ -6,7 +6,7 @@ Writes parts ``DATA/speech/KIND-NNN.npz``. A part that exists is left alone, so 
 where it was stopped; any number of parts is a usable corpus.
 
     agent     each answer once, in the agent's voice
-    told      new combinations of the agent's words, in its voice
+    words     each of its words once, in its voice, as it says what it is told
     users     questions and backchannels by flite and espeak-ng voices, speeds and pitches
     speakers  the same by some sixty speakers of espeak-ng in eight accents
     flite     the same by four of flite's voices, made higher and lower
@@ -28,6 +28,7 @@ import numpy as np
 from training import world
 from training.sizes import SAMPLE_RATE
 from training.speech import AGENT_VOICE, NoVoice, Span, Speech, synthesise
+from training.words import speak_word
 
 FLITE_VOICES = ("rms", "kal16")
 MORE_FLITE_VOICES = ("rms", "kal16", "kal", "slt")
@@ -52,7 +53,7 @@ HELD_OUT_VOICES = (
 )
 SIZES = {
     "agent": 132,
-    "told": 1_600,
+    "words": len(world.agent_words()),
     "users": 7_000,
     "speakers": 5_000,
     "flite": 1_500,
@@ -64,7 +65,7 @@ SIZES = {
 }
 PART_SIZES = {
     "agent": 132,
-    "told": 400,
+    "words": len(world.agent_words()),
     "users": 500,
     "speakers": 500,
     "flite": 250,
@@ -91,7 +92,7 @@ class Utterance:
 
     Attributes:
         text: as in ``world``, with ``|`` where a pause is possible.
-        kind: kind of question, ``backchannel``, ``answer`` or ``told``.
+        kind: kind of question, ``backchannel``, ``answer`` or ``word``.
         voice: see ``speech.synthesise``.
         speech: sound and times.
     """
@@ -123,6 +124,9 @@ def make_utterance(part: str, index: int, seed: int) -> Utterance:
     if part == "agent":
         text = world.answers()[index]
         return Utterance(text, "answer", AGENT_VOICE, synthesise(text, AGENT_VOICE))
+    if part == "words":
+        text = world.agent_words()[index]
+        return Utterance(text, "word", AGENT_VOICE, speak_word(text))
     rng = np.random.default_rng([seed, index, OTHER_DRAWS.get(part, len(part))])
     while True:
         kind, text = _draw_text(part, rng)
@@ -138,8 +142,6 @@ def make_utterance(part: str, index: int, seed: int) -> Utterance:
 
 def _draw_text(part: str, rng: np.random.Generator) -> tuple[str, str]:
     """Kind and text of an utterance."""
-    if part == "told":
-        return part, world.new_sentence(rng)
     kind, text = draw_question(rng)
     if part == "backchannels":
         return "backchannel", str(rng.choice(world.BACKCHANNELS))
@@ -152,8 +154,6 @@ def _draw_text(part: str, rng: np.random.Generator) -> tuple[str, str]:
 
 def _draw_voice(part: str, rng: np.random.Generator) -> tuple[str, float, float]:
     """Voice, rate and pitch of an utterance."""
-    if part == "told":
-        return AGENT_VOICE, 1.0, 1.0
     if part == "held_out":
         return str(rng.choice(HELD_OUT_VOICES)), 1.0, 1.0
     if part == "kokoro":

@@ -27,13 +27,13 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from training import codec
-from training.bank import TAIL_STEPS, Answer, read_answers
+from training import codec, words, world
+from training.bank import TAIL_STEPS, Answer, join, read_answers
 from training.codec import HALF_STEPS, CodecTrainer, SpectralLoss, fade_out, phone_labels
-from training.corpus import Utterance, read_corpus
+from training.corpus import read_corpus
 from training.progress import SAVE_EVERY, Progress, add_options, prepare, save_state
 from training.sizes import SAMPLE_RATE, STEP_SAMPLES
-from training.speech import PHONES
+from training.speech import PHONES, Speech
 
 LEAD_STEPS = 14  # of silence before an answer: what the decoder can look back on
 LOSS_FROM_STEP = 4  # of a stretch: before, the decoder lacks its past
@@ -46,6 +46,7 @@ class DecoderOptions:
     batch: int = 8
     steps: int = 24  # of a stretch
     learning_rate: float = 6e-4
+    warmup: int = 100  # steps: a fresh optimiser takes long ones
     waveform_weight: float = 0.2
     feature_weight: float = 0.5
     phone_weight: float = 0.15
@@ -53,7 +54,7 @@ class DecoderOptions:
     matching_weight: float = 0.3
     adversarial_from: int = 150  # steps
     cut_share: float = 0.15
-    told_share: float = 0.6  # of new combinations of words among the others
+    told_share: float = 0.5  # of what it is told to say, word by word
     seed: int = 0
 
 
@@ -72,43 +73,19 @@ class DecoderData:
     def __init__(self, folder: Path, options: DecoderOptions, step: int) -> None:
         self.options = options
         self.rng = np.random.default_rng([options.seed, step])
-        answers, self.silence = read_answers(folder / "bank" / "agent.npz")
-        told, _ = read_answers(folder / "bank" / "told.npz")
-        self.whole, self.cut = [], []
-        for name, group in (("agent", answers), ("told", told)):
-            spoken = {utterance.text: utterance for utterance in read_corpus(folder, name)}
-            for answer in group:
-                self._add(answer, spoken[answer.text])
+        self.answers, self.silence = self._read(folder, "agent")
+        self.words, _ = self._read(folder, "words")
         # Sums are most of the answers and share their words: the others come more often.
-        weights = [len(a.text.split()) * (1 if " plus " in a.text else 3) for a in answers]
-        own = np.array(weights) / sum(weights) * (1 - options.told_share)
-        new = np.array([a.steps for a in told]) / sum(a.steps for a in told) * options.told_share
-        self.weights = np.concatenate([own, new])
+        texts = list(self.answers)
+        weights = np.array([len(t.split()) * (1 if " plus " in t else 3) for t in texts])
+        self.weights = weights / weights.sum()
 
-    def _add(self, answer: Answer, utterance: Utterance) -> None:
-        """Lay an answer's timeline, and one for each of its endings."""
-        lead = LEAD_STEPS * STEP_SAMPLES
-        sound = np.zeros(lead + (answer.steps + TAIL_STEPS) * STEP_SAMPLES, np.float32)
-        sound[lead : lead + len(utterance.speech.samples)] = utterance.speech.samples
-        phones = phone_labels(utterance, lead / SAMPLE_RATE, len(sound))
-        self.whole.append(self._timeline(answer.codes, sound, phones))
-        for index, cut in enumerate(answer.cut_steps):
-            stop = LEAD_STEPS + cut
-            heard = fade_out(sound, stop)[: (stop + 1 + TAIL_STEPS) * STEP_SAMPLES]
-            labels = phones[: (stop + 1 + TAIL_STEPS) * HALF_STEPS].copy()
-            labels[(stop + 1) * HALF_STEPS :] = PHONES.index("pau")
-            self.cut.append(self._timeline(answer.faded(index), heard, labels))
-
-    def _timeline(self, codes: np.ndarray, sound: np.ndarray, phones: np.ndarray) -> Timeline:
-        """A timeline of at least one stretch; ``codes`` begin after the lead."""
-        lead = np.repeat(self.silence[:, None], LEAD_STEPS, 1)
-        missing = max(self.options.steps - LEAD_STEPS - codes.shape[1], 0)
-        tail = np.repeat(self.silence[:, None], missing, 1)
-        return Timeline(
-            np.concatenate([lead, codes, tail], 1).astype(np.int64),
-            np.pad(sound, (0, missing * STEP_SAMPLES)),
-            np.pad(phones, (0, missing * HALF_STEPS), constant_values=PHONES.index("pau")),
-        )
+    @staticmethod
+    def _read(folder: Path, name: str) -> tuple[dict[str, tuple[Answer, Speech]], np.ndarray]:
+        """Codes and sound of a part of the agent's speech by text, and the codes of silence."""
+        answers, silence = read_answers(folder / "bank" / f"{name}.npz")
+        spoken = {utterance.text: utterance.speech for utterance in read_corpus(folder, name)}
+        return {answer.text: (answer, spoken[answer.text]) for answer in answers}, silence
 
     def batch(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Codes ``(batch, 8, steps)``, sound ``(batch, samples)``, phones per half step."""
@@ -117,17 +94,42 @@ class DecoderData:
         return tuple(torch.from_numpy(np.stack(part)) for part in (codes, sound, phones))
 
     def _stretch(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        steps = self.options.steps
-        if self.rng.random() < self.options.cut_share:  # a cut is at the end of its timeline
-            timeline = self.cut[self.rng.integers(len(self.cut))]
-            start = timeline.codes.shape[1] - steps
+        steps, rng = self.options.steps, self.rng
+        if rng.random() < self.options.told_share:
+            said = [self.words[word] for word in world.new_sentence(rng).split()]
+            answer = join([codes for codes, _ in said])
+            speech = words.join([speech for _, speech in said])
         else:
-            timeline = self.whole[self.rng.choice(len(self.whole), p=self.weights)]
-            start = int(self.rng.integers(timeline.codes.shape[1] - steps + 1))
+            answer, speech = self.answers[rng.choice(list(self.answers), p=self.weights)]
+        if rng.random() < self.options.cut_share:
+            timeline = self._timeline(answer, speech, int(rng.integers(len(answer.cut_steps))))
+            start = timeline.codes.shape[1] - steps  # its end is what matters
+        else:
+            timeline = self._timeline(answer, speech)
+            start = int(rng.integers(timeline.codes.shape[1] - steps + 1))
         return (
             timeline.codes[:, start : start + steps],
             timeline.sound[start * STEP_SAMPLES :][: steps * STEP_SAMPLES],
             timeline.phones[start * HALF_STEPS :][: steps * HALF_STEPS],
+        )
+
+    def _timeline(self, answer: Answer, speech: Speech, ending: int | None = None) -> Timeline:
+        """An answer, whole or with one of its endings, of at least one stretch."""
+        codes, lead = answer.codes, LEAD_STEPS * STEP_SAMPLES
+        sound = np.zeros(lead + (answer.steps + TAIL_STEPS) * STEP_SAMPLES, np.float32)
+        sound[lead : lead + len(speech.samples)] = speech.samples
+        phones = phone_labels(speech, lead / SAMPLE_RATE, len(sound))
+        if ending is not None:
+            codes, stop = answer.faded(ending), LEAD_STEPS + answer.cut_steps[ending]
+            sound = fade_out(sound, stop)[: (stop + 1 + TAIL_STEPS) * STEP_SAMPLES]
+            phones = phones[: len(sound) // STEP_SAMPLES * HALF_STEPS].copy()
+            phones[(stop + 1) * HALF_STEPS :] = PHONES.index("pau")
+        missing = max(self.options.steps - LEAD_STEPS - codes.shape[1], 0)
+        around = [np.repeat(self.silence[:, None], steps, 1) for steps in (LEAD_STEPS, missing)]
+        return Timeline(
+            np.concatenate([around[0], codes, around[1]], 1).astype(np.int64),
+            np.pad(sound, (0, missing * STEP_SAMPLES)),
+            np.pad(phones, (0, missing * HALF_STEPS), constant_values=PHONES.index("pau")),
         )
 
 
@@ -238,7 +240,8 @@ class DecoderTrainer:
         self.optimiser.zero_grad()
         total.backward()
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        self.optimiser.param_groups[0]["lr"] = options.learning_rate * rate
+        warmth = min(1.0, (self.step + 1) / options.warmup)
+        self.optimiser.param_groups[0]["lr"] = options.learning_rate * warmth * rate
         self.optimiser.step()
         self.step += 1
         return {name: float(value.detach()) for name, value in terms.items()}
@@ -344,7 +347,7 @@ def main() -> None:
     parser.add_argument("--anneal", action="store_true")
     add_options(parser)
     options = parser.parse_args()
-    changes = prepare(options)
+    changes = prepare(options, convolves=True)
     train(options.data, options.codec, options.run, options.minutes, options.anneal, changes)
 
 

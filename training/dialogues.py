@@ -26,6 +26,7 @@ from training.bank import (
     Answer,
     Heard,
     Session,
+    join,
     read_answers,
     read_sessions,
 )
@@ -59,6 +60,7 @@ class Habits:
     between_turns: float = 0.1  # share of backchannels, where the user has the floor
     told: float = 0.25  # chance of a told sentence before a question, and of another after it
     told_answer: float = 0.25  # share of answers among them, else new combinations
+    told_instead: float = 0.06  # of the answers that are owed, a told sentence in their place
     told_barge_in: float = 0.15
     told_backchannel: float = 0.2
     told_gap: tuple[int, ...] = (1, 2, 3, 8, 15)  # steps after it
@@ -103,7 +105,8 @@ class Composer:
         self.habits = habits or Habits()
         answers, self.silence = read_answers(bank / "agent.npz")
         self.answers = {answer.text: answer for answer in answers}
-        self.told, _ = read_answers(bank / "told.npz")
+        words, _ = read_answers(bank / "words.npz")
+        self.words = {word.text: word for word in words}
         self.answer_ids = {text: number for number, text in enumerate(self.answers)}
         self.sessions = [
             session
@@ -120,6 +123,14 @@ class Composer:
         piece = self.tokenizer.piece_to_id(WORD_START + word)
         assert piece > PADDING_ID, f"{word!r} is not a piece"
         return piece
+
+    def told(self, rng: np.random.Generator) -> Answer:
+        """A sentence as the agent says it when it is told to: word by word."""
+        if rng.random() < self.habits.told_answer:
+            text = str(rng.choice(list(self.answers)))
+        else:
+            text = world.new_sentence(rng)
+        return join([self.words[word] for word in text.split()])
 
     def dialogue(self, steps: int, rng: np.random.Generator) -> Dialogue:
         """A dialogue of ``steps`` steps."""
@@ -173,6 +184,8 @@ class _Layout:
         end = self._hear(heard, onset)
         gap = int(rng.choice(len(habits.answer_gap), p=habits.answer_gap))
         start = end + 1 + gap
+        if rng.random() < habits.told_instead:
+            return self._speak(self.composer.told(rng), start, given=True)
         text = self.composer.owed[heard.text]
         answer = self.composer.answers[text]
         if rng.random() < habits.goes_on:
@@ -192,10 +205,7 @@ class _Layout:
     def _told(self, start: int) -> int:
         """A sentence that nobody asked for; returns the step after it and after what it led to."""
         habits, rng = self.habits, self.rng
-        if rng.random() < habits.told_answer:
-            told = self.composer.answers[str(rng.choice(list(self.composer.answers)))]
-        else:
-            told = self.composer.told[rng.integers(len(self.composer.told))]
+        told = self.composer.told(rng)
         cut = int(rng.choice(told.cut_steps))
         if rng.random() < habits.told_barge_in and cut > habits.yield_after:
             self._speak(told, start, until=start + cut, given=True)

@@ -44,6 +44,7 @@ class LMOptions:
     steps: int = 512  # of a dialogue
     learning_rate: float = 1e-3
     warmup: int = 100
+    fresh_from: int = 0  # the step of the checkpoint that it goes on from: no heads, no optimiser
     weight_decay: float = 0.02
     padding_weight: float = 0.3
     first_codebook_weight: float = 4.0
@@ -110,6 +111,8 @@ class LMTrainer:
         owed = torch.from_numpy(np.stack([dialogue.answer for dialogue in dialogues]))
         # The label of step s is told from position s + 1, the first that has heard step s.
         hidden = hidden[:, 1:].float()
+        if self.options.fresh_from and self._warmth() < 1:
+            hidden = hidden.detach()  # fresh heads would only disturb a model that knows
         terms |= self._label_terms("heard", self.heard_head(hidden), heard[:, :-1])
         terms |= self._label_terms("answer", self.answer_head(hidden), owed[:, :-1])
         aim = torch.from_numpy(np.stack([dialogue.aim for dialogue in dialogues]))
@@ -204,12 +207,15 @@ class LMTrainer:
         self.optimiser.zero_grad()
         total.backward()
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        warmup = min(1.0, (self.step + 1) / options.warmup)
         for group in self.optimiser.param_groups:
-            group["lr"] = options.learning_rate * warmup * rate
+            group["lr"] = options.learning_rate * self._warmth() * rate
         self.optimiser.step()
         self.step += 1
         return {name: float(value.detach()) for name, value in terms.items()}
+
+    def _warmth(self) -> float:
+        """Factor of the learning rate, which rises to 1 over the first steps."""
+        return min(1.0, (self.step - self.options.fresh_from + 1) / self.options.warmup)
 
     def save(self, path: Path) -> None:
         """Write all that is needed to go on."""

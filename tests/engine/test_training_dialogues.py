@@ -1,14 +1,15 @@
 """What the dialogues of the training teach: who speaks when."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from training import world
-from training.bank import TAIL_STEPS, Answer, Heard, Session, write_answers, write_sessions
+from training.bank import TAIL_STEPS, Answer, Heard, Session, join, write_answers, write_sessions
 from training.dialogues import BACKCHANNEL, QUESTION, Composer, Dialogue, Habits
-from training.sizes import CODEBOOKS, END_OF_PADDING_ID, PADDING_ID
+from training.sizes import CODEBOOKS, PADDING_ID
 from training.tokenizer import build_tokenizer
 
 pytestmark = pytest.mark.engine
@@ -16,18 +17,27 @@ pytestmark = pytest.mark.engine
 SPEECH, ENDING, SILENCE = 7, 8, 0
 STEPS = 512
 STORY_STEPS = 90
-TOLD = "the kitchen is nine days at last"
+TOLD = 9
+WORD_STEPS = 4
 
 
-def answer(text: str, steps: int) -> Answer:
+def answer(text: str, steps: int, speech: int = SPEECH) -> Answer:
     """An answer whose codes say what they are: speech, its ending, silence."""
     codes = np.full((CODEBOOKS, steps + TAIL_STEPS), SILENCE, np.uint16)
-    codes[:, :steps] = SPEECH
+    codes[:, :steps] = speech
     cuts = np.full((steps - 2, CODEBOOKS, 1 + TAIL_STEPS), SILENCE, np.uint16)
     cuts[:, :, 0] = ENDING
     words = len(text.split())
     word_steps = [1 + index * (steps - 2) // words for index in range(words)]
     return Answer(text, steps, word_steps, list(range(2, steps)), codes, cuts)
+
+
+def word_answer(word: str) -> Answer:
+    """A word as it is said when it is told: from its first frame on, and can fade anywhere."""
+    cuts = np.full((WORD_STEPS, CODEBOOKS, 1 + TAIL_STEPS), SILENCE, np.uint16)
+    cuts[:, :, 0] = ENDING
+    whole = answer(word, WORD_STEPS, TOLD)
+    return replace(whole, word_steps=[0], cut_steps=list(range(WORD_STEPS)), cuts=cuts)
 
 
 def heard(text: str, kind: str, onset: int, steps: int) -> Heard:
@@ -45,7 +55,8 @@ def bank(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     silence = np.full(CODEBOOKS, SILENCE)
     write_answers(folder / "agent.npz", answers, silence)
-    write_answers(folder / "told.npz", [answer(TOLD, 30)], silence)
+    words = [word_answer(word) for word in world.agent_words()]
+    write_answers(folder / "words.npz", words, silence)
     said = [
         heard("tell me a | story", "story", 30, 12),
         heard("what is your | name", "name", 70, 10),
@@ -107,24 +118,55 @@ def test_the_aim_is_told_after_the_onset(bank: Path, tmp_path: Path):
 
 def test_told_words_are_given_but_not_when_they_go_on(bank: Path, tmp_path: Path):
     found = 0
-    for dialogue in dialogues(bank, tmp_path, told=0.6, told_answer=0.0, told_barge_in=0.0):
+    for dialogue in dialogues(bank, tmp_path, told=0.6, told_instead=0.0, told_barge_in=0.0):
         text = dialogue.codes[0]
         for step, what in dialogue.notes:
-            if what != f"told: {TOLD}" or step + 30 >= STEPS:
+            if not what.startswith("told: "):
+                continue
+            said = what.removeprefix("told: ").split()
+            length = len(said) * WORD_STEPS
+            if step + length >= STEPS:
                 continue
             found += 1
-            given = dialogue.given[step : step + 30]
-            words = text[step : step + 30] > PADDING_ID
-            marks = text[step : step + 30] == END_OF_PADDING_ID
-            assert words.sum() == len(TOLD.split())
+            given = dialogue.given[step : step + length]
+            words = text[step : step + length] > PADDING_ID
+            assert np.flatnonzero(words).tolist() == list(range(0, length, WORD_STEPS))
             assert given[words].all()
-            assert given[marks].sum() == 1  # the first: that it speaks at all
-            assert not given[~words & ~marks].any()
+            assert not given[~words].any()
+            assert dialogue.given[step - 1]  # the mark: that it speaks at all
+            assert (dialogue.codes[1, step : step + length] == TOLD).all()
+            assert dialogue.codes[1, step + length] == SILENCE
     assert found > 20
 
 
+def test_told_words_may_come_where_an_answer_is_owed(bank: Path, tmp_path: Path):
+    made = dialogues(bank, tmp_path, count=5, told=0.0, told_instead=1.0, goes_on=0.0)
+
+    for dialogue in made:
+        speakers = [what.split(":")[0] for step, what in dialogue.notes]
+        asked = [index for index, who in enumerate(speakers) if who == "user"]
+        assert any(speakers[index + 1 : index + 2] == ["told"] for index in asked)
+        assert not any(speakers[index + 1 : index + 2] == ["agent"] for index in asked)
+        assert (dialogue.answer < 0).all()
+
+
+def test_a_sentence_in_words_can_end_in_each_of_them():
+    sentence = join([word_answer(word) for word in ("nine", "small", "days")])
+
+    assert sentence.text == "nine small days"
+    assert sentence.steps == 3 * WORD_STEPS
+    assert sentence.word_steps == [0, 4, 8]
+    assert sentence.cut_steps == list(range(12))
+    assert sentence.codes.shape == (CODEBOOKS, 12 + TAIL_STEPS)
+    for index in range(12):
+        ended = sentence.faded(index)[0]
+        assert (ended[:index] == TOLD).all()
+        assert ended[index] == ENDING
+        assert len(ended) == index + 1 + TAIL_STEPS
+
+
 def test_what_it_answers_by_itself_is_not_given(bank: Path, tmp_path: Path):
-    for dialogue in dialogues(bank, tmp_path, count=10, told=0.0):
+    for dialogue in dialogues(bank, tmp_path, count=10, told=0.0, told_instead=0.0):
         assert not dialogue.given.any()
 
 
