@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections import defaultdict
 from importlib.resources import files
 
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 import soundfile
 
 from pipecat_duplex.commands.converse import ConverseOptions, converse
+from pipecat_duplex.engine import Engine
+from pipecat_duplex.session import STEP_SAMPLES, SessionConfig
 from tests.pipeline import AUDIO
 
 FOLDER = files("pipecat_duplex") / "checkpoints" / "embedded"
@@ -86,3 +89,42 @@ async def test_a_conversation():
     # It does not tell the story to its end: the user says "stop" in the middle.
     assert len(said[1].split()) < 40
     assert report.figures.yields >= 1
+
+
+async def test_the_question_of_the_first_minute_is_answered():
+    report = await converse(ConverseOptions(audio=AUDIO / "question.wav", greedy=True))
+    said = [event.fields["text"] for event in report.recording.select("agent_stopped")]
+    assert said[-1] == "two plus three is five"
+
+
+async def test_a_given_word_lasts_as_long_in_any_sentence():
+    """What it is told to say is a row of words, each always the same: see ``training/words.py``."""
+    words = ("kitchen", "nine", "small", "days", "welcome", "three")
+    silence = np.zeros(STEP_SAMPLES, np.float32)
+    engine = await Engine.load("embedded", slots=1)
+    lasts: dict[str, list[int]] = defaultdict(list)
+    try:
+        for turn in range(len(words)):
+            said = words[turn:] + words[:turn]
+            session = await engine.open(SessionConfig(seed=turn))
+            await session.say(" ".join(said))
+            starts: list[int] = []
+            steps = session.steps()
+            for index in range(100):
+                session.send(silence)
+                step = await anext(steps)
+                if step.text_piece and step.utterance_id is not None:
+                    starts.append(index)
+                if step.said:
+                    break
+            await session.close()
+            assert len(starts) == len(said)
+            for word, steps_of in zip(said, np.diff(starts).tolist(), strict=False):
+                lasts[word].append(steps_of)
+    finally:
+        await engine.close()
+    usual = {word: max(set(own), key=own.count) for word, own in lasts.items()}
+    equal = [steps_of == usual[word] for word, own in lasts.items() for steps_of in own]
+    assert len(equal) == len(words) * (len(words) - 1)
+    assert np.mean(equal) >= 0.9
+    assert all(2 <= steps_of <= 8 for steps_of in usual.values())

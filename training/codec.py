@@ -343,7 +343,7 @@ def main() -> None:
     parser.add_argument("--cooldown", type=int, default=0)
     add_options(parser)
     options = parser.parse_args()
-    changes = prepare(options, convolves=True)
+    changes = prepare(options)
     train(options.data, options.run, options.steps, options.cooldown, changes)
 
 

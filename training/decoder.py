@@ -347,7 +347,7 @@ def main() -> None:
     parser.add_argument("--anneal", action="store_true")
     add_options(parser)
     options = parser.parse_args()
-    changes = prepare(options, convolves=True)
+    changes = prepare(options)
     train(options.data, options.codec, options.run, options.minutes, options.anneal, changes)
 
 
