@@ -9,8 +9,8 @@ follows the behaviour that the model should have:
   then it is later, so that a yield that was missed can still come;
 - when the user goes on just after a sentence, it drops that sentence's answer;
 - it goes on through backchannels, and never answers one;
-- told to, it says any words of its own: what it is told is given in its text, so that it learns to
-  sound them and to time them, not to think of them.
+- told to, it says any words of its own, one after another, each always in the same way: they are
+  given in its text, so that it learns to sound them and to time them, not to think of them.
 """
 
 import itertools
