@@ -27,6 +27,9 @@ MAX_CLOSING_STEPS = 25
 OWN_STOP_STEPS = 6
 """Steps without word or sound after which an utterance of the model's own is over (0.48 s)."""
 
+FIRST_STEPS = 2
+"""Steps of a session before given words: no model learned to speak in the very first one."""
+
 MAX_WAITING = 64
 """Utterances that may wait to be said."""
 
@@ -140,6 +143,7 @@ class Speaker:
         self._pause_steps = 0
         self._closing_steps = 0
         self._quiet_steps = OWN_STOP_STEPS
+        self._first_steps = FIRST_STEPS
         self._ear = UserEar()
         self._user_spoke_before = False
         self._chosen = SpokenStep()
@@ -205,6 +209,7 @@ class Speaker:
                 token = self._force(sampled)
                 if token not in (TEXT_PADDING, TEXT_END_OF_PADDING) and self._now is utterance:
                     utterance_id = utterance.id
+            self._first_steps = max(self._first_steps - 1, 0)
             self._chosen = SpokenStep(utterance_id)
             return token
 
@@ -228,6 +233,8 @@ class Speaker:
         self._user_spoke_before = self._ear.hears_user
 
     def _force(self, sampled: int) -> int:
+        if self._first_steps:
+            return TEXT_PADDING
         if not self._ear.hears_user:
             self._user_spoke_before = False
         match self._mode:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from pipecat_duplex.engine import Engine
 from pipecat_duplex.engine.speech import (
     CLOSING_STEPS,
+    FIRST_STEPS,
     MAX_CLOSING_STEPS,
     MAX_PAUSE_STEPS,
     MAX_WAITING,
@@ -40,10 +41,12 @@ def utterance(*tokens: int | tuple[int, ...], number: int = 1) -> Utterance:
 
 
 class Run:
-    """A speaker with a model that samples what it is told to."""
+    """A speaker with a model that samples what it is told to, in a session that has begun."""
 
     def __init__(self):
         self.speaker = Speaker()
+        for _ in range(FIRST_STEPS):
+            self.speaker.choose(PAD)
         self.tokens: list[int] = []
         self.spoken: list = []
 
@@ -66,6 +69,13 @@ def test_nothing_to_say_changes_nothing() -> None:
     run = Run()
     assert not run.speaker.is_active
     assert run.steps([PAD, END, 7, 8]) == [PAD, END, 7, 8]
+
+
+def test_a_session_does_not_begin_with_given_words() -> None:
+    run = Run()
+    run.speaker = Speaker()
+    run.speaker.say(utterance(10, 11))
+    assert run.steps([PAD] * (FIRST_STEPS + 2)) == [PAD] * FIRST_STEPS + [END, 10]
 
 
 def test_from_silence_the_word_comes_at_once_behind_its_mark() -> None:
@@ -272,7 +282,7 @@ async def test_a_session_says_words_and_neighbours_do_not_notice(checkpoint_fold
         await engine.close()
     said = [step for step in spoken if step.utterance_id == 1]
     assert "".join(step.text_piece or "" for step in said) == "▁hello▁how▁can▁i▁help"
-    assert said[0].index <= 2  # behind the mark, where the model would pad
+    assert said[0].index <= FIRST_STEPS + 2  # behind the mark, where the model would pad
     assert [step.text_token for step in neighbour] == [step.text_token for step in calm]
     for one, other in zip(neighbour, calm, strict=True):
         np.testing.assert_array_equal(one.pcm, other.pcm)
