@@ -19,6 +19,7 @@ from training.speech import synthesise
 from training.world import exchanges
 
 AUDIO = sorted((Path(__file__).parents[2] / "examples" / "audio").glob("*.wav"))
+AGREES = [path.stem for path in AUDIO].index("yeah_okay")  # asks nothing, is owed nothing
 VOICES = ("flite:rms", "flite:awb", "espeak:en-us+f3", "espeak:en-gb+m6")
 USERS = 20
 STEPS = 120
@@ -71,8 +72,8 @@ def test_same_tokens_and_same_sound(users: dict[int, np.ndarray]) -> None:
         pcm, reference = (stack(side[slot], lambda o: o.pcm) for side in (ours, theirs))
         error, level = (np.mean(np.square(x)) for x in (pcm - reference, reference))
         assert 10 * np.log10(error / level) < MAX_DIFFERENCE_DB
-    answered = [slot for slot in users if any(o.text_token > TEXT_PADDING for o in ours[slot])]
-    assert len(answered) >= USERS - 1  # one of them only agrees
+        answered = any(output.text_token > TEXT_PADDING for output in ours[slot])
+        assert answered or slot == AGREES, f"user {slot}"
 
 
 def test_graphs_in_the_package_are_what_the_builder_makes(tmp_path: Path) -> None:
