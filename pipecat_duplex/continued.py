@@ -91,7 +91,8 @@ class ContinuedSession(DuplexSession):
         self._sayings = Sayings()
         self._numbers: dict[int, int] = {}
         self._utterances = 0
-        self._waiting_words: list[tuple[int, Saying]] = []
+        self._waiting_words: list[tuple[int, Saying]] = []  # until it has moved
+        self._ended_here: list[Said] = []  # told with the next step
         self.moves = 0
         self._task = asyncio.create_task(self._run(), name=f"{self._id}-continued")
 
@@ -142,6 +143,8 @@ class ContinuedSession(DuplexSession):
         saying = Saying(text)
         number = self._utterances + 1
         if self._session is None:
+            if cut_in:
+                self._drop_waiting_words()
             self._waiting_words.append((number, saying))
         else:
             inner = await self._session.say(text, cut_in=cut_in)
@@ -152,7 +155,7 @@ class ContinuedSession(DuplexSession):
     async def hush(self) -> None:
         """Drop what :meth:`say` has not spoken yet."""
         self._inbox.check_open()
-        self._waiting_words.clear()
+        self._drop_waiting_words()
         if self._session is not None:
             await self._session.hush()
 
@@ -192,7 +195,7 @@ class ContinuedSession(DuplexSession):
         number = self._numbers.get(step.utterance_id) if step.utterance_id else None
         if step.utterance_id is not None:
             self._sayings.hear(step.utterance_id, step.text_piece)
-        said = tuple(self._end_saying(each) for each in step.said)
+        said = (*self._take_ended(), *(self._end_saying(each) for each in step.said))
         self._answered += 1
         index = self._first + step.index
         self._inbox.put(replace(step, index=index, utterance_id=number, said=said))
@@ -208,17 +211,35 @@ class ContinuedSession(DuplexSession):
         before = saying.before if saying is not None else ""
         return Said(number, f"{before} {said.spoken}".strip(), said.unspoken)
 
+    def _drop_waiting_words(self) -> None:
+        for number, saying in self._waiting_words:
+            self._ended_here.append(Said(number, saying.before, saying.text))
+        self._waiting_words.clear()
+
+    def _take_ended(self) -> tuple[Said, ...]:
+        ended, self._ended_here = self._ended_here, []
+        return tuple(ended)
+
     def _answer_with_silence(self) -> None:
         """Answer what was sent and will not be heard."""
         while self._answered < self._sent:
-            pcm = np.zeros(STEP_SAMPLES, np.float32)
-            self._inbox.put(Step(self._answered, pcm, TEXT_PADDING, None, NO_TIME))
+            pcm, said = np.zeros(STEP_SAMPLES, np.float32), self._take_ended()
+            self._inbox.put(Step(self._answered, pcm, TEXT_PADDING, None, NO_TIME, said=said))
             self._answered += 1
+
+    def _keep_words(self) -> None:
+        """Let what was not said wait for the next session."""
+        self._waiting_words = [
+            (self._numbers[inner], saying.continued()) for inner, saying in self._sayings.items()
+        ]
+        self._sayings.clear()
+        self._numbers.clear()
 
     async def _move(self, session: DuplexSession, error: SessionEnded) -> None:
         """Go on in another session; end with a reason if there is none."""
         self._session = None
         self._keeper.forget_unanswered()
+        self._keep_words()
         self._answer_with_silence()
         started_secs = time.monotonic()
         logger.info(f"Session {self._id}: {error.reason}; it moves")
@@ -228,9 +249,6 @@ class ContinuedSession(DuplexSession):
             await closing
             self._inbox.end(reason)
             return
-        words = [(self._numbers[inner], saying) for inner, saying in self._sayings.items()]
-        self._sayings.clear()
-        self._numbers.clear()
         try:
             fresh = await self._open_elsewhere(history, started_secs + self._give_up_secs)
         except DuplexError as problem:
@@ -241,7 +259,7 @@ class ContinuedSession(DuplexSession):
         self._first = self._sent
         self._session = fresh
         self.moves += 1
-        await self._say_again(fresh, words)
+        await self._say_again(fresh)
         secs = time.monotonic() - started_secs
         logger.info(f"Session {self._id} goes on as {fresh.id} after {secs:.2f} s")
 
@@ -263,19 +281,20 @@ class ContinuedSession(DuplexSession):
         await restore_or_close(fresh, history)
         return fresh
 
-    async def _say_again(self, session: DuplexSession, words: list[tuple[int, Saying]]) -> None:
+    async def _say_again(self, session: DuplexSession) -> None:
         """Give the new session what the old one had not said."""
-        waiting, self._waiting_words = self._waiting_words, []
-        for place, (number, saying) in enumerate(words + waiting):
-            rest = saying.continued()
+        while self._waiting_words:
+            number, rest = self._waiting_words.pop(0)
             if not rest.text:
+                self._ended_here.append(Said(number, rest.before, ""))
                 continue
             try:
                 # What was being said goes on at once, at the next word.
-                inner = await session.say(rest.text, cut_in=place == 0 and bool(rest.before))
+                inner = await session.say(rest.text, cut_in=bool(rest.before))
                 self._note_saying(inner, number, rest)
             except DuplexError as error:
                 logger.warning(f"Session {self._id}: {rest.text!r} will not be said: {error}")
+                self._ended_here.append(Said(number, rest.before, rest.text))
 
     def _rest_of_config(self) -> SessionConfig:
         if self._config.max_secs is None:

@@ -131,6 +131,13 @@ class GivenWords:
             self._all_said.set()
         return step.said
 
+    def end_session(self) -> list[Said]:
+        """Return what the session took and will not speak to the end, oldest first."""
+        left = [(number, saying.continued()) for number, saying in self._taken.items()]
+        self._taken.clear()
+        self._all_said.set()
+        return [Said(number, saying.before, saying.text) for number, saying in left]
+
     def is_aside(self, step_index: int) -> bool:
         """Whether a word that began with this step stays out of the context."""
         return step_index in self._aside_steps

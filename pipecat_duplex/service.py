@@ -417,6 +417,7 @@ class DuplexLLMService(LLMService):
         if session:
             await session.close()
             logger.info(f"{self}: session {session.id} closed after {self._handled_steps} steps")
+            await self._tell_unspoken()
             await self._call_event_handler("on_session_ended", session.id, None)
 
     async def _run_sessions(self, session: DuplexSession):
@@ -459,6 +460,7 @@ class DuplexLLMService(LLMService):
         await session.close()
         over = self._limit_reached() or not self._reopen_secs
         await self.push_error(str(error), exception=error, force_treat_as_permanent=over)
+        await self._tell_unspoken()
         await self._call_event_handler("on_session_ended", error.session_id, error.reason)
 
     def _limit_reached(self) -> bool:
@@ -525,6 +527,11 @@ class DuplexLLMService(LLMService):
 
     async def _hear_given_words(self, step: Step):
         for said in self._given_words.hear(step):
+            await self._call_event_handler("on_said", said)
+
+    async def _tell_unspoken(self):
+        """Tell what the session was given and did not speak to its end."""
+        for said in self._given_words.end_session():
             await self._call_event_handler("on_said", said)
 
     async def _finish_given_words(self):

@@ -11,6 +11,7 @@ from pipecat_duplex.scripted import FINGERPRINT, Script, ScriptedBackend
 from pipecat_duplex.session import (
     STEP_SAMPLES,
     AtCapacity,
+    CannotSay,
     InvalidHistory,
     Said,
     SessionConfig,
@@ -32,9 +33,12 @@ class Relay:
         self._then = ScriptedBackend(then) if then else None
         self._refusals = refusals
         self.opened = 0
+        self.moving = asyncio.Event()
 
     async def open(self, config):
         self.opened += 1
+        if self.opened > 1:
+            self.moving.set()
         if self.opened == 1:
             return await self._first.open(config)
         if self._then is None or self.opened <= 1 + self._refusals:
@@ -75,6 +79,10 @@ def text_of(steps: list[Step]) -> str:
     return "".join(step.text_piece or "" for step in steps).replace("▁", " ").strip()
 
 
+def said_in(steps: list[Step]) -> list[Said]:
+    return [said for step in steps for said in step.said]
+
+
 def script(**changes) -> Script:
     return Script(opening=COUNT, step_secs=0, remembers=True, **changes)
 
@@ -96,10 +104,54 @@ async def test_given_words_go_on_too():
     first, second = await session.say(COUNT), await session.say("goodbye")
     steps = await converse(session, 90)
     assert text_of(steps) == f"{COUNT} goodbye"
-    assert [said for step in steps for said in step.said] == [
+    assert said_in(steps) == [
         Said(first, COUNT, ""),
         Said(second, "goodbye", ""),
     ]
+    await session.close()
+
+
+async def test_given_words_are_told_though_only_their_last_sound_was_lost():
+    relay = Relay(Script(step_secs=0, remembers=True, fail_step=2), script(opening_step=1000))
+    session = await continued(relay)
+    number = await session.say("goodbye")
+    steps = await converse(session, 30)
+    assert session.moves == 1
+    assert said_in(steps) == [Said(number, "goodbye", "")]
+    await session.close()
+
+
+@pytest.mark.parametrize("cut_in", [False, True])
+async def test_what_waits_for_a_move_can_be_dropped(cut_in):
+    first = Script(step_secs=0, remembers=True, fail_step=10)
+    relay = Relay(first, script(opening_step=1000), refusals=2)
+    session = await continued(relay)
+    conversation = asyncio.create_task(converse(session, 150))
+    begun = await session.say(COUNT)
+    await relay.moving.wait()
+    waiting = await session.say("thank you")
+    last = await session.say("goodbye", cut_in=True) if cut_in else None
+    if not cut_in:
+        await session.hush()
+    steps = await conversation
+    assert text_of(steps) == "one two three four" + (" goodbye" if cut_in else "")
+    told = [Said(begun, "one two three four", COUNT[19:]), Said(waiting, "", "thank you")]
+    assert said_in(steps) == told + ([Said(last, "goodbye", "")] if last else [])
+    await session.close()
+
+
+async def test_words_that_the_next_session_refuses_are_told(monkeypatch):
+    relay = Relay(Script(step_secs=0, remembers=True, fail_step=10), script(opening_step=1000))
+    session = await continued(relay)
+    number = await session.say(COUNT)
+
+    async def refuse(self, text, *, cut_in=False):
+        raise CannotSay(f"it cannot say {text!r}")
+
+    monkeypatch.setattr("pipecat_duplex.scripted.ScriptedSession.say", refuse)
+    steps = await converse(session, 40)
+    assert session.moves == 1
+    assert said_in(steps) == [Said(number, "one two three four", COUNT[19:])]
     await session.close()
 
 

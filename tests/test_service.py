@@ -586,6 +586,19 @@ async def test_a_barge_in_drops_what_was_not_said():
     assert "on_yield" in conversation.event_names()
 
 
+@pytest.mark.parametrize("reopen_secs", [0, 5])
+async def test_what_a_failed_session_did_not_say_is_told(reopen_secs):
+    settings = DuplexLLMService.Settings(greeting=LONG)
+    conversation = await converse(
+        fast(fail_step=10), silence(2), settings=settings, reopen_secs=reopen_secs
+    )
+    said = next(event[1] for event in conversation.events if event[0] == "on_said")
+    assert said.spoken and said.unspoken
+    assert f"{said.spoken} {said.unspoken}" == LONG
+    names = conversation.event_names()
+    assert names.index("on_said") < names.index("on_session_ended")
+
+
 async def test_an_interruption_from_elsewhere_drops_what_was_not_said():
     settings = DuplexLLMService.Settings(greeting=LONG)
     inject = {1.5: InterruptionFrame}
