@@ -9,7 +9,7 @@ import numpy as np
 from loguru import logger
 
 from pipecat_duplex.history import History, HistoryKeeper, Memory
-from pipecat_duplex.inbox import StepInbox
+from pipecat_duplex.inbox import MAX_PENDING_STEPS, StepInbox
 from pipecat_duplex.saying import Saying, Sayings
 from pipecat_duplex.session import (
     STEP_SAMPLES,
@@ -120,6 +120,8 @@ class ContinuedSession(DuplexSession):
     def send(self, pcm: np.ndarray) -> int:
         """Give the model the next step of the user's audio, or nobody while it moves."""
         check_step_audio(pcm)
+        if self._sent - self._inbox.taken >= MAX_PENDING_STEPS:
+            self._inbox.end(f"{MAX_PENDING_STEPS} steps were sent whose answers nobody has taken")
         self._inbox.check_open()
         index = self._sent
         self._sent += 1

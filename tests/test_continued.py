@@ -7,6 +7,7 @@ import pytest
 
 from pipecat_duplex.continued import ContinuedSession
 from pipecat_duplex.history import STREAMS, History, HistoryKeeper, Memory
+from pipecat_duplex.inbox import MAX_PENDING_STEPS
 from pipecat_duplex.scripted import FINGERPRINT, Script, ScriptedBackend
 from pipecat_duplex.session import (
     STEP_SAMPLES,
@@ -204,6 +205,14 @@ async def test_a_history_without_audio_is_kept_too():
     assert kept is not None and kept.steps == 3 and kept.complete and len(kept.audio) == 0
     shorter = HistoryKeeper(Memory(FINGERPRINT, 2), history).history()
     assert shorter is not None and shorter.steps == 2 and not shorter.complete
+
+
+async def test_who_takes_no_steps_is_ended():
+    session = await continued(Relay(script(), None))
+    with pytest.raises(SessionEnded, match="nobody has taken"):
+        for _ in range(MAX_PENDING_STEPS + 1):
+            session.send(SILENCE)
+    await session.close()
 
 
 async def test_a_limit_is_an_end_and_no_failure():

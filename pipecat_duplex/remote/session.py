@@ -275,8 +275,6 @@ class RemoteSession(DuplexSession):
                 self._take_metadata(message)
             elif isinstance(message, wire.Text):
                 self._pieces.put(message.text)
-            elif isinstance(message, wire.Metadata):
-                self._take_metadata(message)
             elif isinstance(message, wire.Error):
                 return f"{self._host} reports: {message.reason}"
 
