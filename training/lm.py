@@ -148,16 +148,16 @@ class LMTrainer:
         given: torch.Tensor,
         decisive: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
+        # That it speaks is given with the first word, so there two steps in a row are.
+        first = given & given.roll(1, 1)
         logits, wanted, given = logits.flatten(0, 1), wanted.flatten(), given.flatten()
-        losses = functional.cross_entropy(logits, wanted, reduction="none")
         words = wanted > PADDING_ID
-        # A given word: any word is as good as it.
-        likely = logits.log_softmax(-1)
-        any_word = -likely[:, PADDING_ID + 1 :].logsumexp(-1)
-        losses = torch.where(given & words, any_word, losses)
+        # Which word comes is given, and who is given none has to fall silent.
+        meant = torch.where(given & words, PADDING_ID, wanted)
+        losses = functional.cross_entropy(logits, meant, reduction="none")
         weights = torch.where(wanted == PADDING_ID, self.options.padding_weight, 1.0)
         weights = torch.where(decisive.flatten(), self.options.decisive_weight * weights, weights)
-        weights = weights * ~(given & ~words)
+        weights = weights * ~(given & ~words) * ~first.flatten()
         right = (logits.argmax(-1) == wanted).float()
         return {
             "text": (losses * weights).sum() / weights.sum(),

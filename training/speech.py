@@ -480,12 +480,17 @@ def _trim(speech: Speech) -> Speech:
     start = max(speech.words[0].start - 0.02, 0.0)
     end = speech.words[-1].end + 0.02
     samples = speech.samples[round(start * SAMPLE_RATE) : round(end * SAMPLE_RATE)]
+    return Speech(
+        np.ascontiguousarray(samples),
+        within(speech.phones, start, end),
+        within(speech.words, start, end),
+    )
 
-    def moved(spans: tuple[Span, ...]) -> tuple[Span, ...]:
-        inside = [span for span in spans if span.end > start and span.start < end]
-        return tuple(Span(s.label, max(s.start - start, 0.0), s.end - start) for s in inside)
 
-    return Speech(np.ascontiguousarray(samples), moved(speech.phones), moved(speech.words))
+def within(spans: tuple[Span, ...], start: float, end: float) -> tuple[Span, ...]:
+    """The spans that reach into a stretch, timed from its start, which none begins before."""
+    inside = [span for span in spans if span.end > start and span.start < end]
+    return tuple(Span(s.label, max(s.start - start, 0.0), s.end - start) for s in inside)
 
 
 def save_speech(speech: Speech, path: Path) -> None:

@@ -11,13 +11,14 @@ the speed at which it lasts whole steps.
 import numpy as np
 
 from training.sizes import SAMPLE_RATE, STEP_SAMPLES, STEP_SECONDS
-from training.speech import AGENT_VOICE, Span, Speech, synthesise
+from training.speech import AGENT_VOICE, Span, Speech, synthesise, within
 
 SHORTEST_STEPS = 2
 _CARRIER = "um {} um"
 _OTHER_CARRIERS = {"a": "{}", "are": "{}", "door": "one {} two"}  # not understood in that one
 _TRIES = 4
-_EDGE = round(0.006 * SAMPLE_RATE)  # fades in and out, so that words join without a click
+_FADE_IN = round(0.006 * SAMPLE_RATE)  # so that words join without a click
+_FADE_OUT = round(0.025 * SAMPLE_RATE)  # and nothing of the carrier's next word is heard
 
 
 def speak_word(word: str) -> Speech:
@@ -39,14 +40,9 @@ def _cut(take: Speech, own: Span, steps: int) -> Speech:
     """The word alone."""
     start, length = round(own.start * SAMPLE_RATE), steps * STEP_SAMPLES
     samples = np.pad(take.samples, (0, length))[start : start + length]
-    ramp = np.linspace(0, 1, _EDGE, dtype=np.float32)
-    samples[:_EDGE] *= ramp
-    samples[-_EDGE:] *= ramp[::-1]
-    phones = tuple(
-        Span(phone.label, max(phone.start - own.start, 0.0), phone.end - own.start)
-        for phone in take.phones
-        if phone.end > own.start and phone.start < own.end
-    )
+    samples[:_FADE_IN] *= np.linspace(0, 1, _FADE_IN, dtype=np.float32)
+    samples[-_FADE_OUT:] *= np.linspace(1, 0, _FADE_OUT, dtype=np.float32)
+    phones = within(take.phones, own.start, own.end)
     return Speech(samples, phones, (Span(own.label, 0.0, steps * STEP_SECONDS),))
 
 
