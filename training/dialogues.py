@@ -58,7 +58,7 @@ class Habits:
     yield_late: float = 0.1  # so that one that was missed still comes, at any later step
     long_answer: int = 16  # steps from which an answer can be talked over
     between_turns: float = 0.1  # share of backchannels, where the user has the floor
-    told: float = 0.2  # chance of a told sentence before a question, and of another after it
+    told: float = 0.25  # chance of a told sentence before a question, and of another after it
     told_answer: float = 0.25  # share of answers among them, else new combinations
     told_instead: float = 0.06  # of the answers that are owed, a told sentence in their place
     told_barge_in: float = 0.15
