@@ -215,7 +215,7 @@ class ContinuedSession(DuplexSession):
 
     def _drop_waiting_words(self) -> None:
         for number, saying in self._waiting_words:
-            self._ended_here.append(Said(number, saying.before, saying.text))
+            self._ended_here.append(saying.ended(number))
         self._waiting_words.clear()
 
     def _take_ended(self) -> tuple[Said, ...]:
@@ -288,7 +288,7 @@ class ContinuedSession(DuplexSession):
         while self._waiting_words:
             number, rest = self._waiting_words.pop(0)
             if not rest.text:
-                self._ended_here.append(Said(number, rest.before, ""))
+                self._ended_here.append(rest.ended(number))
                 continue
             try:
                 # What was being said goes on at once, at the next word.
@@ -296,7 +296,7 @@ class ContinuedSession(DuplexSession):
                 self._note_saying(inner, number, rest)
             except DuplexError as error:
                 logger.warning(f"Session {self._id}: {rest.text!r} will not be said: {error}")
-                self._ended_here.append(Said(number, rest.before, rest.text))
+                self._ended_here.append(rest.ended(number))
 
     def _rest_of_config(self) -> SessionConfig:
         if self._config.max_secs is None:

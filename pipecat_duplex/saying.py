@@ -33,6 +33,10 @@ class Saying:
         before = " ".join([self.before, *begun]).strip()
         return Saying(" ".join(rest), self.to_context, before=before)
 
+    def ended(self, utterance_id: int) -> Said:
+        """Return what is told of what is left, when no more of it will be spoken."""
+        return Said(utterance_id, self.before, self.text)
+
 
 class Sayings:
     """The sayings of a session, by the number of their utterance, oldest first."""
@@ -133,10 +137,10 @@ class GivenWords:
 
     def end_session(self) -> list[Said]:
         """Return what the session took and will not speak to the end, oldest first."""
-        left = [(number, saying.continued()) for number, saying in self._taken.items()]
+        left = [saying.continued().ended(number) for number, saying in self._taken.items()]
         self._taken.clear()
         self._all_said.set()
-        return [Said(number, saying.before, saying.text) for number, saying in left]
+        return left
 
     def is_aside(self, step_index: int) -> bool:
         """Whether a word that began with this step stays out of the context."""

@@ -78,6 +78,7 @@ from pipecat_duplex.session import (
     DuplexError,
     DuplexSession,
     InvalidAudio,
+    Said,
     SessionEnded,
     Step,
     StepTiming,
@@ -526,12 +527,14 @@ class DuplexLLMService(LLMService):
             await self._try_to_say(saying)
 
     async def _hear_given_words(self, step: Step):
-        for said in self._given_words.hear(step):
-            await self._call_event_handler("on_said", said)
+        await self._tell_said(self._given_words.hear(step))
 
     async def _tell_unspoken(self):
         """Tell what the session was given and did not speak to its end."""
-        for said in self._given_words.end_session():
+        await self._tell_said(self._given_words.end_session())
+
+    async def _tell_said(self, ended: Sequence[Said]):
+        for said in ended:
             await self._call_event_handler("on_said", said)
 
     async def _finish_given_words(self):
