@@ -9,7 +9,8 @@ are not exported: they tell the user's latest word, which answer is owed, and wh
 or just agrees. They make the model listen from the first minutes on; without them it first learns
 that it was asked, then what kind of question, and only late which one.
 
-Of words that the agent is told to say only the time is learned, not which: they are given.
+Of words that the agent is told to say only the time is learned, not which: they are given. At their
+own steps padding is wanted, so that who is given none falls silent.
 
 The depth transformer is trained on a part of the steps: all where the agent speaks, few where it is
 silent.
@@ -157,7 +158,7 @@ class LMTrainer:
         losses = functional.cross_entropy(logits, meant, reduction="none")
         weights = torch.where(wanted == PADDING_ID, self.options.padding_weight, 1.0)
         weights = torch.where(decisive.flatten(), self.options.decisive_weight * weights, weights)
-        weights = weights * ~(given & ~words) * ~first.flatten()
+        weights = weights * ~(given & (~words | first.flatten()))
         right = (logits.argmax(-1) == wanted).float()
         return {
             "text": (losses * weights).sum() / weights.sum(),
