@@ -113,8 +113,13 @@ def new_sentences(count: int, seed: int = 0) -> list[str]:
     return [" ".join(rng.choice(words, rng.integers(3, 8))) for _ in range(count)]
 
 
-async def measure(checkpoint: str, world_sentences: int, new: int) -> dict[str, list[Rendition]]:
-    """Render all groups; ``world_sentences`` limits those of the world, 0 for all."""
+async def measure(
+    checkpoint: str, world_sentences: int, new: int, seed: int
+) -> dict[str, list[Rendition]]:
+    """Render all groups; ``world_sentences`` limits those of the world, 0 for all.
+
+    ``seed`` is of the sampling, and draws the new sentences.
+    """
     questions = {exchange.answer: exchange.words for exchange in world.exchanges()}
     answers = [answer for answer in world.answers() if answer in questions]
     if world_sentences:
@@ -123,10 +128,10 @@ async def measure(checkpoint: str, world_sentences: int, new: int) -> dict[str, 
     engine = await Engine.load(checkpoint, slots=SLOTS)
     free = asyncio.Semaphore(SLOTS)
 
-    async def one(text: str | None, seed: int, question: str = "") -> Rendition:
+    async def one(text: str | None, number: int, question: str = "") -> Rendition:
         async with free:
             pcm = synthesise(question, USER_VOICE).samples if question else None
-            return await render(engine, text, seed, pcm)
+            return await render(engine, text, 1000 * seed + number, pcm)
 
     try:
         return {
@@ -137,7 +142,7 @@ async def measure(checkpoint: str, world_sentences: int, new: int) -> dict[str, 
                 *(one(answer, i) for i, answer in enumerate(answers))
             ),
             "told, new": await asyncio.gather(
-                *(one(text, i) for i, text in enumerate(new_sentences(new)))
+                *(one(text, i) for i, text in enumerate(new_sentences(new, seed)))
             ),
         }
     finally:
@@ -174,11 +179,12 @@ def main() -> None:
     parser.add_argument("--checkpoint", default="embedded")
     parser.add_argument("--world", type=int, default=0, help="sentences of the world; 0 for all")
     parser.add_argument("--new", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--verbose", action="store_true")
     args = parser.parse_args()
     logger.remove()
     logger.add(sys.stderr, level="WARNING")
-    groups = asyncio.run(measure(args.checkpoint, args.world, args.new))
+    groups = asyncio.run(measure(args.checkpoint, args.world, args.new, args.seed))
     print(
         "| | sentences | monologue is the text | first sound p50, ms | p90, ms | within 500 ms "
         "| sound before the second word | word errors (words) |\n|---|---|---|---|---|---|---|---|"
