@@ -106,7 +106,7 @@ async def render(
     )
 
 
-def new_sentences(count: int, seed: int = 0) -> list[str]:
+def new_sentences(count: int, seed: int) -> list[str]:
     """Return combinations of the agent's words that it has never said."""
     rng = np.random.default_rng(seed)
     words = world.agent_words()
