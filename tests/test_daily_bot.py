@@ -16,6 +16,7 @@ from examples import daily_bot
 from pipecat_duplex.conversation.pcm import float_to_pcm16
 from pipecat_duplex.scripted import Script, ScriptedBackend
 from tests.pipeline import silence, speech
+from tests.stalls import by_the_clock
 from tests.telephony.bot import until
 
 RATE_HZ = 24_000
@@ -84,6 +85,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> ScriptedBackend:
     return backend
 
 
+@by_the_clock
 async def test_a_conversation_in_a_room(monkeypatch, scripted):
     transports: list[DailyTransport] = []
     create = daily_bot.create_transport
@@ -122,7 +124,7 @@ async def test_a_conversation_in_a_room(monkeypatch, scripted):
         assert not running.done()
         await transport._on_participant_left(ALICE, "leftCall")
         await asyncio.wait_for(running, 20)
-        assert room.left and scripted.sessions[0].closed
+        assert room.left and scripted.sessions[-1].closed
     finally:
         running.cancel()
         with suppress(asyncio.CancelledError):

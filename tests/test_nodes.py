@@ -47,6 +47,7 @@ from pipecat_duplex.conversation.pcm import float_to_pcm16
 from pipecat_duplex.scripted import WORD_STEPS, Script, ScriptedBackend
 from pipecat_duplex.session import STEP_SAMPLES, STEP_SECS
 from tests.pipeline import CHUNK_SECS, Speaker, Tap, noter, settle, silence, speech
+from tests.stalls import by_the_clock
 
 STORY = "once there was a small cat who wanted to see the sea she walked for three days"
 
@@ -698,6 +699,7 @@ def sounded_secs(call: Call, rate_hz: int) -> list[float]:
     return begun[: chunks * len(frames) : chunks]
 
 
+@by_the_clock
 async def test_gate_decides_before_the_sound_and_the_recorder_keeps_to_the_models_time(tmp_path):
     """One call by the clock, in which packets are missing at the start and in the middle."""
     muted: list[tuple] = []

@@ -10,6 +10,7 @@ from pipecat.processors.audio.audio_buffer_processor import AudioBufferProcessor
 from pipecat_duplex.scripted import Script, ScriptedBackend
 from pipecat_duplex.session import STEP_SECS
 from tests.pipeline import Conversation, converse, silence, speech
+from tests.stalls import by_the_clock
 
 LONG = " ".join(["word"] * 20)
 RATE_HZ = 16_000
@@ -24,6 +25,7 @@ def onsets_secs(pcm: np.ndarray, *, gap_secs: float = 0.3, level: float = 0.02) 
     return [loud[i] / RATE_HZ for i in starts]
 
 
+@by_the_clock
 async def test_turn_tracking_counts_a_yield_as_an_interruption_and_a_backchannel_not():
     for yield_steps, interrupted in ((6, True), (None, False)):
         observer = TurnTrackingObserver()
@@ -42,6 +44,7 @@ async def test_turn_tracking_counts_a_yield_as_an_interruption_and_a_backchannel
         assert turns[0] == (1, interrupted)
 
 
+@by_the_clock
 async def test_latency_is_that_of_the_voices():
     """The observer's figure is the time from the user's last sound to the agent's first."""
     observer = UserBotLatencyObserver()
@@ -87,6 +90,7 @@ async def record(script: Script) -> tuple[Conversation, np.ndarray, np.ndarray, 
     return conversation, user, recorded_user, recorded_bot
 
 
+@by_the_clock
 async def test_a_recording_lines_up():
     conversation, user, recorded_user, recorded_bot = await record(
         Script(replies=["the answer is five"])
@@ -96,6 +100,7 @@ async def test_a_recording_lines_up():
     assert onsets_secs(recorded_bot) == pytest.approx(utterances_secs(conversation), abs=0.15)
 
 
+@by_the_clock
 async def test_a_recording_lines_up_over_a_stall():
     conversation, _, _, recorded_bot = await record(
         Script(opening="hello", replies=["yes"], stalls={20: 1.5})
@@ -112,6 +117,7 @@ def utterances_secs(conversation: Conversation) -> list[float]:
     return [b for a, b in zip([-1.0, *pts], pts, strict=False) if b - a > 2 * STEP_SECS]
 
 
+@by_the_clock
 async def test_rtvi_clients_see_both_sides():
     conversation = await converse(
         ScriptedBackend(Script(opening=LONG)),

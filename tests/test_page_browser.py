@@ -19,6 +19,7 @@ from pipecat_duplex.scripted import Script, ScriptedBackend
 from pipecat_duplex.session import SessionConfig
 from tests.chromium import Tab, chromium, find_chromium
 from tests.pipeline import silence, speech
+from tests.stalls import by_the_clock
 
 pytest.importorskip("aiortc", reason="needs the webrtc extra")
 uvicorn = pytest.importorskip("uvicorn", reason="needs the webrtc extra")
@@ -147,6 +148,7 @@ def state(tab: Tab, name: str):
     return tab.until(f"document.body.dataset.state === {name!r}")
 
 
+@by_the_clock
 async def test_a_conversation(tmp_path: Path, microphone: Path):
     script = Script(opening=STORY, replies=[REPLY], yield_steps=8)
     async with (

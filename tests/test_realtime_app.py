@@ -25,6 +25,7 @@ from pipecat.workers.runner import WorkerRunner
 from pipecat_duplex import DuplexLLMService
 from pipecat_duplex.scripted import Script, ScriptedBackend
 from tests.pipeline import Tap, silence, speech
+from tests.stalls import by_the_clock
 from tests.test_quickstart import Room
 
 pytest.importorskip("opentelemetry.sdk", reason="needs OpenTelemetry's SDK")
@@ -45,6 +46,7 @@ async def get_current_weather(params: FunctionCallParams, location: str):
     await params.result_callback({"conditions": "nice"})
 
 
+@by_the_clock
 async def test_every_part_of_a_realtime_app_sees_what_it_should():
     exporter = InMemorySpanExporter()
     setup_tracing("test", exporter=exporter)

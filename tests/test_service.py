@@ -44,6 +44,7 @@ from pipecat_duplex.history import STREAMS, History
 from pipecat_duplex.scripted import FINGERPRINT, WORD_STEPS, Script, ScriptedBackend
 from pipecat_duplex.session import STEP_SAMPLES, STEP_SECS
 from tests.pipeline import Conversation, converse, is_sound, silence, speech
+from tests.stalls import by_the_clock
 
 LONG = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
 
@@ -330,6 +331,7 @@ async def test_without_a_limit_no_end_is_told():
     assert "on_session_ending" not in [event[0] for event in conversation.events]
 
 
+@by_the_clock
 async def test_a_fresh_session_takes_over_from_a_failed_one():
     """Once a session fails, the bot hears of it and the caller goes on with another."""
     backend = fast(opening="hello there", fail_step=20)
@@ -344,6 +346,7 @@ async def test_a_fresh_session_takes_over_from_a_failed_one():
     assert_brackets(conversation)
 
 
+@by_the_clock
 async def test_a_fresh_session_goes_on_where_the_last_one_was():
     """After a while without room anywhere the next session has the conversation all the same."""
     count = "one two three four five six seven eight nine ten"
@@ -376,6 +379,7 @@ async def test_a_history_that_is_refused_frees_its_session():
     assert all(session.closed for session in backend.sessions)
 
 
+@by_the_clock
 async def test_no_fresh_session_to_be_had_is_an_error_in_the_end():
     class Backend(ScriptedBackend):
         async def open(self, config):
@@ -478,6 +482,7 @@ async def test_metrics():
 #
 
 
+@by_the_clock
 async def test_a_muted_microphone_does_not_stop_the_agent():
     conversation = await converse(
         ScriptedBackend(Script(opening=LONG)), silence(6), realtime=True, gaps=[(1.0, 4.0)]
@@ -488,6 +493,7 @@ async def test_a_muted_microphone_does_not_stop_the_agent():
     assert len(conversation.near.of(TTSStartedFrame)) == 1
 
 
+@by_the_clock
 async def test_after_a_stall_the_delay_is_back_within_two_seconds():
     stalled_step = 15
     conversation = await converse(
@@ -513,6 +519,7 @@ async def test_after_a_stall_the_delay_is_back_within_two_seconds():
     assert sum(len(audio) for _, audio in sounds) / 2 / 16_000 <= (95 - dropped) * STEP_SECS
 
 
+@by_the_clock
 async def test_bot_speaking_frames_frame_the_speech():
     conversation = await converse(
         ScriptedBackend(Script(opening="hello there my friend")), silence(4), realtime=True
@@ -524,6 +531,7 @@ async def test_bot_speaking_frames_frame_the_speech():
     assert spoken_secs < stopped[0] - started[0] < spoken_secs + 0.8
 
 
+@by_the_clock
 async def test_the_event_loop_goes_on_while_the_model_works():
     gaps = []
 
@@ -568,6 +576,7 @@ async def test_speak_frames_are_said_in_turn_and_nobody_says_them_twice():
     assert not conversation.near.of(TTSSpeakFrame)
 
 
+@by_the_clock
 async def test_the_end_waits_for_what_was_to_be_said():
     inject = {1.9: lambda: TTSSpeakFrame("goodbye my friend")}
     conversation = await converse(fast(), silence(2), inject=inject, realtime=True)
