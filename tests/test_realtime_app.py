@@ -46,10 +46,16 @@ async def get_current_weather(params: FunctionCallParams, location: str):
     await params.result_callback({"conditions": "nice"})
 
 
-@by_the_clock
-async def test_every_part_of_a_realtime_app_sees_what_it_should():
+@pytest.fixture
+def exporter() -> InMemorySpanExporter:
     exporter = InMemorySpanExporter()
-    setup_tracing("test", exporter=exporter)
+    setup_tracing("test", exporter=exporter)  # A process takes one exporter.
+    return exporter
+
+
+@by_the_clock
+async def test_every_part_of_a_realtime_app_sees_what_it_should(exporter: InMemorySpanExporter):
+    exporter.clear()
     user = [silence(3), speech("barge_in"), silence(4)]
     transport = Room(np.concatenate(user))
     script = Script(opening=STORY, replies=["all right"], yield_steps=8)

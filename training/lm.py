@@ -150,7 +150,7 @@ class LMTrainer:
         decisive: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
         # That it speaks is given with the first word, so there two steps in a row are.
-        first = given & given.roll(1, 1)
+        first = given & functional.pad(given, (1, -1))
         logits, wanted, given = logits.flatten(0, 1), wanted.flatten(), given.flatten()
         words = wanted > PADDING_ID
         # Which word comes is given, and who is given none has to fall silent.
