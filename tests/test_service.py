@@ -379,7 +379,6 @@ async def test_a_history_that_is_refused_frees_its_session():
     assert all(session.closed for session in backend.sessions)
 
 
-@by_the_clock
 async def test_no_fresh_session_to_be_had_is_an_error_in_the_end():
     class Backend(ScriptedBackend):
         async def open(self, config):
@@ -531,7 +530,6 @@ async def test_bot_speaking_frames_frame_the_speech():
     assert spoken_secs < stopped[0] - started[0] < spoken_secs + 0.8
 
 
-@by_the_clock
 async def test_the_event_loop_goes_on_while_the_model_works():
     gaps = []
 
