@@ -122,7 +122,7 @@ def converse(
 ) -> None:
     """Let a recording talk with the model, and keep what it answers."""
     _start_logging(verbose)
-    from pipecat_duplex.commands.converse import ConverseOptions, run_converse
+    from pipecat_duplex.commands.converse.converse import ConverseOptions, run_converse
 
     run_converse(
         ConverseOptions(
@@ -151,7 +151,7 @@ def talk(
 ) -> None:
     """Talk with the model in a browser."""
     _start_logging(verbose)
-    from pipecat_duplex.commands.talk import run_talk
+    from pipecat_duplex.commands.talk.talk import run_talk
 
     run_talk(checkpoint=checkpoint, host=host, port=port, slots=slots)
 
@@ -241,7 +241,7 @@ def bench(
 ) -> None:
     """See how many conversations this machine, or a server, holds in real time."""
     _start_logging(verbose)
-    from pipecat_duplex.commands.bench import BenchOptions, run_bench
+    from pipecat_duplex.commands.bench.bench import BenchOptions, run_bench
 
     try:
         loads = tuple(int(number) for number in (callers or "").split(",") if number)

@@ -16,7 +16,6 @@ from typing import NamedTuple
 import numpy as np
 
 from pipecat_duplex.conversation.pcm import level_db
-from pipecat_duplex.history import STREAMS, History, Memory
 from pipecat_duplex.session import (
     SAMPLE_RATE_HZ,
     STEP_SAMPLES,
@@ -32,6 +31,7 @@ from pipecat_duplex.session import (
     StepTiming,
     check_step_audio,
 )
+from pipecat_duplex.session.history import STREAMS, History, Memory
 
 WORD_STEPS = 3
 FINGERPRINT = "scripted"

@@ -5,9 +5,6 @@ import asyncio
 import numpy as np
 import pytest
 
-from pipecat_duplex.continued import ContinuedSession
-from pipecat_duplex.history import STREAMS, History, HistoryKeeper, Memory
-from pipecat_duplex.inbox import MAX_PENDING_STEPS
 from pipecat_duplex.scripted import FINGERPRINT, Script, ScriptedBackend
 from pipecat_duplex.session import (
     STEP_SAMPLES,
@@ -20,6 +17,9 @@ from pipecat_duplex.session import (
     Step,
     StepTiming,
 )
+from pipecat_duplex.session.continued import ContinuedSession
+from pipecat_duplex.session.history import STREAMS, History, HistoryKeeper, Memory
+from pipecat_duplex.session.inbox import MAX_PENDING_STEPS
 
 COUNT = "one two three four five six seven eight nine ten"
 SILENCE = np.zeros(STEP_SAMPLES, np.float32)

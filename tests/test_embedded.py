@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from pipecat_duplex.commands.converse import ConverseOptions, converse
+from pipecat_duplex.commands.converse.converse import ConverseOptions, converse
 from pipecat_duplex.engine import Engine
 from pipecat_duplex.session import STEP_SAMPLES, SessionConfig
 from tests.pipeline import AUDIO

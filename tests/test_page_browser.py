@@ -42,7 +42,7 @@ RATE_HZ = 48_000
 
 # The server of run_talk in a process of its own, that can be killed.
 SERVER = """
-from pipecat_duplex.commands.talk import run_talk
+from pipecat_duplex.commands.talk.talk import run_talk
 from pipecat_duplex.scripted import Script, ScriptedBackend
 run_talk(checkpoint="scripted", host="127.0.0.1", port={port}, slots=1,
          backend=ScriptedBackend(Script(opening="hello there")))
@@ -67,7 +67,7 @@ class Talk:
 @asynccontextmanager
 async def serving(backend: ScriptedBackend):
     """Serve the app of run_talk in this process."""
-    from pipecat_duplex.commands.talk_app import create_app
+    from pipecat_duplex.commands.talk.app import create_app
 
     app = create_app(backend, checkpoint="scripted")
     listener = socket.create_server(("127.0.0.1", 0))

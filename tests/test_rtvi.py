@@ -5,8 +5,8 @@ import pytest
 from pipecat.frames.frames import OutputTransportMessageUrgentFrame
 from pipecat.observers.base_observer import BaseObserver, FramePushed
 
-from pipecat_duplex.rtvi import DuplexRTVIFeed
 from pipecat_duplex.scripted import WORD_STEPS, Script, ScriptedBackend
+from pipecat_duplex.service.rtvi import DuplexRTVIFeed
 from pipecat_duplex.session import STEP_SECS
 from tests.pipeline import Conversation, converse, silence, speech
 

@@ -40,9 +40,9 @@ from pipecat_duplex import (
     MonologueTextFrame,
     SessionConfig,
 )
-from pipecat_duplex.history import STREAMS, History
 from pipecat_duplex.scripted import FINGERPRINT, WORD_STEPS, Script, ScriptedBackend
 from pipecat_duplex.session import STEP_SAMPLES, STEP_SECS
+from pipecat_duplex.session.history import STREAMS, History
 from tests.pipeline import Conversation, converse, is_sound, silence, speech
 from tests.stalls import by_the_clock
 

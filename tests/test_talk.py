@@ -38,7 +38,7 @@ def test_a_host_that_is_unknown():
 
 
 async def test_an_offer_that_makes_no_sense_takes_no_slot():
-    from pipecat_duplex.commands.talk_app import Offer, Reception
+    from pipecat_duplex.commands.talk.app import Offer, Reception
 
     backend = ScriptedBackend(slots=1)
     reception = Reception(backend, checkpoint="scripted")
@@ -50,7 +50,7 @@ async def test_an_offer_that_makes_no_sense_takes_no_slot():
 
 
 async def test_a_full_house_refuses_before_anything_is_set_up():
-    from pipecat_duplex.commands.talk_app import Offer, Reception
+    from pipecat_duplex.commands.talk.app import Offer, Reception
 
     backend = ScriptedBackend(slots=1)
     await backend.open(SessionConfig())
@@ -82,6 +82,6 @@ async def test_a_visitor_who_never_connects_leaves(monkeypatch: pytest.MonkeyPat
 
 
 def test_the_page_comes_with_the_package():
-    from pipecat_duplex.commands.talk_app import PAGE
+    from pipecat_duplex.commands.talk.app import PAGE
 
     assert {path.name for path in PAGE.iterdir()} >= {"index.html", "page.js", "style.css"}

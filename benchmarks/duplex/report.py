@@ -11,7 +11,7 @@ import numpy as np
 from benchmarks.duplex.dialogue import Dialogue
 from benchmarks.duplex.figures import YIELD_SECS, Figures, Outcome, Share, utterances
 from benchmarks.duplex.recogniser import Intelligibility
-from pipecat_duplex.commands.recording import Recording
+from pipecat_duplex.commands.converse.recording import Recording
 
 MAX_LATE_SHARE = 0.01
 MAX_LISTED = 40
@@ -251,7 +251,7 @@ def plot_dialogue(dialogue: Dialogue, outcomes: Sequence[Outcome], path: Path) -
         outcomes: Its moments.
         path: A PNG file.
     """
-    from pipecat_duplex.commands.plot import plot_conversation
+    from pipecat_duplex.commands.converse.plot import plot_conversation
 
     recording = Recording(dialogue.user_pcm)
     recording.agent_pcm = dialogue.agent_pcm

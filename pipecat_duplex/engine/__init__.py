@@ -5,8 +5,8 @@ Kyutai's ``moshi``, which needs the extra of that name. Each is imported when a 
 it; what they share knows neither.
 """
 
-from pipecat_duplex.engine.checkpoint import CheckpointSummary
 from pipecat_duplex.engine.engine import Engine
+from pipecat_duplex.engine.model import ModelSummary
 from pipecat_duplex.engine.stats import EngineStats
 
-__all__ = ["CheckpointSummary", "Engine", "EngineStats"]
+__all__ = ["Engine", "EngineStats", "ModelSummary"]

@@ -8,16 +8,11 @@ from typing import Literal
 
 from loguru import logger
 
-from pipecat_duplex.engine.checkpoint import (
-    CheckpointSummary,
-    find_folder,
-    has_graphs,
-    split_hub_name,
-)
+from pipecat_duplex.engine.checkpoint import find_folder, has_graphs, split_hub_name
 from pipecat_duplex.engine.loop import StepLoop
-from pipecat_duplex.engine.model import StepModel
+from pipecat_duplex.engine.model import Loaded, ModelSummary, StepModel
 from pipecat_duplex.engine.persona import find_voices, known_voice
-from pipecat_duplex.engine.session import EngineSession, Loaded
+from pipecat_duplex.engine.session import EngineSession
 from pipecat_duplex.engine.stats import WINDOW_STEPS, EngineStats
 from pipecat_duplex.session import AtCapacity, DuplexBackend, DuplexError, SessionConfig
 
@@ -126,7 +121,7 @@ class Engine(DuplexBackend):
         return cls(step_loop, loaded, slots, found)
 
     @property
-    def summary(self) -> CheckpointSummary:
+    def summary(self) -> ModelSummary:
         """What was loaded."""
         return self._summary
 

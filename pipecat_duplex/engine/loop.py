@@ -11,10 +11,11 @@ from pathlib import Path
 from loguru import logger
 
 from pipecat_duplex.conversation.pcm import level_db
-from pipecat_duplex.engine.model import ChooseWord, StepModel
+from pipecat_duplex.engine.model import ChooseWord, Loaded, StepModel
 from pipecat_duplex.engine.persona import Casting
 from pipecat_duplex.engine.prefix import Prefix
-from pipecat_duplex.engine.session import EngineSession, Frame, Loaded, Preparation
+from pipecat_duplex.engine.preparation import Preparation
+from pipecat_duplex.engine.session import EngineSession, Frame
 from pipecat_duplex.engine.stats import StepRecorder
 from pipecat_duplex.session import DuplexError, Step, StepTiming
 

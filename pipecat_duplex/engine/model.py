@@ -3,14 +3,13 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from pipecat_duplex.engine.checkpoint import CheckpointSummary
 from pipecat_duplex.engine.prefix import Prefix
 from pipecat_duplex.engine.vocabulary import Vocabulary
-from pipecat_duplex.session import STEP_SAMPLES, TEXT_PADDING, SessionConfig
+from pipecat_duplex.session import STEP_SAMPLES, TEXT_PADDING, Sampling, SessionConfig
 
 UNGENERATED = -2
 """Token of a step that the acoustic delay has not reached yet."""
@@ -20,6 +19,53 @@ MIN_TEMPERATURE = 1e-4
 
 ChooseWord = Callable[[int, int], int]
 """From a slot and the text token that was sampled in it to the token that the agent says."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSummary:
+    """What was loaded, for logs and for a person.
+
+    Parameters:
+        name: The name it was asked for by.
+        trained: False if the weights are random, so that the agent babbles.
+        lm_parameters: Parameters of the language model.
+        mimi_parameters: Parameters of the codec.
+        context_steps: Steps that the language model can look back on.
+        runtime: What runs it, ``onnx`` or ``torch``.
+        device: Where it runs, in torch's words.
+        dtype: Number format of the language model; the codec is always float32.
+        kv_bytes_per_slot: Attention memory of one conversation.
+        sampling: How it recommends to sample.
+        fingerprint: Tells checkpoints apart.
+        text_tokens: Tokens of the monologue.
+        audio_tokens: Entries of a codebook.
+    """
+
+    name: str
+    trained: bool
+    lm_parameters: int
+    mimi_parameters: int
+    context_steps: int
+    runtime: str
+    device: str
+    dtype: str
+    kv_bytes_per_slot: int
+    sampling: Sampling
+    fingerprint: str
+    text_tokens: int
+    audio_tokens: int
+
+
+class Loaded(NamedTuple):
+    """What is known of the model outside of its thread.
+
+    Parameters:
+        summary: What was loaded.
+        vocabulary: What its monologue is made of.
+    """
+
+    summary: ModelSummary
+    vocabulary: Vocabulary
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +113,7 @@ class StepModel(Protocol):
 
     warm_up_steps: int
     slots: int
-    summary: CheckpointSummary
+    summary: ModelSummary
     vocabulary: Vocabulary
 
     def running(self) -> AbstractContextManager[None]:

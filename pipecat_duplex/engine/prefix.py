@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pipecat_duplex.history import History
 from pipecat_duplex.session import STEP_SAMPLES
+from pipecat_duplex.session.history import History
 
 DECODER_STEPS = 125
 """Steps that the decoder reads again, so that its sound goes on where it was."""

@@ -6,16 +6,13 @@ import secrets
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-from pipecat_duplex.engine.checkpoint import CheckpointSummary
+from pipecat_duplex.engine.model import Loaded
+from pipecat_duplex.engine.preparation import Preparation
 from pipecat_duplex.engine.speech import MAX_WAITING, Speaker, Utterance
-from pipecat_duplex.engine.vocabulary import Vocabulary
-from pipecat_duplex.history import History, Memory
-from pipecat_duplex.inbox import MAX_PENDING_STEPS, StepInbox
 from pipecat_duplex.session import (
     STEP_SECS,
     CannotSay,
@@ -26,18 +23,8 @@ from pipecat_duplex.session import (
     Step,
     check_step_audio,
 )
-
-
-class Loaded(NamedTuple):
-    """What is known of the model outside of its thread.
-
-    Parameters:
-        summary: What was loaded.
-        vocabulary: What its monologue is made of.
-    """
-
-    summary: CheckpointSummary
-    vocabulary: Vocabulary
+from pipecat_duplex.session.history import History, Memory
+from pipecat_duplex.session.inbox import MAX_PENDING_STEPS, StepInbox
 
 
 class Frame(NamedTuple):
@@ -46,23 +33,6 @@ class Frame(NamedTuple):
     step_index: int
     pcm: np.ndarray
     sent_at_secs: float
-
-
-@dataclass
-class Preparation:
-    """What is to be done in a session's slot before its first step.
-
-    Parameters:
-        history: What was said elsewhere, if anything was.
-        done: Resolved on the session's asyncio loop.
-        error: Why it could not be done.
-        finished: Set by the engine's thread.
-    """
-
-    history: History | None
-    done: asyncio.Future[None]
-    error: Exception | None = None
-    finished: bool = False
 
 
 class EngineSession(DuplexSession):
@@ -164,7 +134,7 @@ class EngineSession(DuplexSession):
     def steps(self) -> AsyncIterator[Step]:
         """Iterate over the agent's steps, one for each ``send``, in order.
 
-        See :meth:`~pipecat_duplex.inbox.StepInbox.steps`.
+        See :meth:`~pipecat_duplex.session.inbox.StepInbox.steps`.
         """
         return self._inbox.steps()
 

@@ -16,8 +16,8 @@ from websockets.exceptions import (
     WebSocketException,
 )
 
-from pipecat_duplex import wire
-from pipecat_duplex.opus import has_opus
+from pipecat_duplex import protocol
+from pipecat_duplex.protocol.opus import has_opus
 from pipecat_duplex.remote.notes import ServerNotes
 from pipecat_duplex.remote.session import RemoteLimits, RemoteSession
 from pipecat_duplex.session import (
@@ -108,7 +108,7 @@ class RemoteBackend(DuplexBackend):
         self._prompts: dict[str, str] = {}
         if voice_prompt is not None or text_prompt is not None:
             self._prompts = {"voice_prompt": voice_prompt or "", "text_prompt": text_prompt or ""}
-        self._audio_format: wire.AudioFormat = "pcm" if audio_format == "auto" else "opus"
+        self._audio_format: protocol.AudioFormat = "pcm" if audio_format == "auto" else "opus"
         self._ssl_context = ssl_context
         self._connect_secs = connect_secs
         self._handshake_secs = handshake_secs
@@ -166,7 +166,7 @@ class RemoteBackend(DuplexBackend):
 
     def _session_url(self, config: SessionConfig) -> str:
         parts = urlsplit(self._url)
-        query = wire.build_query(config, self._audio_format, moves=self._moves) | self._prompts
+        query = protocol.build_query(config, self._audio_format, moves=self._moves) | self._prompts
         query |= dict(parse_qsl(parts.query, keep_blank_values=True))
         return urlunsplit(parts._replace(query=urlencode(query)))
 
@@ -228,13 +228,13 @@ class RemoteBackend(DuplexBackend):
         try:
             async with asyncio.timeout(ready_secs):
                 while True:
-                    message = wire.parse(await connection.recv())
+                    message = protocol.parse(await connection.recv())
                     # The Rust backend sends metadata before the handshake, others after it.
-                    if isinstance(message, wire.Metadata):
+                    if isinstance(message, protocol.Metadata):
                         metadata |= message.fields
-                    elif isinstance(message, wire.Error):
+                    elif isinstance(message, protocol.Error):
                         raise DuplexError(f"{self.host} refused the call: {message.reason}")
-                    elif isinstance(message, wire.Handshake):
+                    elif isinstance(message, protocol.Handshake):
                         return self._make_session(connection, message, metadata)
         except TimeoutError as e:
             raise AtCapacity(
@@ -243,15 +243,15 @@ class RemoteBackend(DuplexBackend):
             ) from e
         except ConnectionClosed as e:
             raise self._closed_early(e) from e
-        except wire.WireError as e:
+        except protocol.WireError as e:
             raise DuplexError(f"{self.host} does not speak Moshi's protocol: {e}") from e
 
     def _make_session(
-        self, connection: ClientConnection, handshake: wire.Handshake, metadata: dict
+        self, connection: ClientConnection, handshake: protocol.Handshake, metadata: dict
     ) -> RemoteSession:
         about = ServerNotes.read(metadata)
-        told = wire.Metadata(metadata)
-        audio_format: wire.AudioFormat = "opus"
+        told = protocol.Metadata(metadata)
+        audio_format: protocol.AudioFormat = "opus"
         if self._audio_format == "pcm" and about is not None and about.audio_format == "pcm":
             audio_format = "pcm"
         elif not has_opus():

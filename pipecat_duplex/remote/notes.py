@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipecat_duplex.history import MAX_STEPS, Memory
+from pipecat_duplex.session.history import MAX_STEPS, Memory
 
 
 @dataclass(frozen=True, slots=True)

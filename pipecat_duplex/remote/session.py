@@ -11,10 +11,8 @@ from loguru import logger
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
-from pipecat_duplex import wire
-from pipecat_duplex.history import History, Memory
-from pipecat_duplex.inbox import MAX_PENDING_STEPS, StepInbox
-from pipecat_duplex.opus import OpusDecoder, OpusEncoder
+from pipecat_duplex import protocol
+from pipecat_duplex.protocol.opus import OpusDecoder, OpusEncoder
 from pipecat_duplex.remote.notes import ServerNotes
 from pipecat_duplex.remote.pairing import Pairing
 from pipecat_duplex.remote.speech import RemoteSpeech
@@ -31,6 +29,8 @@ from pipecat_duplex.session import (
     StepTiming,
     check_step_audio,
 )
+from pipecat_duplex.session.history import History, Memory
+from pipecat_duplex.session.inbox import MAX_PENDING_STEPS, StepInbox
 
 UNKNOWN_TOKEN = -1
 """Text token of a step with a word whose server sends text only."""
@@ -68,7 +68,7 @@ class RemoteSession(DuplexSession):
         connection: ClientConnection,
         *,
         host: str,
-        audio_format: wire.AudioFormat,
+        audio_format: protocol.AudioFormat,
         lead_steps: int,
         strips_first_space: bool,
         limits: RemoteLimits,
@@ -89,7 +89,7 @@ class RemoteSession(DuplexSession):
         """
         self._connection = connection
         self._host = host
-        self._audio_format: wire.AudioFormat = audio_format
+        self._audio_format: protocol.AudioFormat = audio_format
         self._limits = limits
         self._id = f"remote-{(about and about.session) or secrets.token_hex(4)}"
         self._pairing = Pairing(0 if audio_format == "pcm" else lead_steps)
@@ -136,7 +136,7 @@ class RemoteSession(DuplexSession):
         return max(0.0, min(left_secs)) if left_secs else None
 
     @property
-    def audio_format(self) -> wire.AudioFormat:
+    def audio_format(self) -> protocol.AudioFormat:
         """How audio travels."""
         return self._audio_format
 
@@ -168,9 +168,9 @@ class RemoteSession(DuplexSession):
             self._end(f"{MAX_PENDING_STEPS} steps were sent whose answers nobody has taken")
         self._inbox.check_open()
         if self._encoder is None:
-            self._out.put_nowait(wire.encode_pcm(pcm))
+            self._out.put_nowait(protocol.encode_pcm(pcm))
         else:
-            self._out.put_nowait(wire.encode_audio(self._encoder.encode(pcm)))
+            self._out.put_nowait(protocol.encode_audio(self._encoder.encode(pcm)))
         now_secs = time.monotonic()
         index, silent = self._pairing.send(now_secs)
         self._sent += 1
@@ -181,7 +181,7 @@ class RemoteSession(DuplexSession):
     def steps(self) -> AsyncIterator[Step]:
         """Iterate over the agent's steps, one for each ``send``, in order.
 
-        See :meth:`~pipecat_duplex.inbox.StepInbox.steps`.
+        See :meth:`~pipecat_duplex.session.inbox.StepInbox.steps`.
         """
         return self._inbox.steps()
 
@@ -189,28 +189,28 @@ class RemoteSession(DuplexSession):
         """Let the agent speak these words; see :class:`~pipecat_duplex.session.DuplexSession`."""
         await self._check_can_say()
         request, answer = self._speech.ask()
-        self._out.put_nowait(wire.encode_say(wire.Say(request, text, cut_in)))
+        self._out.put_nowait(protocol.encode_say(protocol.Say(request, text, cut_in)))
         return await answer
 
     async def hush(self) -> None:
         """Drop what :meth:`say` has not spoken yet."""
         await self._check_can_say()
-        self._out.put_nowait(wire.encode_say(wire.Say(0, None)))
+        self._out.put_nowait(protocol.encode_say(protocol.Say(0, None)))
 
     async def restore(self, history: History) -> None:
         """Go on with a conversation; see :class:`~pipecat_duplex.session.DuplexSession`."""
         self._inbox.check_open()
-        if wire.RESTORE not in self._about.features:
+        if protocol.RESTORE not in self._about.features:
             raise DuplexError(f"{self._host} cannot go on with a conversation held elsewhere")
         answer = self._speech.ask_to_restore()
-        for message in wire.encode_history(history.to_bytes()):
+        for message in protocol.encode_history(history.to_bytes()):
             self._out.put_nowait(message)
         await answer
 
     async def _check_can_say(self) -> None:
         self._inbox.check_open()
         await self._introduced()
-        if wire.SAY not in self._about.features:
+        if protocol.SAY not in self._about.features:
             raise CannotSay(
                 f"{self._host} cannot let its agent say given words: only pipecat-duplex's server "
                 "knows how"
@@ -244,7 +244,7 @@ class RemoteSession(DuplexSession):
             if work != self._read:
                 return  # What came before the end is read first.
             reason = self._describe_close(e)
-        except (wire.WireError, InvalidAudio) as e:
+        except (protocol.WireError, InvalidAudio) as e:
             reason = f"{self._host} sent something wrong: {e}"
         except Exception as e:
             logger.opt(exception=e).error(f"Session {self._id} failed")
@@ -257,25 +257,25 @@ class RemoteSession(DuplexSession):
 
     async def _read(self) -> str:
         while True:
-            message = wire.parse(await self._connection.recv())
+            message = protocol.parse(await self._connection.recv())
             self._alive_secs = time.monotonic()
-            if isinstance(message, wire.Audio):
+            if isinstance(message, protocol.Audio):
                 self._take_audio(message.data)
-            elif isinstance(message, wire.AgentStep):
+            elif isinstance(message, protocol.AgentStep):
                 self._take_step(message.step)
-            elif isinstance(message, wire.SpeechNote):
+            elif isinstance(message, protocol.SpeechNote):
                 self._speech.note(message)
-            elif isinstance(message, wire.SayAnswer):
+            elif isinstance(message, protocol.SayAnswer):
                 self._speech.take_answer(message)
-            elif isinstance(message, wire.Tokens):
+            elif isinstance(message, protocol.Tokens):
                 self._speech.note_tokens(message)
-            elif isinstance(message, wire.HistoryPiece):
+            elif isinstance(message, protocol.HistoryPiece):
                 self._speech.take_restored(message)
-            elif isinstance(message, wire.Metadata):
+            elif isinstance(message, protocol.Metadata):
                 self._take_metadata(message)
-            elif isinstance(message, wire.Text):
+            elif isinstance(message, protocol.Text):
                 self._pieces.put(message.text)
-            elif isinstance(message, wire.Error):
+            elif isinstance(message, protocol.Error):
                 return f"{self._host} reports: {message.reason}"
 
     async def _watch(self) -> str:
@@ -302,7 +302,7 @@ class RemoteSession(DuplexSession):
     # from the server
     #
 
-    def _take_metadata(self, message: wire.Metadata) -> None:
+    def _take_metadata(self, message: protocol.Metadata) -> None:
         about = ServerNotes.read(message.fields)
         if about is not None and not self._introduction.is_set():
             self._about = about
@@ -316,7 +316,7 @@ class RemoteSession(DuplexSession):
     def _take_step(self, step: Step) -> None:
         mine = self._pairing.answer_oldest()
         if self._audio_format != "pcm" or mine is None or mine[0] != step.index:
-            raise wire.WireError(f"a step {step.index} that answers no frame")
+            raise protocol.WireError(f"a step {step.index} that answers no frame")
         self._answered_secs = time.monotonic()
         under_way_secs = self._answered_secs - mine[1]
         compute_secs = step.timing.compute_secs
@@ -325,7 +325,7 @@ class RemoteSession(DuplexSession):
 
     def _take_audio(self, data: bytes) -> None:
         if self._decoder is None:
-            raise wire.WireError("audio in Opus, where raw audio was agreed on")
+            raise protocol.WireError("audio in Opus, where raw audio was agreed on")
         pending = np.concatenate([self._pending, self._decoder.decode(data)])
         for start in range(0, len(pending) - STEP_SAMPLES + 1, STEP_SAMPLES):
             self._take_block(pending[start : start + STEP_SAMPLES].copy())

@@ -5,7 +5,7 @@ import itertools
 from collections import deque
 from dataclasses import replace
 
-from pipecat_duplex import wire
+from pipecat_duplex import protocol
 from pipecat_duplex.session import CannotSay, InvalidHistory, SessionEnded, Step
 
 
@@ -21,8 +21,8 @@ class RemoteSpeech:
         self._session_id = session_id
         self._numbers = itertools.count(1)
         self._requests: dict[int, asyncio.Future[int]] = {}
-        self._notes: deque[wire.SpeechNote] = deque()
-        self._tokens: deque[wire.Tokens] = deque()
+        self._notes: deque[protocol.SpeechNote] = deque()
+        self._tokens: deque[protocol.Tokens] = deque()
         self._restored: asyncio.Future[None] | None = None
 
     def ask(self) -> tuple[int, asyncio.Future[int]]:
@@ -37,7 +37,7 @@ class RemoteSpeech:
         self._requests[number] = answer
         return number, answer
 
-    def take_answer(self, answer: wire.SayAnswer) -> None:
+    def take_answer(self, answer: protocol.SayAnswer) -> None:
         """Take the server's answer to a request; one that nobody asked for is ignored."""
         waiting = self._requests.pop(answer.request, None)
         if waiting is None or waiting.done():
@@ -47,7 +47,7 @@ class RemoteSpeech:
         else:
             waiting.set_result(answer.utterance_id)
 
-    def note(self, note: wire.SpeechNote) -> None:
+    def note(self, note: protocol.SpeechNote) -> None:
         """Take a note on a step that is about to come."""
         self._notes.append(note)
 
@@ -63,7 +63,7 @@ class RemoteSpeech:
                 step = replace(step, tokens=tokens.tokens)
         return step
 
-    def note_tokens(self, tokens: wire.Tokens) -> None:
+    def note_tokens(self, tokens: protocol.Tokens) -> None:
         """Take the tokens of a step that is about to come."""
         self._tokens.append(tokens)
 
@@ -72,7 +72,7 @@ class RemoteSpeech:
         self._restored = asyncio.get_running_loop().create_future()
         return self._restored
 
-    def take_restored(self, answer: wire.HistoryPiece) -> None:
+    def take_restored(self, answer: protocol.HistoryPiece) -> None:
         """Take the server's answer to a history."""
         if self._restored is None or self._restored.done():
             return

@@ -10,9 +10,9 @@ import numpy as np
 from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
 from loguru import logger
 
-from pipecat_duplex import wire
-from pipecat_duplex.history import History
-from pipecat_duplex.opus import OpusDecoder, OpusEncoder
+from pipecat_duplex import protocol
+from pipecat_duplex.protocol.opus import OpusDecoder, OpusEncoder
+from pipecat_duplex.server.call_log import CallDelays, CallRecord
 from pipecat_duplex.server.limit import RateLimit
 from pipecat_duplex.server.metrics import Metrics
 from pipecat_duplex.server.settings import ServerSettings
@@ -27,6 +27,7 @@ from pipecat_duplex.session import (
     SessionEnded,
     Step,
 )
+from pipecat_duplex.session.history import History
 from pipecat_duplex.version import __version__
 
 # A caller who stops reading is noticed when the buffers on the way are full: keep ours short.
@@ -67,62 +68,6 @@ CLIENT_LOST = Ending("lost", WSCloseCode.ABNORMAL_CLOSURE, "the connection was l
 DEAF = Ending("deaf", WSCloseCode.POLICY_VIOLATION, "the caller does not read what it is sent")
 
 
-@dataclass
-class CallRecord:
-    """What is known of a call, for the log.
-
-    Parameters:
-        session: Name of the session.
-        peer: Address of the caller.
-        audio_format: How audio travelled.
-        secs: How long the call took.
-        steps: Steps that were answered.
-        late_steps: Those among them that took longer than a step.
-        mean_delay_ms: From frame to answer, on average.
-        max_delay_ms: From frame to answer, at worst.
-        ending: One word.
-        reason: In words.
-    """
-
-    session: str
-    peer: str
-    audio_format: str
-    secs: float = 0.0
-    steps: int = 0
-    late_steps: int = 0
-    mean_delay_ms: float = 0.0
-    max_delay_ms: float = 0.0
-    ending: str = ""
-    reason: str = ""
-
-
-@dataclass
-class CallDelays:
-    """Delays of the steps of one call.
-
-    Parameters:
-        steps: How many steps.
-        late_steps: How many took longer than a step.
-        total_secs: Sum.
-        max_secs: Longest.
-        last_secs: Last.
-    """
-
-    steps: int = 0
-    late_steps: int = 0
-    total_secs: float = 0.0
-    max_secs: float = 0.0
-    last_secs: float = 0.0
-
-    def add(self, secs: float) -> None:
-        """Count a step."""
-        self.steps += 1
-        self.late_steps += secs > STEP_SECS
-        self.total_secs += secs
-        self.max_secs = max(self.max_secs, secs)
-        self.last_secs = secs
-
-
 class Call:
     """Carries audio from a socket to a session and back, until one of them ends."""
 
@@ -131,7 +76,7 @@ class Call:
         socket: web.WebSocketResponse,
         request: web.Request,
         session: DuplexSession,
-        asked: wire.SessionRequest,
+        asked: protocol.SessionRequest,
         settings: ServerSettings,
         metrics: Metrics,
     ):
@@ -164,7 +109,7 @@ class Call:
         self._encoder = OpusEncoder() if self._uses_opus else None
         self._pending = np.zeros(0, np.float32)
         self._delays = CallDelays()
-        self._requests: asyncio.Queue[wire.Say | bytes] = asyncio.Queue()
+        self._requests: asyncio.Queue[protocol.Say | bytes] = asyncio.Queue()
         self._history = bytearray()
         self._greeted = False
         self._ends_at_secs: float | None = None
@@ -189,7 +134,7 @@ class Call:
         if not self._greeted:
             return  # The greeting says so.
         try:
-            await self._send_message(wire.encode_metadata(self._metadata()))
+            await self._send_message(protocol.encode_metadata(self._metadata()))
         except (TimeoutError, ConnectionError):
             pass  # The call finds out by itself.
 
@@ -252,16 +197,16 @@ class Call:
         if too_fast:
             return too_fast
         try:
-            message = wire.parse(data)
-            if isinstance(message, wire.Audio):
+            message = protocol.parse(data)
+            if isinstance(message, protocol.Audio):
                 self._take_opus(message.data)
-            elif isinstance(message, wire.Pcm):
+            elif isinstance(message, protocol.Pcm):
                 self._take_pcm(message.pcm)
-            elif isinstance(message, wire.Say):
+            elif isinstance(message, protocol.Say):
                 self._requests.put_nowait(message)
-            elif isinstance(message, wire.HistoryPiece):
+            elif isinstance(message, protocol.HistoryPiece):
                 self._take_history(message.data)
-        except (wire.WireError, InvalidAudio) as e:
+        except (protocol.WireError, InvalidAudio) as e:
             return Ending("protocol", WSCloseCode.INVALID_TEXT, str(e))
         except SessionEnded:
             return None  # The steps that are still on their way come first, then the reason.
@@ -275,7 +220,7 @@ class Call:
 
     def _take_opus(self, data: bytes) -> None:
         if self._decoder is None:
-            raise wire.WireError("audio in Opus, where raw audio was agreed on")
+            raise protocol.WireError("audio in Opus, where raw audio was agreed on")
         # Minutes of Opus silence fit into a small message: what is too much is not decoded.
         room = max(0, int(self._audio.room(time.monotonic()))) + SAMPLE_RATE_HZ
         pcm = self._decoder.decode(data, max_samples=room)
@@ -289,7 +234,7 @@ class Call:
 
     def _take_pcm(self, pcm: np.ndarray) -> None:
         if self._uses_opus:
-            raise wire.WireError("raw audio, which was not agreed on: ask for format=pcm")
+            raise protocol.WireError("raw audio, which was not agreed on: ask for format=pcm")
         self._count_audio(len(pcm))
         self._session.send(pcm)
 
@@ -297,7 +242,7 @@ class Call:
         if piece:
             self._history += piece
             if len(self._history) > MAX_HISTORY_BYTES:
-                raise wire.WireError(f"a history of more than {MAX_HISTORY_BYTES} bytes")
+                raise protocol.WireError(f"a history of more than {MAX_HISTORY_BYTES} bytes")
         else:
             self._requests.put_nowait(bytes(self._history))
             self._history.clear()
@@ -322,15 +267,15 @@ class Call:
             except ConnectionError:
                 return CLIENT_LOST
 
-    async def _say(self, say: wire.Say) -> bytes | None:
+    async def _say(self, say: protocol.Say) -> bytes | None:
         if say.text is None:
             await self._session.hush()
             return None
         try:
             utterance_id = await self._session.say(say.text, cut_in=say.cut_in)
         except CannotSay as e:
-            return wire.encode_say_answer(wire.SayAnswer(say.request, error=str(e)))
-        return wire.encode_say_answer(wire.SayAnswer(say.request, utterance_id))
+            return protocol.encode_say_answer(protocol.SayAnswer(say.request, error=str(e)))
+        return protocol.encode_say_answer(protocol.SayAnswer(say.request, utterance_id))
 
     async def _restore(self, data: bytes) -> bytes:
         try:
@@ -339,8 +284,8 @@ class Call:
         except SessionEnded:
             raise
         except DuplexError as e:
-            return wire.encode_history_answer(str(e))
-        return wire.encode_history_answer()
+            return protocol.encode_history_answer(str(e))
+        return protocol.encode_history_answer()
 
     def _count_audio(self, samples: int) -> None:
         self._audio_at_secs = time.monotonic()
@@ -388,8 +333,8 @@ class Call:
         return Ending("error", WSCloseCode.INTERNAL_ERROR, error.reason)
 
     async def _greet(self) -> None:
-        metadata = wire.encode_metadata(self._metadata())
-        greeting = [wire.encode_handshake(), metadata]
+        metadata = protocol.encode_metadata(self._metadata())
+        greeting = [protocol.encode_handshake(), metadata]
         # Simple clients take the first message for the handshake. Those who want raw audio must
         # know before the handshake whether they have it.
         for message in greeting if self._uses_opus else reversed(greeting):
@@ -399,19 +344,19 @@ class Call:
     async def _send_step(self, step: Step) -> None:
         delay_secs = self._metrics.add_step(step.timing)
         self._delays.add(delay_secs)
-        tokens = wire.encode_tokens(step) if self._asked.tokens else None
-        for note in (wire.encode_speech_note(step), tokens):
+        tokens = protocol.encode_tokens(step) if self._asked.tokens else None
+        for note in (protocol.encode_speech_note(step), tokens):
             if note is not None:
                 await self._send_message(note)
         if self._encoder is None:
-            await self._send_message(wire.encode_step(step))
+            await self._send_message(protocol.encode_step(step))
             return
         # A word comes before its sound, so that nobody has to wait to see whether one follows.
         if step.text_piece is not None:
-            await self._send_message(wire.encode_text(step.text_piece.replace("▁", " ")))
+            await self._send_message(protocol.encode_text(step.text_piece.replace("▁", " ")))
         # The first step has no sound yet, and moshi.server sends none for it either.
         if step.index > 0:
-            await self._send_message(wire.encode_audio(self._encoder.encode(step.pcm)))
+            await self._send_message(protocol.encode_audio(self._encoder.encode(step.pcm)))
 
     async def _send_message(self, message: bytes) -> None:
         async with asyncio.timeout(self._settings.send_secs):
@@ -442,7 +387,7 @@ class Call:
             "format": self._asked.audio_format,
             "max_secs": config.max_secs,
             "ignored": self._asked.ignored,
-            "features": [wire.SAY] if memory is None else [wire.SAY, wire.RESTORE],
+            "features": [protocol.SAY] if memory is None else [protocol.SAY, protocol.RESTORE],
             "memory": asdict(memory) if memory is not None and self._asked.tokens else None,
         }
         if self._ends_at_secs is not None:
@@ -483,7 +428,7 @@ class Call:
             async with asyncio.timeout(secs):
                 if ending.code not in (WSCloseCode.OK, WSCloseCode.ABNORMAL_CLOSURE):
                     if not self._socket.closed and ending is not DEAF:
-                        await self._socket.send_bytes(wire.encode_error(ending.reason))
+                        await self._socket.send_bytes(protocol.encode_error(ending.reason))
                 if ending is not DEAF:
                     await self._socket.close(code=ending.code, message=_close_text(ending.reason))
         except (TimeoutError, ConnectionError, RuntimeError):
@@ -520,16 +465,6 @@ class Call:
 
 class _TooFast(Exception):
     """Audio comes faster than it may."""
-
-
-def log_call(record: CallRecord) -> None:
-    """Write the one line that a call leaves in the log: in words, and as data in ``line``."""
-    fields = {"event": "session", **asdict(record)}
-    logger.bind(line=fields).info(
-        "session {session} of {peer}: {ending} ({reason}) after {secs} s, {steps} steps in "
-        "{audio_format}, {late_steps} late, delay {mean_delay_ms} ms, at most {max_delay_ms} ms",
-        **fields,
-    )
 
 
 def _first_ending(pumps: Sequence[asyncio.Future[Ending]]) -> Ending:

@@ -8,10 +8,11 @@ from dataclasses import replace
 from aiohttp import WSCloseCode, web
 from loguru import logger
 
-from pipecat_duplex import wire
-from pipecat_duplex.opus import has_opus
+from pipecat_duplex import protocol
+from pipecat_duplex.protocol.opus import has_opus
 from pipecat_duplex.server.access import has_key, is_allowed_origin
-from pipecat_duplex.server.call import Call, Ending, log_call
+from pipecat_duplex.server.call import Call, Ending
+from pipecat_duplex.server.call_log import log_call
 from pipecat_duplex.server.metrics import CONTENT_TYPE, Metrics
 from pipecat_duplex.server.settings import ServerSettings
 from pipecat_duplex.session import (
@@ -204,14 +205,14 @@ class DuplexServer:
                 self._nobody.set()
 
     async def _serve(
-        self, request: web.Request, session: DuplexSession, asked: wire.SessionRequest
+        self, request: web.Request, session: DuplexSession, asked: protocol.SessionRequest
     ) -> web.StreamResponse:
         settings = self._settings
         socket = web.WebSocketResponse(
             timeout=settings.close_secs,
             autoping=False,
             compress=False,
-            max_msg_size=wire.MAX_MESSAGE_BYTES,
+            max_msg_size=protocol.MAX_MESSAGE_BYTES,
             writer_limit=16 * 1024,
         )
         await socket.prepare(request)
@@ -232,7 +233,7 @@ class DuplexServer:
     # admission
     #
 
-    def _check(self, request: web.Request) -> wire.SessionRequest:
+    def _check(self, request: web.Request) -> protocol.SessionRequest:
         """Decide what can be decided without a slot, the cheapest first."""
         settings = self._settings
         if self._draining:
@@ -246,8 +247,8 @@ class DuplexServer:
             reason = "an API key is needed, and a valid one was not shown"
             raise Refusal("key", 401, reason, {"WWW-Authenticate": "Bearer"})
         try:
-            asked = wire.parse_query(request.query)
-        except wire.WireError as e:
+            asked = protocol.parse_query(request.query)
+        except protocol.WireError as e:
             raise Refusal("parameters", 400, str(e)) from e
         if asked.audio_format == "opus" and not has_opus():
             raise Refusal("parameters", 400, "this server has no Opus: ask for format=pcm")
@@ -262,7 +263,7 @@ class DuplexServer:
             asked = replace(asked, config=config)
         return asked
 
-    async def _open(self, asked: wire.SessionRequest) -> DuplexSession:
+    async def _open(self, asked: protocol.SessionRequest) -> DuplexSession:
         """Take a slot before the upgrade, so that a full server can still say so in HTTP."""
         try:
             return await self._backend.open(asked.config)

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 
 from pipecat_duplex import DuplexError
-from pipecat_duplex.commands.bench import (
+from pipecat_duplex.commands.bench.bench import (
     MOST_CALLERS,
     BenchOptions,
     BenchReport,
     find_held,
     run_bench,
 )
-from pipecat_duplex.commands.callers import CallLog, murmur, run_callers
-from pipecat_duplex.commands.load import Load, LoadOptions
+from pipecat_duplex.commands.bench.callers import CallLog, murmur, run_callers
+from pipecat_duplex.commands.bench.load import Load, LoadOptions
 from pipecat_duplex.scripted import Script, ScriptedBackend
 from pipecat_duplex.session import SAMPLE_RATE_HZ
 from tests.server.callers import chat_url, serving
@@ -67,8 +67,8 @@ async def test_refusals_and_failures_are_told():
 
 
 async def test_callers_come_and_go(monkeypatch):
-    monkeypatch.setattr("pipecat_duplex.commands.callers.STAY_SECS", (0.3, 0.6))
-    monkeypatch.setattr("pipecat_duplex.commands.callers.AWAY_SECS", (0, 0.1))
+    monkeypatch.setattr("pipecat_duplex.commands.bench.callers.STAY_SECS", (0.3, 0.6))
+    monkeypatch.setattr("pipecat_duplex.commands.bench.callers.AWAY_SECS", (0, 0.1))
     log = await talk(Script(step_secs=0.005), 2, come_and_go=True)
     assert log.calls > 4 and not log.errors
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from pipecat_duplex.commands.converse import ConverseOptions, converse, run_converse
+from pipecat_duplex.commands.converse.converse import ConverseOptions, converse, run_converse
 from pipecat_duplex.conversation.pcm import float_to_pcm16
 from pipecat_duplex.scripted import Script, ScriptedBackend
 from pipecat_duplex.session import (

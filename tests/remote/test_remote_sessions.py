@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from aiohttp import WSMsgType, web
 
-from pipecat_duplex import wire
+from pipecat_duplex import protocol
 from pipecat_duplex.remote import RemoteBackend
 from pipecat_duplex.remote.session import RemoteLimits
 from pipecat_duplex.scripted import Script, ScriptedBackend
@@ -290,7 +290,7 @@ class BadServer:
         return socket
 
 
-PCM_READY = (wire.encode_metadata({"pipecat_duplex": {"format": "pcm"}}), b"\x00")
+PCM_READY = (protocol.encode_metadata({"pipecat_duplex": {"format": "pcm"}}), b"\x00")
 
 
 @pytest.mark.parametrize(
@@ -311,7 +311,7 @@ async def test_a_handshake_that_goes_wrong(messages, reason):
     ("messages", "reason"),
     [
         ((b"\x11half a step",), "something wrong.*a step has"),
-        ((wire.encode_audio(b"OggS"),), "something wrong.*raw audio"),
+        ((protocol.encode_audio(b"OggS"),), "something wrong.*raw audio"),
         (("hello",), "something wrong"),
         ((b"\x05out of memory",), "reports: out of memory"),
         ((bytes(2 << 20),), "1009|too big|lost"),
@@ -338,7 +338,7 @@ async def test_a_step_out_of_turn():
         session.send(SILENCE)
         (step,) = await take(session, 1)
         await session.close()
-    async with BadServer(*PCM_READY, wire.encode_step(step)) as server:
+    async with BadServer(*PCM_READY, protocol.encode_step(step)) as server:
         session = await RemoteBackend(server.url).open(CONFIG)
         with pytest.raises(SessionEnded, match="answers no frame"):
             await take(session, 1)

@@ -7,8 +7,6 @@ import time
 import numpy as np
 import pytest
 
-from pipecat_duplex.continued import ContinuedSession
-from pipecat_duplex.history import History
 from pipecat_duplex.remote import RemoteBackend, RemoteFleet
 from pipecat_duplex.session import (
     STEP_SAMPLES,
@@ -20,6 +18,8 @@ from pipecat_duplex.session import (
     SessionEnded,
     Step,
 )
+from pipecat_duplex.session.continued import ContinuedSession
+from pipecat_duplex.session.history import History
 from tests.server.callers import chat_url, serving, take
 from tests.server.processes import scripted_server
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipecat_duplex import wire
+from pipecat_duplex import protocol
 from pipecat_duplex.session import STEP_SAMPLES, STEP_SECS, SessionConfig, Step, StepTiming
 
 PCM = np.linspace(-1, 1, STEP_SAMPLES, dtype=np.float32)
@@ -17,8 +17,8 @@ PCM = np.linspace(-1, 1, STEP_SAMPLES, dtype=np.float32)
 @given(st.binary(max_size=300) | st.text() | st.none() | st.integers())
 def test_nothing_but_wire_errors_comes_out(message):
     try:
-        wire.parse(message)
-    except wire.WireError as e:
+        protocol.parse(message)
+    except protocol.WireError as e:
         assert str(e)
 
 
@@ -26,23 +26,23 @@ def test_nothing_but_wire_errors_comes_out(message):
 def test_whatever_follows_a_kind(kind, payload, length):
     message = bytes([kind]) + (payload * (length // (len(payload) or 1) + 1))[:length]
     try:
-        parsed = wire.parse(message)
-    except wire.WireError:
+        parsed = protocol.parse(message)
+    except protocol.WireError:
         return
-    if kind not in set(wire.Kind):
+    if kind not in set(protocol.Kind):
         assert parsed is None
-    if isinstance(parsed, wire.Pcm):
+    if isinstance(parsed, protocol.Pcm):
         assert parsed.pcm.shape == (STEP_SAMPLES,) and np.abs(parsed.pcm).max() <= 1
-    if isinstance(parsed, wire.AgentStep):
+    if isinstance(parsed, protocol.AgentStep):
         assert np.isfinite(parsed.step.pcm).all()
 
 
 @given(st.recursive(st.none() | st.integers() | st.text(), st.lists, max_leaves=20))
 def test_metadata_is_a_json_object_or_an_error(value):
     message = b"\x04" + json.dumps(value).encode()
-    with pytest.raises(wire.WireError):
-        wire.parse(message)
-    assert wire.parse(wire.encode_metadata({"x": value})) == wire.Metadata({"x": value})
+    with pytest.raises(protocol.WireError):
+        protocol.parse(message)
+    assert protocol.parse(protocol.encode_metadata({"x": value})) == protocol.Metadata({"x": value})
 
 
 @pytest.mark.parametrize(
@@ -55,31 +55,31 @@ def test_metadata_is_a_json_object_or_an_error(value):
         b"\x10" + bytes(7681),
         b"\x11" + bytes(7000),
         b"\x10" + struct.pack("<f", float("inf")) * STEP_SAMPLES,
-        bytes(wire.MAX_MESSAGE_BYTES + 1),
+        bytes(protocol.MAX_MESSAGE_BYTES + 1),
         "\x00",
     ],
 )
 def test_what_is_refused(message):
-    with pytest.raises(wire.WireError):
-        wire.parse(message)
+    with pytest.raises(protocol.WireError):
+        protocol.parse(message)
 
 
 @pytest.mark.parametrize("message", [b"", b"\x07\x01red", b"\x63", b"\xff" * 100, b"\x03"])
 def test_what_is_ignored(message):
-    assert wire.parse(message) is None
+    assert protocol.parse(message) is None
 
 
 def test_messages_there_and_back():
-    assert wire.encode_handshake() == b"\x00"
-    assert wire.parse(b"\x00") == wire.Handshake()
-    assert wire.parse(bytes(9)) == wire.Handshake((0, 0))
-    assert wire.parse(wire.encode_audio(b"OggS")) == wire.Audio(b"OggS")
-    assert wire.parse(wire.encode_text(" hé")) == wire.Text(" hé")
-    assert wire.parse(b"\x03\x02") == wire.Control(2)
-    assert wire.parse(wire.encode_error("bad")) == wire.Error("bad")
-    assert wire.parse(wire.encode_ping()) == wire.Ping()
-    pcm = wire.parse(wire.encode_pcm(PCM))
-    assert isinstance(pcm, wire.Pcm) and np.array_equal(pcm.pcm, PCM)
+    assert protocol.encode_handshake() == b"\x00"
+    assert protocol.parse(b"\x00") == protocol.Handshake()
+    assert protocol.parse(bytes(9)) == protocol.Handshake((0, 0))
+    assert protocol.parse(protocol.encode_audio(b"OggS")) == protocol.Audio(b"OggS")
+    assert protocol.parse(protocol.encode_text(" hé")) == protocol.Text(" hé")
+    assert protocol.parse(b"\x03\x02") == protocol.Control(2)
+    assert protocol.parse(protocol.encode_error("bad")) == protocol.Error("bad")
+    assert protocol.parse(protocol.encode_ping()) == protocol.Ping()
+    pcm = protocol.parse(protocol.encode_pcm(PCM))
+    assert isinstance(pcm, protocol.Pcm) and np.array_equal(pcm.pcm, PCM)
 
 
 @given(
@@ -87,8 +87,8 @@ def test_messages_there_and_back():
 )
 def test_steps_there_and_back(index, token, piece):
     step = Step(index, PCM, token, piece or None, StepTiming(0.25, 0.5))
-    parsed = wire.parse(wire.encode_step(step))
-    assert isinstance(parsed, wire.AgentStep)
+    parsed = protocol.parse(protocol.encode_step(step))
+    assert isinstance(parsed, protocol.AgentStep)
     back = parsed.step
     assert (back.index, back.text_token, back.text_piece) == (index, token, piece or None)
     assert np.array_equal(back.pcm, PCM) and back.timing == step.timing
@@ -106,9 +106,9 @@ def test_steps_there_and_back(index, token, piece):
     )
 )
 def test_settings_there_and_back(config):
-    query = wire.build_query(config, "pcm")
+    query = protocol.build_query(config, "pcm")
     assert "seed" not in query
-    asked = wire.parse_query(query)
+    asked = protocol.parse_query(query)
     assert asked.audio_format == "pcm" and asked.ignored == []
     assert asked.config.model_copy(update={"max_secs": None}) == config.model_copy(
         update={"max_secs": None}
@@ -124,14 +124,14 @@ def test_settings_there_and_back(config):
 )
 def test_any_query_is_a_request_or_an_error(query):
     try:
-        wire.parse_query(query)
-    except wire.WireError as e:
+        protocol.parse_query(query)
+    except protocol.WireError as e:
         assert str(e)
 
 
 def test_the_page_of_kyutai_sends_two_seeds():
     def seed(**query):
-        return wire.parse_query({name: str(value) for name, value in query.items()}).config.seed
+        return protocol.parse_query({name: str(value) for name, value in query.items()}).config.seed
 
     assert seed() is None
     assert seed(text_seed=5) == seed(audio_seed=5) == seed(text_seed=5, audio_seed=5) == 5
@@ -142,6 +142,6 @@ def test_the_page_of_kyutai_sends_two_seeds():
 
 @pytest.mark.parametrize("value", [None, True, "3", -1, float("nan"), 1e300, [3], {}])
 def test_nonsense_about_the_end_is_no_limit(value):
-    metadata = wire.Metadata({"pipecat_duplex": {"max_secs": value, "secs_left": value}})
+    metadata = protocol.Metadata({"pipecat_duplex": {"max_secs": value, "secs_left": value}})
     assert metadata.max_secs is None and metadata.secs_left is None
-    assert wire.Metadata({"pipecat_duplex": value}).secs_left is None
+    assert protocol.Metadata({"pipecat_duplex": value}).secs_left is None

@@ -12,7 +12,7 @@ import aiohttp
 import numpy as np
 import pytest
 
-from pipecat_duplex import wire
+from pipecat_duplex import protocol
 from pipecat_duplex.remote import RemoteBackend
 from pipecat_duplex.remote.session import RemoteSession
 from pipecat_duplex.scripted import Script, ScriptedBackend
@@ -94,7 +94,7 @@ def faulty(slots: int = 2, script: Script = STEADY, **settings):
 async def end_of(socket) -> tuple[int | None, str]:
     """The close code, and the reason that came as a message."""
     messages = await read_to_end(socket)
-    reasons = [message.reason for message in messages if isinstance(message, wire.Error)]
+    reasons = [message.reason for message in messages if isinstance(message, protocol.Error)]
     return socket.close_code, reasons[-1] if reasons else ""
 
 
@@ -102,10 +102,10 @@ async def end_of(socket) -> tuple[int | None, str]:
     ("message", "code", "reason"),
     [
         (os.urandom(1 << 20), 1009, ""),
-        (wire.encode_pcm(SILENCE)[:-100], 1007, "bytes"),
-        (wire.encode_pcm(np.full_like(SILENCE, np.nan)), 1007, "NaN"),
-        (wire.encode_audio(b"OggS"), 1007, "raw audio"),
-        (wire.encode_metadata({})[:-1], 1007, "JSON"),
+        (protocol.encode_pcm(SILENCE)[:-100], 1007, "bytes"),
+        (protocol.encode_pcm(np.full_like(SILENCE, np.nan)), 1007, "NaN"),
+        (protocol.encode_audio(b"OggS"), 1007, "raw audio"),
+        (protocol.encode_metadata({})[:-1], 1007, "JSON"),
         ("text", 1003, "binary"),
     ],
     ids=["noise", "half a frame", "nan", "the other format", "half of JSON", "text"],
@@ -113,7 +113,7 @@ async def end_of(socket) -> tuple[int | None, str]:
 async def test_what_does_not_belong_ends_the_call(message, code, reason):
     async with faulty() as server, Neighbour(server):
         async with calling(server, format="pcm") as socket:
-            await read_until(socket, wire.Handshake)
+            await read_until(socket, protocol.Handshake)
             if isinstance(message, str):
                 await socket.send_str(message)
             else:
@@ -129,8 +129,8 @@ async def test_noise_as_opus_ends_the_call():
     pytest.importorskip("sphn")
     async with faulty() as server, Neighbour(server):
         async with calling(server) as socket:
-            await read_until(socket, wire.Handshake)
-            await socket.send_bytes(wire.encode_audio(os.urandom(1000)))
+            await read_until(socket, protocol.Handshake)
+            await socket.send_bytes(protocol.encode_audio(os.urandom(1000)))
             assert await end_of(socket) == (1007, wire_error_of_noise(socket))
         await wait_until(lambda: server.sessions_open == 1)
 
@@ -150,28 +150,28 @@ async def test_what_may_be_ignored_is(message):
     async with faulty() as server:
         async with calling(server, format="pcm") as socket:
             await socket.send_bytes(message)
-            await socket.send_bytes(wire.encode_pcm(SILENCE))
-            await read_until(socket, wire.AgentStep)
+            await socket.send_bytes(protocol.encode_pcm(SILENCE))
+            await read_until(socket, protocol.AgentStep)
 
 
 async def test_audio_far_ahead_of_the_clock_ends_the_call():
     async with faulty(ahead_secs=2) as server, Neighbour(server):
         async with calling(server, format="pcm") as socket:
             for _ in range(40):
-                await socket.send_bytes(wire.encode_pcm(SILENCE))
+                await socket.send_bytes(protocol.encode_pcm(SILENCE))
             ended, reason = await end_of(socket)
         assert ended == 1008 and "ahead" in reason
 
 
 async def test_minutes_of_audio_in_a_small_message_are_not_decoded():
-    opus = pytest.importorskip("pipecat_duplex.opus")
+    opus = pytest.importorskip("pipecat_duplex.protocol.opus")
     pytest.importorskip("sphn")
     encoder = opus.OpusEncoder()
     stream = b"".join(encoder.encode(SILENCE) for _ in range(600))  # 48 s of silence is small
     async with faulty(ahead_secs=5) as server, Neighbour(server):
         async with calling(server) as socket:
             for start in range(0, len(stream), 60_000):
-                await socket.send_bytes(wire.encode_audio(stream[start : start + 60_000]))
+                await socket.send_bytes(protocol.encode_audio(stream[start : start + 60_000]))
             ended, _ = await end_of(socket)
         assert ended in (1007, 1008)
 
@@ -221,7 +221,7 @@ async def test_a_socket_that_stops_reading_is_closed():
         loop = asyncio.get_running_loop()
         with pytest.raises(OSError):
             for _ in range(2000):
-                await loop.sock_sendall(connection, frame(wire.encode_pcm(SILENCE)))
+                await loop.sock_sendall(connection, frame(protocol.encode_pcm(SILENCE)))
                 await asyncio.sleep(0.005)
         connection.close()
         await wait_until(lambda: server.sessions_open == 1)
@@ -242,8 +242,8 @@ async def test_a_connection_that_breaks_frees_its_slot():
         for _ in range(5):
             async with aiohttp.ClientSession() as http:
                 socket = await http.ws_connect(chat_url(server, format="pcm"))
-                await read_until(socket, wire.Handshake)
-                await socket.send_bytes(wire.encode_pcm(SILENCE))
+                await read_until(socket, protocol.Handshake)
+                await socket.send_bytes(protocol.encode_pcm(SILENCE))
                 assert socket._conn is not None and socket._conn.transport is not None
                 socket._conn.transport.abort()
             await wait_until(lambda: server.sessions_open == 1)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from pipecat_duplex.engine.checkpoint import CODEBOOKS, CheckpointSummary, find_checkpoint
-from pipecat_duplex.engine.model import ChooseWord, SlotOutput, StepModel
+from pipecat_duplex.engine.checkpoint import CODEBOOKS, find_checkpoint
+from pipecat_duplex.engine.model import ChooseWord, ModelSummary, SlotOutput, StepModel
 from pipecat_duplex.engine.onnx.checkpoint import count_parameters, open_graphs
 from pipecat_duplex.engine.onnx.graph import Graph
 from pipecat_duplex.engine.onnx.memory import CodecMemory, History, Ring
@@ -235,7 +235,7 @@ class OnnxModel(StepModel):
         self,
         sessions: Sessions,
         config: dict[str, Any],
-        summary: CheckpointSummary,
+        summary: ModelSummary,
         vocabulary: Vocabulary,
         slots: int,
         cpu_threads: int = 1,
@@ -371,7 +371,7 @@ def load_model(name: str | Path, slots: int, cpu_threads: int = 1) -> OnnxModel:
     vocabulary = files.vocabulary()
     sessions = open_graphs(files)
     one_slot = SlotMemory(sessions, files.config, 1)
-    summary = CheckpointSummary(
+    summary = ModelSummary(
         name=files.name,
         trained=files.trained,
         lm_parameters=count_parameters(files.lm_weights),

@@ -11,15 +11,10 @@ from moshi.models.lm import LMModel
 from moshi.modules.transformer import StreamingMultiheadAttention
 from safetensors.torch import load_file
 
-from pipecat_duplex.engine.checkpoint import (
-    CODEBOOKS,
-    CheckpointFiles,
-    CheckpointSummary,
-    find_checkpoint,
-    one_line,
-)
+from pipecat_duplex.engine.checkpoint import CODEBOOKS, CheckpointFiles, find_checkpoint
+from pipecat_duplex.engine.model import ModelSummary
 from pipecat_duplex.engine.vocabulary import Vocabulary
-from pipecat_duplex.session import SAMPLE_RATE_HZ, STEP_SAMPLES, CheckpointError
+from pipecat_duplex.session import SAMPLE_RATE_HZ, STEP_SAMPLES, CheckpointError, one_line
 
 ALL_CODEBOOKS = re.compile(r"(depformer\.layers\.\d+\.self_attn\.(?:in|out)_proj)[._]weight")
 """A weight that holds one matrix a codebook, one below the other."""
@@ -39,7 +34,7 @@ class Checkpoint:
     lm: LMModel
     mimi: MimiModel
     vocabulary: Vocabulary
-    summary: CheckpointSummary
+    summary: ModelSummary
 
 
 def load_checkpoint(name: str | Path, device: str | None = None) -> Checkpoint:
@@ -77,7 +72,7 @@ def load_checkpoint(name: str | Path, device: str | None = None) -> Checkpoint:
             f"checkpoint {name} is not a full-duplex Moshi: its codec does not have "
             f"steps of {STEP_SAMPLES} samples at {SAMPLE_RATE_HZ} Hz"
         )
-    summary = CheckpointSummary(
+    summary = ModelSummary(
         name=files.name,
         trained=files.trained,
         lm_parameters=_count_parameters(lm),

@@ -10,8 +10,8 @@ import torch
 from moshi.models.compression import MimiModel
 from moshi.modules.streaming import StreamingModule
 
-from pipecat_duplex.engine.checkpoint import CODEBOOKS, CheckpointSummary
-from pipecat_duplex.engine.model import ChooseWord, SlotOutput, StepModel
+from pipecat_duplex.engine.checkpoint import CODEBOOKS
+from pipecat_duplex.engine.model import ChooseWord, ModelSummary, SlotOutput, StepModel
 from pipecat_duplex.engine.prefix import Prefix
 from pipecat_duplex.engine.torch.checkpoint import Checkpoint, load_checkpoint
 from pipecat_duplex.engine.torch.prefill import SoloStates
@@ -81,7 +81,7 @@ class BatchedModel(StepModel):
         """
         self.slots = slots
         self._cpu_threads = cpu_threads
-        self.summary: CheckpointSummary = checkpoint.summary
+        self.summary: ModelSummary = checkpoint.summary
         self.vocabulary = checkpoint.vocabulary
         self._mimi = checkpoint.mimi
         self._lm_gen = SlotLMGen(checkpoint.lm, slots)

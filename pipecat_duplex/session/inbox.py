@@ -4,7 +4,8 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
 
-from pipecat_duplex.session import SessionEnded, Step
+from pipecat_duplex.session.errors import SessionEnded
+from pipecat_duplex.session.step import Step
 
 MAX_PENDING_STEPS = 4096
 """Frames that may be sent beyond the last step taken from ``steps()``: 5.5 minutes, 32 MB each way.

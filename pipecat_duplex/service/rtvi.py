@@ -12,7 +12,7 @@ from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
 from pipecat.processors.frameworks.rtvi import RTVIServerMessageFrame
 
 from pipecat_duplex.conversation.monologue import piece_bytes
-from pipecat_duplex.frames import (
+from pipecat_duplex.service.frames import (
     AgentYieldedFrame,
     BackchannelFrame,
     DuplexMetricsData,
@@ -58,7 +58,7 @@ class DuplexRTVIFeed(FrameProcessor):
     - ``duration_secs``: How long they spoke.
 
     ``duplex-metrics``, about once a second if the pipeline has ``enable_metrics=True``: the fields
-    of :class:`~pipecat_duplex.frames.DuplexMetricsData`.
+    of :class:`~pipecat_duplex.service.frames.DuplexMetricsData`.
 
     RTVI's own messages tell the rest: ``bot-llm-started`` and ``bot-llm-stopped`` enclose an
     utterance of the monologue, ``bot-started-speaking`` and ``bot-stopped-speaking`` its sound. The

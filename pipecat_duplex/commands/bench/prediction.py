@@ -6,7 +6,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipecat_duplex.commands.load import keep_quiet
+from pipecat_duplex.commands.bench.load import keep_quiet
 from pipecat_duplex.session import STEP_SAMPLES, STEP_SECS
 
 if TYPE_CHECKING:

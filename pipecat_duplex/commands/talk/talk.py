@@ -83,7 +83,7 @@ async def _serve(
 ) -> None:
     import uvicorn
 
-    from pipecat_duplex.commands.talk_app import create_app
+    from pipecat_duplex.commands.talk.app import create_app
 
     note = None
     if backend is None:

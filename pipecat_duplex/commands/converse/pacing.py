@@ -7,7 +7,6 @@ from typing import Protocol
 
 import numpy as np
 
-from pipecat_duplex.history import History
 from pipecat_duplex.session import (
     STEP_SECS,
     DuplexBackend,
@@ -18,6 +17,7 @@ from pipecat_duplex.session import (
     Step,
     StepTiming,
 )
+from pipecat_duplex.session.history import History
 
 STALL_SECS = 120.0
 """A model that gives nothing for this long is given up."""

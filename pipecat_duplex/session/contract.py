@@ -6,100 +6,13 @@ a cluster, the service sees the same object.
 """
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-if TYPE_CHECKING:
-    from pipecat_duplex.history import History, Memory
-
-SAMPLE_RATE_HZ = 24_000
-"""The sample rate of every session, in both directions."""
-
-STEP_SAMPLES = 1_920
-"""Samples in one step: 80 ms at 24 kHz, the model's 12.5 Hz."""
-
-STEP_SECS = STEP_SAMPLES / SAMPLE_RATE_HZ
-"""Length of one step in seconds."""
-
-TEXT_PADDING = 3
-"""Text token of a step in which the agent begins or continues no word."""
-
-TEXT_END_OF_PADDING = 0
-"""Text token of the step just before a word."""
-
-
-class DuplexError(Exception):
-    """Base of all errors that a person is meant to read and act on."""
-
-
-class AtCapacity(DuplexError):
-    """Every slot is taken. Raised at once by ``open``: callers are never queued."""
-
-
-class CheckpointError(DuplexError):
-    """A checkpoint cannot be found, is incomplete, or does not hold a Moshi-family model."""
-
-
-class MissingExtra(DuplexError):
-    """An optional part of the package is not installed; the message says what to install."""
-
-
-class CannotSay(DuplexError):
-    """Words cannot be put into the agent's mouth; the message says which, or why."""
-
-
-class InvalidPrompt(DuplexError, ValueError):
-    """A persona cannot be had: there is no such voice, or it cannot be read."""
-
-
-class InvalidHistory(DuplexError, ValueError):
-    """A history is damaged, or was made with another checkpoint."""
-
-
-class InvalidAudio(DuplexError, ValueError):
-    """Audio handed to the package has the wrong shape, type, rate or length."""
-
-
-def check_step_audio(pcm: np.ndarray) -> None:
-    """Raise if this is no step of audio.
-
-    Args:
-        pcm: Should be float32, shape ``(STEP_SAMPLES,)``, and finite.
-
-    Raises:
-        InvalidAudio: It is not.
-    """
-    if not isinstance(pcm, np.ndarray):
-        raise InvalidAudio(f"audio must be a numpy array, not {type(pcm).__name__}")
-    if pcm.dtype != np.float32:
-        raise InvalidAudio(f"audio must be float32, not {pcm.dtype}")
-    if pcm.shape != (STEP_SAMPLES,):
-        raise InvalidAudio(f"audio must have shape ({STEP_SAMPLES},), not {pcm.shape}")
-    if not np.isfinite(pcm).all():
-        raise InvalidAudio("audio must be finite, but holds NaN or infinity")
-
-
-class SessionEnded(DuplexError):
-    """The session is over and takes no more audio.
-
-    Parameters:
-        session_id: The session that ended.
-        reason: Why, in words for a person.
-    """
-
-    def __init__(self, session_id: str, reason: str):
-        """Initialize the error.
-
-        Args:
-            session_id: The session that ended.
-            reason: Why, in words for a person.
-        """
-        super().__init__(f"session {session_id} ended: {reason}")
-        self.session_id = session_id
-        self.reason = reason
+from pipecat_duplex.session.history import History, Memory
+from pipecat_duplex.session.step import Step
 
 
 class Sampling(NamedTuple):
@@ -171,64 +84,6 @@ class SessionConfig(BaseModel):
         return recommended._replace(**{n: value for n, value in asked.items() if value is not None})
 
 
-@dataclass(frozen=True, slots=True)
-class StepTiming:
-    """Where the time of one step went.
-
-    Parameters:
-        waited_secs: From ``send`` to the start of the computation.
-        compute_secs: The computation itself, for the whole batch.
-    """
-
-    waited_secs: float
-    compute_secs: float
-
-
-@dataclass(frozen=True, slots=True)
-class Said:
-    """What became of words that were put into the agent's mouth.
-
-    Parameters:
-        utterance_id: The number that ``say`` gave.
-        spoken: The words that were spoken.
-        unspoken: The words that were dropped: the user barged in, or others cut in. Empty if all
-            was said.
-    """
-
-    utterance_id: int
-    spoken: str
-    unspoken: str
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """The agent's side of one step.
-
-    Parameters:
-        index: The step of the user's audio that this one answers, counted from 0. The agent's
-            audio of step ``i`` can be heard from second ``(i + 1) * STEP_SECS`` on.
-        pcm: Agent audio, float32 in [-1, 1], shape ``(STEP_SAMPLES,)``, 24 kHz. Silent in the
-            first step, when the acoustic delay has not passed yet.
-        text_token: Monologue token of the step; :data:`TEXT_PADDING` when there is none.
-        text_piece: The token's SentencePiece piece (``▁`` starts a word, ``<0xE2>`` is one byte),
-            or ``None`` for padding and control tokens.
-        timing: Where the time went.
-        utterance_id: The utterance of ``say`` that the piece belongs to, or ``None``.
-        said: Utterances of ``say`` that came to their end.
-        tokens: All of the step, int32, shape ``(17,)``: monologue, agent's codebooks, user's. For
-            a :class:`~pipecat_duplex.history.HistoryKeeper`. ``None`` where they are not known.
-    """
-
-    index: int
-    pcm: np.ndarray
-    text_token: int
-    text_piece: str | None
-    timing: StepTiming
-    utterance_id: int | None = None
-    said: tuple[Said, ...] = ()
-    tokens: np.ndarray | None = None
-
-
 class DuplexSession(Protocol):
     """One conversation with the model."""
 
@@ -238,7 +93,7 @@ class DuplexSession(Protocol):
         ...
 
     @property
-    def memory(self) -> "Memory | None":
+    def memory(self) -> Memory | None:
         """What a history of this session is of use to; ``None`` if steps come without tokens."""
         ...
 
@@ -293,7 +148,7 @@ class DuplexSession(Protocol):
         """
         ...
 
-    async def restore(self, history: "History") -> None:
+    async def restore(self, history: History) -> None:
         """Go on with a conversation that was held elsewhere. Before the first ``send``, and once.
 
         Args:

@@ -16,7 +16,7 @@ from pipecat.transports.base_input import BaseInputTransport
 from pipecat.transports.base_output import BaseOutputTransport
 from pipecat.transports.base_transport import TransportParams
 
-from pipecat_duplex.commands.pacing import Pacer
+from pipecat_duplex.commands.converse.pacing import Pacer
 from pipecat_duplex.conversation.pcm import float_to_pcm16
 from pipecat_duplex.session import SAMPLE_RATE_HZ, STEP_SAMPLES
 

@@ -11,9 +11,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from pipecat_duplex.commands.callers import PLAYOUT_SECS
-from pipecat_duplex.commands.load import MAX_LAG_MS, Load, LoadOptions, measure_load
-from pipecat_duplex.commands.prediction import Prediction, predict
+from pipecat_duplex.commands.bench.callers import PLAYOUT_SECS
+from pipecat_duplex.commands.bench.load import MAX_LAG_MS, Load, LoadOptions, measure_load
+from pipecat_duplex.commands.bench.prediction import Prediction, predict
 from pipecat_duplex.session import STEP_SECS, DuplexError, MissingExtra
 
 if TYPE_CHECKING:
@@ -232,7 +232,7 @@ def loads_table(loads: list[Load], target: str, playout_ms: float) -> Table:
 
 
 def _plot(report: BenchReport, path: Path) -> None:
-    from pipecat_duplex.commands.plot import require_matplotlib
+    from pipecat_duplex.commands.converse.plot import require_matplotlib
 
     require_matplotlib()
     import matplotlib

@@ -17,12 +17,12 @@ from rich.table import Table
 from rich.text import Text
 
 from pipecat_duplex.commands.audio_file import AudioFile, read_audio, write_wav
-from pipecat_duplex.commands.file_transport import FileInputTransport, FileOutputTransport
-from pipecat_duplex.commands.pacing import LockStep, RealTime, WatchedBackend
-from pipecat_duplex.commands.pipeline import run_pipeline
-from pipecat_duplex.commands.recording import Figures, Recording, count, write_events
+from pipecat_duplex.commands.converse.file_transport import FileInputTransport, FileOutputTransport
+from pipecat_duplex.commands.converse.pacing import LockStep, RealTime, WatchedBackend
+from pipecat_duplex.commands.converse.pipeline import run_pipeline
+from pipecat_duplex.commands.converse.recording import Figures, Recording, count, write_events
 from pipecat_duplex.conversation.clock import ClockSettings
-from pipecat_duplex.service import DuplexLLMService, DuplexLLMSettings
+from pipecat_duplex.service.service import DuplexLLMService, DuplexLLMSettings
 from pipecat_duplex.session import (
     SAMPLE_RATE_HZ,
     STEP_SECS,
@@ -241,7 +241,7 @@ def _check_options(options: ConverseOptions) -> None:
     if options.stereo and options.out is None:
         raise DuplexError("--stereo says what --out holds: give --out a file as well")
     if options.plot is not None:
-        from pipecat_duplex.commands.plot import require_matplotlib
+        from pipecat_duplex.commands.converse.plot import require_matplotlib
 
         require_matplotlib()
 
@@ -255,7 +255,7 @@ def _write(options: ConverseOptions, report: ConverseReport) -> None:
         if options.events:
             write_events(options.events, recording.events)
         if options.plot:
-            from pipecat_duplex.commands.plot import plot_conversation
+            from pipecat_duplex.commands.converse.plot import plot_conversation
 
             plot_conversation(recording, options.plot)
     except OSError as error:

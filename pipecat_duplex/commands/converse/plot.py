@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipecat_duplex.commands.recording import Recording, answers, floor_spans
+from pipecat_duplex.commands.converse.recording import Recording, answers, floor_spans
 from pipecat_duplex.session import SAMPLE_RATE_HZ, MissingExtra
 
 if TYPE_CHECKING:

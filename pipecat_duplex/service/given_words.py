@@ -1,84 +1,12 @@
-"""What the agent was asked to say, and how far it has come."""
+"""What the service was asked to let the agent say: what waits, and what a session took."""
 
 import asyncio
-from dataclasses import dataclass
 
-from pipecat_duplex.conversation.monologue import WORD_START
 from pipecat_duplex.session import DuplexError, DuplexSession, Said, Step
+from pipecat_duplex.session.saying import Saying, Sayings
 
 MAX_FINISH_SECS = 20.0
 """How long the end of a conversation waits for words that the agent was given."""
-
-
-@dataclass
-class Saying:
-    """Words that the agent was asked to say.
-
-    Parameters:
-        text: The words.
-        to_context: Whether they belong into the conversation's context.
-        words_begun: How many of them have begun to sound.
-        before: Words that were spoken in a session before.
-    """
-
-    text: str
-    to_context: bool = True
-    words_begun: int = 0
-    before: str = ""
-
-    def continued(self) -> "Saying":
-        """Return what is left of it, for a session that takes the place of another."""
-        words = [word for word in self.text.split() if any(map(str.isalnum, word))]
-        begun, rest = words[: self.words_begun], words[self.words_begun :]
-        before = " ".join([self.before, *begun]).strip()
-        return Saying(" ".join(rest), self.to_context, before=before)
-
-    def ended(self, utterance_id: int) -> Said:
-        """Return what is told of what is left, when no more of it will be spoken."""
-        return Said(utterance_id, self.before, self.text)
-
-
-class Sayings:
-    """The sayings of a session, by the number of their utterance, oldest first."""
-
-    def __init__(self):
-        """Initialize with nothing to say."""
-        self._open: dict[int, Saying] = {}
-
-    def __bool__(self) -> bool:
-        """Whether there is anything left to be said."""
-        return bool(self._open)
-
-    def add(self, utterance_id: int, saying: Saying) -> None:
-        """Note that a session took a saying."""
-        self._open[utterance_id] = saying
-
-    def goes_to_context(self, utterance_id: int | None) -> bool:
-        """Whether a word of this utterance belongs into the context; the model's own words do."""
-        saying = None if utterance_id is None else self._open.get(utterance_id)
-        return saying is None or saying.to_context
-
-    def hear(self, utterance_id: int | None, piece: str | None) -> None:
-        """Take note of a step's piece."""
-        saying = None if utterance_id is None else self._open.get(utterance_id)
-        if saying is not None and piece is not None and piece.startswith(WORD_START):
-            saying.words_begun += 1
-
-    def end(self, said: Said) -> None:
-        """Take note that an utterance came to its end."""
-        self._open.pop(said.utterance_id, None)
-
-    def get(self, utterance_id: int) -> Saying | None:
-        """Return a saying that has not come to its end."""
-        return self._open.get(utterance_id)
-
-    def items(self) -> list[tuple[int, Saying]]:
-        """Return what has not come to its end, oldest first."""
-        return list(self._open.items())
-
-    def clear(self) -> None:
-        """Forget everything."""
-        self._open.clear()
 
 
 class GivenWords:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipecat_duplex.session import STEP_SAMPLES, InvalidHistory, Step
+from pipecat_duplex.session.errors import InvalidHistory
+from pipecat_duplex.session.step import STEP_SAMPLES, Step
 
 STREAMS = 17
 """Numbers in a step: the monologue, the agent's codebooks, the user's."""

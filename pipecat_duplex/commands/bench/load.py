@@ -14,7 +14,7 @@ import numpy as np
 from loguru import logger
 
 from pipecat_duplex.commands.audio_file import read_audio
-from pipecat_duplex.commands.callers import (
+from pipecat_duplex.commands.bench.callers import (
     PLAYOUT_SECS,
     WARM_UP_SECS,
     CallLog,

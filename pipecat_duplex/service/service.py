@@ -38,8 +38,6 @@ from pipecat.services.llm_service import LLMService
 from pipecat.turns.user_turn_strategies import ExternalUserTurnStrategies
 from pipecat.utils.types import assert_given
 
-from pipecat_duplex.activity import UserActivity
-from pipecat_duplex.continued import ContinuedSession, restore_or_close
 from pipecat_duplex.conversation.clock import (
     QUIET_LEVEL_DB,
     ClockSettings,
@@ -62,14 +60,15 @@ from pipecat_duplex.conversation.turns import (
     UserVoice,
     Yielded,
 )
-from pipecat_duplex.frames import (
+from pipecat_duplex.service.activity import UserActivity
+from pipecat_duplex.service.frames import (
     AgentYieldedFrame,
     BackchannelFrame,
     DuplexMetricsData,
     MonologueTextFrame,
 )
-from pipecat_duplex.history import History
-from pipecat_duplex.saying import MAX_FINISH_SECS, GivenWords, Saying
+from pipecat_duplex.service.given_words import MAX_FINISH_SECS, GivenWords
+from pipecat_duplex.service.settings import DuplexLLMSettings
 from pipecat_duplex.session import (
     SAMPLE_RATE_HZ,
     STEP_SAMPLES,
@@ -83,7 +82,9 @@ from pipecat_duplex.session import (
     Step,
     StepTiming,
 )
-from pipecat_duplex.settings import DuplexLLMSettings
+from pipecat_duplex.session.continued import ContinuedSession, restore_or_close
+from pipecat_duplex.session.history import History
+from pipecat_duplex.session.saying import Saying
 
 # Steps on their way through the model before the user's audio is dropped: a machine that is too
 # slow for the model must not build up a delay without end.
@@ -864,7 +865,7 @@ def _import_engine():
 
 def _load_activity(analyzer: VADAnalyzer | None) -> UserActivity:
     if analyzer is None:
-        from pipecat_duplex.voice_detector import VoiceDetector
+        from pipecat_duplex.service.voice_detector import VoiceDetector
 
         analyzer = VoiceDetector()
     return UserActivity(analyzer)

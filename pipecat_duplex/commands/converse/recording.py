@@ -20,8 +20,8 @@ from pipecat_duplex.conversation.turns import (
     UserStopped,
     Yielded,
 )
-from pipecat_duplex.frames import MonologueTextFrame
-from pipecat_duplex.service import DuplexLLMService
+from pipecat_duplex.service.frames import MonologueTextFrame
+from pipecat_duplex.service.service import DuplexLLMService
 from pipecat_duplex.session import SAMPLE_RATE_HZ, STEP_SECS
 
 # Events of one moment, in the order in which they are told.

@@ -8,20 +8,16 @@ from dataclasses import replace
 import numpy as np
 from loguru import logger
 
-from pipecat_duplex.history import History, HistoryKeeper, Memory
-from pipecat_duplex.inbox import MAX_PENDING_STEPS, StepInbox
-from pipecat_duplex.saying import Saying, Sayings
-from pipecat_duplex.session import (
+from pipecat_duplex.session.contract import DuplexBackend, DuplexSession, SessionConfig
+from pipecat_duplex.session.errors import DuplexError, InvalidHistory, SessionEnded
+from pipecat_duplex.session.history import History, HistoryKeeper, Memory
+from pipecat_duplex.session.inbox import MAX_PENDING_STEPS, StepInbox
+from pipecat_duplex.session.saying import Saying, Sayings
+from pipecat_duplex.session.step import (
     STEP_SAMPLES,
     STEP_SECS,
     TEXT_PADDING,
-    DuplexBackend,
-    DuplexError,
-    DuplexSession,
-    InvalidHistory,
     Said,
-    SessionConfig,
-    SessionEnded,
     Step,
     StepTiming,
     check_step_audio,

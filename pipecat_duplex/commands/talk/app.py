@@ -24,8 +24,8 @@ from pipecat.transports.smallwebrtc.transport import SmallWebRTCTransport
 from pipecat.workers.runner import WorkerRunner
 from pydantic import BaseModel
 
-from pipecat_duplex.rtvi import DuplexRTVIFeed
-from pipecat_duplex.service import DuplexLLMService
+from pipecat_duplex.service.rtvi import DuplexRTVIFeed
+from pipecat_duplex.service.service import DuplexLLMService
 from pipecat_duplex.session import (
     SAMPLE_RATE_HZ,
     AtCapacity,
@@ -35,7 +35,7 @@ from pipecat_duplex.session import (
     SessionConfig,
 )
 
-PAGE = Path(__file__).parent.parent / "page"
+PAGE = Path(__file__).parent / "page"
 
 # A visitor has this long to connect. After that, one who has been silent for so long that the
 # connection counts as lost (Pipecat: 3 s without a ping) gets GONE_SECS more: a closed laptop does

@@ -12,7 +12,7 @@ from pipecat.transports.base_input import BaseInputTransport
 from pipecat.transports.base_output import BaseOutputTransport
 from pipecat.workers.runner import WorkerRunner
 
-from pipecat_duplex.service import DuplexLLMService
+from pipecat_duplex.service.service import DuplexLLMService
 from pipecat_duplex.session import SAMPLE_RATE_HZ, DuplexError
 
 END_SECS = 1.0
