@@ -1,7 +1,6 @@
 """The engine: a model in this process that serves many conversations at once."""
 
 import asyncio
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -10,6 +9,7 @@ from loguru import logger
 
 from pipecat_duplex.engine.checkpoint import find_folder, has_graphs, split_hub_name
 from pipecat_duplex.engine.loop import StepLoop
+from pipecat_duplex.engine.machine import count_cores
 from pipecat_duplex.engine.model import Loaded, ModelSummary, StepModel
 from pipecat_duplex.engine.persona import find_voices, known_voice
 from pipecat_duplex.engine.session import EngineSession
@@ -71,11 +71,11 @@ class Engine(DuplexBackend):
             gather_ms: How long a step may wait for frames of other conversations. None is 0 with
                 one slot, else :data:`GATHER_MS`.
             cpu_threads: Threads that share the work of a step, on a CPU. On ONNX Runtime each one
-                takes whole conversations; None is one for each core. torch shares out every single
-                operation, so more than one gains little with a small model on a quiet machine, and
-                on a busy one they wait for each other: up to 40 times as long was measured. None
-                is 1. torch hands this number on to threads that the process starts later.
-
+                takes whole conversations; None is one for each core that the process may use, as
+                its affinity and its container's quota say. torch shares out every single operation,
+                so more than one gains little with a small model on a quiet machine, and on a busy
+                one they wait for each other: up to 40 times as long was measured. None is 1. torch
+                hands this number on to threads that the process starts later.
             voices: A folder of recordings that :attr:`SessionConfig.voice_prompt` may name, by the
                 name of the file without its ending.
 
@@ -101,7 +101,7 @@ class Engine(DuplexBackend):
             if (runtime or _choose_runtime(checkpoint, device)) == "onnx":
                 from pipecat_duplex.engine.onnx import load_model
 
-                return load_model(checkpoint, slots, cpu_threads or _count_cores())
+                return load_model(checkpoint, slots, cpu_threads or count_cores())
             from pipecat_duplex.engine.torch import load_model
 
             return load_model(checkpoint, slots, device, cpu_threads or 1)
@@ -217,9 +217,3 @@ def _choose_runtime(checkpoint: str | Path, device: str | None) -> Runtime:
         split_hub_name(checkpoint)  # a name that means nothing needs no torch
         return "torch"
     return "onnx" if has_graphs(folder) else "torch"
-
-
-def _count_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

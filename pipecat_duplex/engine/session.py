@@ -23,7 +23,7 @@ from pipecat_duplex.session import (
     Step,
     check_step_audio,
 )
-from pipecat_duplex.session.history import History, Memory
+from pipecat_duplex.session.history import History, ResumeKey
 from pipecat_duplex.session.inbox import StepInbox
 
 
@@ -87,10 +87,10 @@ class EngineSession(DuplexSession):
         return preparation is not None and not preparation.finished
 
     @property
-    def memory(self) -> Memory:
-        """What a history of this session is of use to."""
+    def memory(self) -> ResumeKey:
+        """Identifies which sessions can resume this one."""
         summary = self._loaded.summary
-        return Memory(summary.fingerprint, summary.context_steps)
+        return ResumeKey(summary.fingerprint, summary.context_steps)
 
     @property
     def secs_left(self) -> float | None:

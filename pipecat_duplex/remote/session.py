@@ -29,7 +29,7 @@ from pipecat_duplex.session import (
     StepTiming,
     check_step_audio,
 )
-from pipecat_duplex.session.history import History, Memory
+from pipecat_duplex.session.history import History, ResumeKey
 from pipecat_duplex.session.inbox import StepInbox
 
 UNKNOWN_TOKEN = -1
@@ -121,8 +121,8 @@ class RemoteSession(DuplexSession):
         return self._id
 
     @property
-    def memory(self) -> Memory | None:
-        """What a history of this session is of use to; ``None`` with servers of others."""
+    def memory(self) -> ResumeKey | None:
+        """Identifies which sessions can resume this one; ``None`` with other servers."""
         return self._about.memory
 
     @property

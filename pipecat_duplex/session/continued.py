@@ -10,7 +10,7 @@ from loguru import logger
 
 from pipecat_duplex.session.contract import DuplexBackend, DuplexSession, SessionConfig
 from pipecat_duplex.session.errors import DuplexError, InvalidHistory, SessionEnded
-from pipecat_duplex.session.history import History, HistoryKeeper, Memory
+from pipecat_duplex.session.history import History, HistoryKeeper, ResumeKey
 from pipecat_duplex.session.inbox import StepInbox
 from pipecat_duplex.session.saying import Saying, Sayings
 from pipecat_duplex.session.step import (
@@ -59,7 +59,7 @@ class ContinuedSession(DuplexSession):
         backend: DuplexBackend,
         config: SessionConfig,
         session: DuplexSession,
-        memory: Memory,
+        memory: ResumeKey,
         *,
         give_up_secs: float,
         history: History | None = None,
@@ -98,8 +98,8 @@ class ContinuedSession(DuplexSession):
         return self._id
 
     @property
-    def memory(self) -> Memory:
-        """What a history of it is of use to."""
+    def memory(self) -> ResumeKey:
+        """Identifies which sessions can resume this one."""
         return self._keeper.memory
 
     @property
