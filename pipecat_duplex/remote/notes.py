@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipecat_duplex.session.history import MAX_STEPS, Memory
+from pipecat_duplex.session.history import MAX_STEPS, ResumeKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,13 +15,13 @@ class ServerNotes:
         session: Name that the server gave the session.
         audio_format: How audio travels.
         features: What the server can do beyond Moshi's protocol.
-        memory: What a history of the session is of use to, if steps come with tokens.
+        memory: Identifies which sessions can resume this one, if steps carry tokens.
     """
 
     session: str = ""
     audio_format: str = ""
     features: frozenset[str] = frozenset()
-    memory: Memory | None = None
+    memory: ResumeKey | None = None
 
     @classmethod
     def read(cls, metadata: Mapping[str, Any]) -> "ServerNotes | None":
@@ -43,10 +43,10 @@ class ServerNotes:
         )
 
 
-def _read_memory(memory: object) -> Memory | None:
+def _read_memory(memory: object) -> ResumeKey | None:
     if not isinstance(memory, dict):
         return None
     fingerprint, steps = memory.get("fingerprint"), memory.get("context_steps")
     if not isinstance(fingerprint, str) or not isinstance(steps, int):
         return None
-    return Memory(fingerprint, steps) if 0 < steps <= MAX_STEPS else None
+    return ResumeKey(fingerprint, steps) if 0 < steps <= MAX_STEPS else None

@@ -29,8 +29,8 @@ from pipecat_duplex.session import (
     StepTiming,
     check_step_audio,
 )
-from pipecat_duplex.session.history import History, Memory
-from pipecat_duplex.session.inbox import MAX_PENDING_STEPS, StepInbox
+from pipecat_duplex.session.history import History, ResumeKey
+from pipecat_duplex.session.inbox import StepInbox
 
 UNKNOWN_TOKEN = -1
 """Text token of a step with a word whose server sends text only."""
@@ -97,7 +97,7 @@ class RemoteSession(DuplexSession):
         self._encoder = OpusEncoder() if audio_format == "opus" else None
         self._decoder = OpusDecoder() if audio_format == "opus" else None
         self._pending = np.zeros(0, np.float32)
-        self._inbox = StepInbox(self._id)
+        self._inbox = StepInbox(self._id, self._end)
         self._max_secs = max_secs
         self._hangs_up_secs: float | None = None
         self._sent = 0
@@ -121,8 +121,8 @@ class RemoteSession(DuplexSession):
         return self._id
 
     @property
-    def memory(self) -> Memory | None:
-        """What a history of this session is of use to; ``None`` with servers of others."""
+    def memory(self) -> ResumeKey | None:
+        """Identifies which sessions can resume this one; ``None`` with other servers."""
         return self._about.memory
 
     @property
@@ -164,9 +164,7 @@ class RemoteSession(DuplexSession):
             SessionEnded: The session is closed, has failed, or nobody takes its steps.
         """
         check_step_audio(pcm)
-        if self._sent - self._inbox.taken >= MAX_PENDING_STEPS:
-            self._end(f"{MAX_PENDING_STEPS} steps were sent whose answers nobody has taken")
-        self._inbox.check_open()
+        self._inbox.accept(self._sent)
         if self._encoder is None:
             self._out.put_nowait(protocol.encode_pcm(pcm))
         else:

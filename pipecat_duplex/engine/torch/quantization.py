@@ -110,7 +110,7 @@ def _replace(
 
 def _int4(linear: nn.Linear) -> nn.Module:
     weight = linear.weight
-    quantized = bnb.nn.Linear4bit(
+    quantized = bnb.nn.Linear4bit(  # pyright: ignore[reportPrivateImportUsage]
         linear.in_features,
         linear.out_features,
         bias=False,
