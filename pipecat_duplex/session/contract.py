@@ -93,8 +93,13 @@ class DuplexSession(Protocol):
         ...
 
     @property
+    def config(self) -> SessionConfig:
+        """What the conversation asks of the model, with what is known of what it left open."""
+        ...
+
+    @property
     def memory(self) -> Memory | None:
-        """What a history of this session is of use to; ``None`` if steps come without tokens."""
+        """Which sessions can go on with a history of this one; ``None`` if it has no tokens."""
         ...
 
     @property
