@@ -31,7 +31,7 @@ from pipecat_duplex.session import (
     StepTiming,
     check_step_audio,
 )
-from pipecat_duplex.session.history import STREAMS, History, Memory
+from pipecat_duplex.session.history import STREAMS, History, ResumeKey
 
 WORD_STEPS = 3
 FINGERPRINT = "scripted"
@@ -135,9 +135,9 @@ class ScriptedSession:
         return self._config
 
     @property
-    def memory(self) -> Memory | None:
-        """What a history of this session is of use to."""
-        return Memory(FINGERPRINT, CONTEXT_STEPS) if self._script.remembers else None
+    def memory(self) -> ResumeKey | None:
+        """Identifies which sessions can resume this one."""
+        return ResumeKey(FINGERPRINT, CONTEXT_STEPS) if self._script.remembers else None
 
     @property
     def secs_left(self) -> float | None:

@@ -18,7 +18,7 @@ from pipecat_duplex.session import (
     StepTiming,
 )
 from pipecat_duplex.session.continued import ContinuedSession
-from pipecat_duplex.session.history import STREAMS, History, HistoryKeeper, Memory
+from pipecat_duplex.session.history import STREAMS, History, HistoryKeeper, ResumeKey
 from pipecat_duplex.session.inbox import MAX_PENDING_STEPS
 
 COUNT = "one two three four five six seven eight nine ten"
@@ -201,9 +201,9 @@ async def test_what_it_was_restored_from_goes_along():
 async def test_a_history_without_audio_is_kept_too():
     codes = np.full((STREAMS, 3), 5, np.int32)
     history = History(FINGERPRINT, codes, True, np.zeros((0, STEP_SAMPLES), np.float32))
-    kept = HistoryKeeper(Memory(FINGERPRINT, 100), history).history()
+    kept = HistoryKeeper(ResumeKey(FINGERPRINT, 100), history).history()
     assert kept is not None and kept.steps == 3 and kept.complete and len(kept.audio) == 0
-    shorter = HistoryKeeper(Memory(FINGERPRINT, 2), history).history()
+    shorter = HistoryKeeper(ResumeKey(FINGERPRINT, 2), history).history()
     assert shorter is not None and shorter.steps == 2 and not shorter.complete
 
 
@@ -231,7 +231,7 @@ def step_of(index: int, tokens: np.ndarray | None) -> Step:
 
 
 def test_the_keeper_keeps_the_last_window_and_says_so():
-    keeper = HistoryKeeper(Memory(FINGERPRINT, 5))
+    keeper = HistoryKeeper(ResumeKey(FINGERPRINT, 5))
     assert keeper.history() is None
     keeper.send(SILENCE)
     keeper.take(step_of(0, None))

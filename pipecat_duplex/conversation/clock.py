@@ -75,6 +75,11 @@ class InputClock:
             self._origin_secs = now_secs
 
     @property
+    def place(self) -> int:
+        """The step admitted or filled last, counted from 0."""
+        return self._steps - 1
+
+    @property
     def due_secs(self) -> float:
         """When the last sample of the step admitted or filled last can have been spoken."""
         return self._end_secs(self._steps - 1)
@@ -108,8 +113,7 @@ class InputClock:
         if wait_secs is None or wait_secs > 0:
             return False
         if -wait_secs > self._settings.max_fill_secs:
-            assert self._origin_secs is not None
-            self._origin_secs -= wait_secs
+            self._steps += int(-wait_secs / STEP_SECS)  # The hole keeps its place in time.
         self._steps += 1
         self.filled_steps += 1
         return True

@@ -1,7 +1,6 @@
 """The engine: a model in this process that serves many conversations at once."""
 
 import asyncio
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -10,11 +9,18 @@ from loguru import logger
 
 from pipecat_duplex.engine.checkpoint import find_folder, has_graphs, split_hub_name
 from pipecat_duplex.engine.loop import StepLoop
+from pipecat_duplex.engine.machine import count_cores
 from pipecat_duplex.engine.model import Loaded, ModelSummary, StepModel
 from pipecat_duplex.engine.persona import find_voices, known_voice
 from pipecat_duplex.engine.session import EngineSession
 from pipecat_duplex.engine.stats import WINDOW_STEPS, EngineStats
-from pipecat_duplex.session import AtCapacity, DuplexBackend, DuplexError, SessionConfig
+from pipecat_duplex.session import (
+    AtCapacity,
+    BackendHealth,
+    DuplexBackend,
+    DuplexError,
+    SessionConfig,
+)
 
 GATHER_MS = 5.0
 """Default wait for neighbours to share a step, if there are any."""
@@ -71,11 +77,11 @@ class Engine(DuplexBackend):
             gather_ms: How long a step may wait for frames of other conversations. None is 0 with
                 one slot, else :data:`GATHER_MS`.
             cpu_threads: Threads that share the work of a step, on a CPU. On ONNX Runtime each one
-                takes whole conversations; None is one for each core. torch shares out every single
-                operation, so more than one gains little with a small model on a quiet machine, and
-                on a busy one they wait for each other: up to 40 times as long was measured. None
-                is 1. torch hands this number on to threads that the process starts later.
-
+                takes whole conversations; None is one for each core that the process may use, as
+                its affinity and its container's quota say. torch shares out every single operation,
+                so more than one gains little with a small model on a quiet machine, and on a busy
+                one they wait for each other: up to 40 times as long was measured. None is 1. torch
+                hands this number on to threads that the process starts later.
             voices: A folder of recordings that :attr:`SessionConfig.voice_prompt` may name, by the
                 name of the file without its ending.
 
@@ -101,7 +107,7 @@ class Engine(DuplexBackend):
             if (runtime or _choose_runtime(checkpoint, device)) == "onnx":
                 from pipecat_duplex.engine.onnx import load_model
 
-                return load_model(checkpoint, slots, cpu_threads or _count_cores())
+                return load_model(checkpoint, slots, cpu_threads or count_cores())
             from pipecat_duplex.engine.torch import load_model
 
             return load_model(checkpoint, slots, device, cpu_threads or 1)
@@ -144,6 +150,16 @@ class Engine(DuplexBackend):
             last_steps: How many, at most ``WINDOW_STEPS``.
         """
         return self._step_loop.recorder.snapshot(last_steps)
+
+    def health(self) -> BackendHealth:
+        """Return whether conversations are served at this moment, or why not.
+
+        A step that hangs shows in ``lag_secs`` at once, and as ``stuck`` after 1.5 s. Never waits,
+        and may be called from any thread.
+        """
+        if self._closed:
+            return BackendHealth(False, "the engine was closed")
+        return self._step_loop.health()
 
     async def open(self, config: SessionConfig) -> EngineSession:
         """Begin a conversation.
@@ -217,9 +233,3 @@ def _choose_runtime(checkpoint: str | Path, device: str | None) -> Runtime:
         split_hub_name(checkpoint)  # a name that means nothing needs no torch
         return "torch"
     return "onnx" if has_graphs(folder) else "torch"
-
-
-def _count_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -23,8 +23,8 @@ from pipecat_duplex.session import (
     Step,
     check_step_audio,
 )
-from pipecat_duplex.session.history import History, Memory
-from pipecat_duplex.session.inbox import MAX_PENDING_STEPS, StepInbox
+from pipecat_duplex.session.history import History, ResumeKey
+from pipecat_duplex.session.inbox import StepInbox
 
 
 class Frame(NamedTuple):
@@ -73,7 +73,7 @@ class EngineSession(DuplexSession):
         self._leave_slot = leave_slot
         self._max_steps = _steps_in(config.max_secs)
         self._sent = 0
-        self._inbox = StepInbox(self._id)
+        self._inbox = StepInbox(self._id, self.end)
 
     @property
     def id(self) -> str:
@@ -92,10 +92,10 @@ class EngineSession(DuplexSession):
         return preparation is not None and not preparation.finished
 
     @property
-    def memory(self) -> Memory:
-        """What a history of this session is of use to."""
+    def memory(self) -> ResumeKey:
+        """Identifies which sessions can resume this one."""
         summary = self._loaded.summary
-        return Memory(summary.fingerprint, summary.context_steps)
+        return ResumeKey(summary.fingerprint, summary.context_steps)
 
     @property
     def secs_left(self) -> float | None:
@@ -120,16 +120,14 @@ class EngineSession(DuplexSession):
 
         Raises:
             InvalidAudio: Wrong shape or type, or not finite; the session is not touched.
-            SessionEnded: The session is closed, has failed or has reached its limit, or more than
-                :data:`MAX_PENDING_STEPS` steps are pending.
+            SessionEnded: The session is closed, has failed or has reached its limit, or too many
+                steps are pending.
         """
         check_step_audio(pcm)
         self._inbox.check_open()
         if self._sent == self._max_steps:
             raise SessionEnded(self._id, self._limit_reason())
-        if self._sent - self._inbox.taken >= MAX_PENDING_STEPS:
-            self.end(f"{MAX_PENDING_STEPS} steps were sent whose answers nobody has taken")
-            self._inbox.check_open()
+        self._inbox.accept(self._sent)
         index = self._sent
         self._sent += 1
         self.waiting.append(Frame(index, pcm.copy(), time.perf_counter()))

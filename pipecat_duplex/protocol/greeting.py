@@ -8,7 +8,7 @@ from typing import Any, TypeGuard
 from pipecat_duplex.protocol.messages import Metadata
 from pipecat_duplex.protocol.query import AudioFormat
 from pipecat_duplex.session import MOSHI_SAMPLING, Sampling
-from pipecat_duplex.session.history import MAX_STEPS, Memory
+from pipecat_duplex.session.history import MAX_STEPS, ResumeKey
 from pipecat_duplex.version import __version__
 
 SAY = "say"
@@ -63,7 +63,7 @@ class Greeting:
     session: str = ""
     audio_format: AudioFormat = "opus"
     features: frozenset[str] = frozenset()
-    memory: Memory | None = None
+    memory: ResumeKey | None = None
     max_secs: float | None = None
     secs_left: float | None = None
     max_say_bytes: int = FORMER_SAY_BYTES
@@ -128,13 +128,13 @@ class Greeting:
         )
 
 
-def _read_memory(memory: object) -> Memory | None:
+def _read_memory(memory: object) -> ResumeKey | None:
     if not isinstance(memory, dict):
         return None
     fingerprint, steps = memory.get("fingerprint"), memory.get("context_steps")
     if not isinstance(fingerprint, str) or not _is_count(steps):
         return None
-    return Memory(fingerprint, steps) if 0 < steps <= MAX_STEPS else None
+    return ResumeKey(fingerprint, steps) if 0 < steps <= MAX_STEPS else None
 
 
 def _read_sampling(fields: Mapping[str, Any]) -> Sampling:

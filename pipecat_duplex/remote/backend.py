@@ -77,6 +77,7 @@ class RemoteBackend(DuplexBackend):
         attempts: int = 3,
         limits: RemoteLimits | None = None,
         moves: bool = False,
+        ip: str | None = None,
     ):
         """Initialize; nothing is connected yet.
 
@@ -98,11 +99,12 @@ class RemoteBackend(DuplexBackend):
             limits: When a server counts as dead.
             moves: Whether sessions would rather go elsewhere at once than stay on a server that
                 shuts down.
+            ip: The address to connect to, where the name in the URL has several.
 
         Raises:
             DuplexError: The URL cannot be used.
         """
-        self._url = _normal_url(url)
+        self._url = normal_url(url)
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._prompts: dict[str, str] = {}
         if voice_prompt is not None or text_prompt is not None:
@@ -114,13 +116,15 @@ class RemoteBackend(DuplexBackend):
         self._attempts = attempts
         self._limits = limits or RemoteLimits()
         self._moves = moves
+        self._ip = ip
         self._sessions: set[RemoteSession] = set()
         self._closed = False
 
     @property
     def host(self) -> str:
         """The server, for logs and errors: never the query, which may hold a key."""
-        return urlsplit(self._url).netloc.rpartition("@")[2]
+        name = urlsplit(self._url).netloc.rpartition("@")[2]
+        return name if self._ip is None else f"{name} ({self._ip})"
 
     async def open(self, config: SessionConfig) -> RemoteSession:
         """Begin a conversation.
@@ -187,6 +191,9 @@ class RemoteBackend(DuplexBackend):
                 problem = e
             except WebSocketException as e:
                 raise DuplexError(f"cannot talk to {self.host}: {e}") from e
+            # A proxy without its library, a name that is none: nothing that a second try mends.
+            except Exception as e:
+                raise DuplexError(f"cannot connect to {self.host}: {_describe(e)}") from e
             if left:
                 logger.debug(f"{self.host}: {_describe(problem)}; next try in {pause_secs:.1f} s")
                 await asyncio.sleep(pause_secs * random.uniform(0.75, 1.25))
@@ -194,7 +201,8 @@ class RemoteBackend(DuplexBackend):
         raise DuplexError(f"cannot reach {self.host}: {_describe(problem)}") from problem
 
     async def _connect_once(self, url: str, connect_secs: float) -> ClientConnection:
-        ssl_args: dict[str, Any] = {} if self._ssl_context is None else {"ssl": self._ssl_context}
+        options: dict[str, Any] = {"ssl": self._ssl_context, "host": self._ip}
+        options = {name: value for name, value in options.items() if value is not None}
         connecting = connect(
             url,
             additional_headers=self._headers,
@@ -204,7 +212,7 @@ class RemoteBackend(DuplexBackend):
             close_timeout=self._limits.close_secs,
             max_size=1024 * 1024,
             max_queue=256,
-            **ssl_args,
+            **options,
         )
         # A plain await does not try again by itself, as connect's iterator would.
         return await connecting
@@ -284,7 +292,15 @@ class RemoteBackend(DuplexBackend):
         return DuplexError(f"{self.host} hung up before it was ready: {reason}{hint}")
 
 
-def _normal_url(url: str) -> str:
+def normal_url(url: str) -> str:
+    """Return a server's address in full.
+
+    Args:
+        url: With a host; ``http`` means ``ws``, and without a path it is ``/api/chat``.
+
+    Raises:
+        DuplexError: It is no address of a server.
+    """
     # Told without the query, which may hold a key.
     problem = f"{url.partition('?')[0]!r} is not the address of a server, such as ws://host:8998"
     try:

@@ -30,8 +30,8 @@ from pipecat_duplex.session import (
     StepTiming,
     check_step_audio,
 )
-from pipecat_duplex.session.history import History, Memory
-from pipecat_duplex.session.inbox import MAX_PENDING_STEPS, StepInbox
+from pipecat_duplex.session.history import History, ResumeKey
+from pipecat_duplex.session.inbox import StepInbox
 from pipecat_duplex.session.saying import check_words
 
 UNKNOWN_TOKEN = -1
@@ -101,7 +101,7 @@ class RemoteSession(DuplexSession):
         self._encoder = OpusEncoder() if audio_format == "opus" else None
         self._decoder = OpusDecoder() if audio_format == "opus" else None
         self._cutter = StepCutter()
-        self._inbox = StepInbox(self._id)
+        self._inbox = StepInbox(self._id, self._end)
         self._max_secs = max_secs
         self._hangs_up_secs: float | None = None
         self._sent = 0
@@ -131,8 +131,8 @@ class RemoteSession(DuplexSession):
         return self._config
 
     @property
-    def memory(self) -> Memory | None:
-        """Which sessions can go on with a history of this one; ``None`` with other servers."""
+    def memory(self) -> ResumeKey | None:
+        """Identifies which sessions can resume this one; ``None`` with other servers."""
         return self._greeting.memory
 
     @property
@@ -174,9 +174,7 @@ class RemoteSession(DuplexSession):
             SessionEnded: The session is closed, has failed, or nobody takes its steps.
         """
         check_step_audio(pcm)
-        if self._sent - self._inbox.taken >= MAX_PENDING_STEPS:
-            self._end(f"{MAX_PENDING_STEPS} steps were sent whose answers nobody has taken")
-        self._inbox.check_open()
+        self._inbox.accept(self._sent)
         if self._encoder is None:
             self._out.put_nowait(protocol.encode(protocol.Pcm(pcm)))
         else:

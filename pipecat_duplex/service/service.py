@@ -3,9 +3,8 @@
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import numpy as np
 from loguru import logger
 from pipecat.audio.vad.vad_analyzer import VADAnalyzer
 from pipecat.frames.frames import (
@@ -38,16 +37,10 @@ from pipecat.services.llm_service import LLMService
 from pipecat.turns.user_turn_strategies import ExternalUserTurnStrategies
 from pipecat.utils.types import assert_given
 
-from pipecat_duplex.conversation.clock import (
-    QUIET_LEVEL_DB,
-    ClockSettings,
-    InputClock,
-    OutputClock,
-)
-from pipecat_duplex.conversation.intake import Intake
+from pipecat_duplex.conversation.agent_audio import AgentAudio, AgentSound
+from pipecat_duplex.conversation.clock import ClockSettings
 from pipecat_duplex.conversation.monologue import Monologue, Word
-from pipecat_duplex.conversation.pcm import float_to_pcm16, level_db, pcm16_to_float
-from pipecat_duplex.conversation.resampler import Resampler
+from pipecat_duplex.conversation.pcm import float_to_pcm16, pcm16_to_float
 from pipecat_duplex.conversation.turns import (
     AgentStarted,
     AgentStopped,
@@ -60,6 +53,7 @@ from pipecat_duplex.conversation.turns import (
     UserVoice,
     Yielded,
 )
+from pipecat_duplex.conversation.user_audio import UserAudio, UserStep
 from pipecat_duplex.service.activity import UserActivity
 from pipecat_duplex.service.frames import (
     AgentYieldedFrame,
@@ -71,7 +65,6 @@ from pipecat_duplex.service.given_words import MAX_FINISH_SECS, GivenWords
 from pipecat_duplex.service.settings import DuplexLLMSettings
 from pipecat_duplex.session import (
     SAMPLE_RATE_HZ,
-    STEP_SAMPLES,
     STEP_SECS,
     DuplexBackend,
     DuplexError,
@@ -86,16 +79,9 @@ from pipecat_duplex.session.continued import ContinuedSession, restore_or_close
 from pipecat_duplex.session.history import History
 from pipecat_duplex.session.saying import Saying
 
-# Steps on their way through the model before the user's audio is dropped: a machine that is too
-# slow for the model must not build up a delay without end.
-MAX_STEPS_IN_FLIGHT = 25
-
 # How long a yield waits for the user aggregator to open the user's turn, so that observers see
 # the turn before the interruption. It takes well under a millisecond when there is one.
 USER_TURN_TIMEOUT_SECS = 0.05
-
-# A step that follows a dropped one fades in, so that the cut does not click.
-FADE_IN_SAMPLES = 120
 
 METRICS_STEPS = 12
 
@@ -104,13 +90,12 @@ MAX_REOPEN_PAUSE_SECS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class _UserStep:
-    """The user's side of a step: when it was due, what the detector said, its level in dBFS."""
+class _UserSide:
+    """What the user did in a step of the session, and what the voice detector said of it."""
 
     index: int
-    due_secs: float
+    step: UserStep
     voice: UserVoice
-    level_db: float
 
 
 class DuplexLLMService(LLMService):
@@ -183,7 +168,8 @@ class DuplexLLMService(LLMService):
             backend: Where sessions come from instead, e.g. one ``Engine`` that several bots of a
                 process share. It is not closed by the service.
             url: A server to call instead, such as ``ws://gpu:8998/api/chat``: one of ours, or any
-                that speaks Moshi's protocol. Of several, the first that has room; when it dies or
+                that speaks Moshi's protocol. Or several: a list, a name with many addresses, or a
+                registry's ``http://host:8990/workers``. The emptiest is called; when it dies or
                 shuts down, the conversation goes on at another.
             api_key: The server's key, if it wants one.
             vad_analyzer: Observes the user's voice for turn events. Pipecat's Silero by default.
@@ -228,7 +214,7 @@ class DuplexLLMService(LLMService):
         self._given_words = GivenWords()
         self._continued: ContinuedSession | None = None
         self._history = history
-        self._out_resampler = Resampler(SAMPLE_RATE_HZ, SAMPLE_RATE_HZ)
+        self._out_rate_hz = SAMPLE_RATE_HZ
         self._begin_conversation()
 
         for event in (
@@ -248,26 +234,22 @@ class DuplexLLMService(LLMService):
     def _begin_conversation(self):
         """Set up what belongs to one session; a fresh session begins at second 0."""
         self._input: asyncio.Queue[InputAudioRawFrame] = asyncio.Queue()
-        self._intake = Intake()
-        self._input_clock = InputClock(self._clock_settings)
-        self._output_clock = OutputClock(self._clock_settings)
-        self._user_steps: asyncio.Queue[_UserStep] = asyncio.Queue()
+        self._user_audio = UserAudio(self._clock_settings)
+        self._user_sides: asyncio.Queue[_UserSide] = asyncio.Queue()
+        self._agent_audio = AgentAudio(self._out_rate_hz, self._clock_settings)
+        self._monologue = Monologue()
+        self._tracker = TurnTracker(self._turn_settings)
+        self._given_words.begin_session()
+
         self._due_secs = 0.0
-        self._sent_steps = 0
         self._handled_steps = 0
+        self._step_timings: list[StepTiming] = []
         self._overload_warned = False
         self._end_announced = False
-
-        self._tracker = TurnTracker(self._turn_settings)
-        self._monologue = Monologue()
         self._speaking = False
         self._interrupted = False
-        self._fade_in = False
-        self._unheard_steps: set[int] = set()
-        self._given_words.begin_session()
         self._user_turn_proposed = False
         self._user_turn_opened = asyncio.Event()
-        self._step_timings: list[StepTiming] = []
 
     def can_generate_metrics(self) -> bool:
         """Check if the service can generate usage metrics.
@@ -293,12 +275,12 @@ class DuplexLLMService(LLMService):
     @property
     def lag_secs(self) -> float:
         """Delay of the agent's audio beyond its least delay, at the last step."""
-        return self._output_clock.lag_secs
+        return self._agent_audio.lag_secs
 
     @property
     def dropped_output_steps(self) -> int:
         """Steps of agent speech that were too old to be heard."""
-        return self._output_clock.dropped_steps
+        return self._agent_audio.dropped_steps
 
     #
     # lifecycle
@@ -311,7 +293,8 @@ class DuplexLLMService(LLMService):
             setup: Configuration object containing setup parameters.
         """
         await super().setup(setup)
-        self._out_resampler = Resampler(SAMPLE_RATE_HZ, setup.audio_out_sample_rate)
+        self._out_rate_hz = setup.audio_out_sample_rate
+        self._agent_audio = AgentAudio(self._out_rate_hz, self._clock_settings)
         self._activity = await asyncio.to_thread(_load_activity, self._vad_analyzer)
         if self._backend is None:
             await self._load_engine()
@@ -490,7 +473,7 @@ class DuplexLLMService(LLMService):
             await asyncio.sleep(pause_secs)
             pause_secs = min(2 * pause_secs, MAX_REOPEN_PAUSE_SECS)
         self._begin_conversation()
-        self._input_clock.start(self._now_secs())
+        self._user_audio.start(self._now_secs())
         return session
 
     #
@@ -564,7 +547,7 @@ class DuplexLLMService(LLMService):
             self._input.put_nowait(frame)
         elif isinstance(frame, ClientConnectedFrame):
             # From here on somebody listens, muted or not: the conversation runs.
-            self._input_clock.start(self._now_secs())
+            self._user_audio.start(self._now_secs())
         elif isinstance(frame, InterruptionFrame):
             self._interrupted = True
         elif isinstance(frame, UserStartedSpeakingFrame):
@@ -583,67 +566,55 @@ class DuplexLLMService(LLMService):
         try:
             frame = await asyncio.wait_for(self._input.get(), self._secs_to_fill())
         except TimeoutError:
-            await self._fill_silence(session)
-            return
-        for pcm in await self._take_audio(frame):
-            user_level_db = level_db(pcm)
-            quiet = user_level_db < QUIET_LEVEL_DB
-            if self._input_clock.admit(self._now_secs(), quiet=quiet):
-                await self._send(session, pcm, user_level_db)
+            steps = self._user_audio.fill(self._now_secs())
+        else:
+            steps = await self._take_audio(frame)
+        self._warn_of_overload()
+        for step in steps:
+            await self._send(session, step)
 
     def _secs_to_fill(self) -> float | None:
-        wait_secs = self._input_clock.secs_to_fill(self._now_secs())
+        wait_secs = self._user_audio.secs_to_fill(self._now_secs())
         # Audio that is there already comes before silence.
         return None if wait_secs is None or not self._input.empty() else max(0.0, wait_secs)
 
-    async def _take_audio(self, frame: InputAudioRawFrame) -> list[np.ndarray]:
+    async def _take_audio(self, frame: InputAudioRawFrame) -> list[UserStep]:
         try:
             pcm = pcm16_to_float(frame.audio, frame.num_channels)
-            return self._intake.push(pcm, frame.sample_rate)
+            return self._user_audio.take(pcm, frame.sample_rate, self._now_secs())
         except InvalidAudio as e:
             await self.push_error(f"Audio of the user was left out: {e}", exception=e)
             return []
 
-    async def _fill_silence(self, session: DuplexSession):
-        silence = np.zeros(STEP_SAMPLES, np.float32)
-        while self._input_clock.fill(self._now_secs()):
-            pending = self._intake.flush()
-            pcm = silence if pending is None else pending
-            await self._send(session, pcm, level_db(pcm))
+    def _warn_of_overload(self):
+        if self._user_audio.overloaded and not self._overload_warned:
+            self._overload_warned = True
+            logger.warning(f"{self}: the model is slower than real time; audio is dropped")
 
-    async def _send(self, session: DuplexSession, pcm: np.ndarray, user_level_db: float):
-        if self._sent_steps - self._handled_steps >= MAX_STEPS_IN_FLIGHT:
-            self._input_clock.dropped_steps += 1
-            if not self._overload_warned:
-                self._overload_warned = True
-                logger.warning(f"{self}: the model is slower than real time; audio is dropped")
-            return
-        due_secs = self._input_clock.due_secs
-        index = session.send(pcm)
-        self._sent_steps += 1
-        voice = await self._activity.observe(pcm) if self._activity else UserVoice.QUIET
-        self._user_steps.put_nowait(_UserStep(index, due_secs, voice, user_level_db))
+    async def _send(self, session: DuplexSession, step: UserStep):
+        index = session.send(step.pcm)
+        voice = await self._activity.observe(step.pcm) if self._activity else UserVoice.QUIET
+        self._user_sides.put_nowait(_UserSide(index, step, voice))
 
     #
     # steps out
     #
 
     async def _handle_step(self, step: Step):
-        user = await self._user_step(step.index)
+        user, voice = await self._user_side(step.index)
+        # From here on a step is known by its place in the user's audio, whatever was dropped.
+        step = replace(step, index=user.place)
         self._due_secs = user.due_secs
-        self._output_clock.observe(self._now_secs(), user.due_secs)
+        sound = self._agent_audio.take(step.index, step.pcm, self._now_secs(), user.due_secs)
         if self._interrupted:
             await self._handle_interrupted()
-        agent_level_db = level_db(step.pcm)
-        # The resampler runs on through silence, so that speech begins on its own sample.
-        pcm = self._out_resampler.push(step.pcm)
         await self._hear_given_words(step)
         await self._push_word(self._monologue.feed(step.index, step.text_piece))
         events = self._tracker.step(
             step.index,
-            user=user.voice,
+            user=voice,
             user_level_db=user.level_db,
-            agent_level_db=agent_level_db,
+            agent_level_db=sound.level_db,
             agent_word=step.text_piece is not None,
         )
         for event in events:
@@ -651,16 +622,17 @@ class DuplexLLMService(LLMService):
         if step.text_piece is not None:
             await self._push_monologue(step)
         if self._speaking:
-            await self._push_audio(step.index, pcm, quiet=agent_level_db < QUIET_LEVEL_DB)
+            await self._push_audio(sound)
         await self._report_step(step)
+        self._user_audio.note_answer()
         self._handled_steps += 1
 
-    async def _user_step(self, index: int) -> "_UserStep":
+    async def _user_side(self, index: int) -> tuple[UserStep, UserVoice]:
         """Return the user's side of a step; the detector runs beside the model."""
         while True:
-            user_step = await self._user_steps.get()
-            if user_step.index >= index:
-                return user_step
+            side = await self._user_sides.get()
+            if side.index >= index:
+                return side.step, side.voice
 
     async def _push_monologue(self, step: Step):
         assert step.text_piece is not None
@@ -673,24 +645,18 @@ class DuplexLLMService(LLMService):
             )
         )
 
-    async def _push_audio(self, index: int, pcm: np.ndarray, *, quiet: bool):
-        if not self._output_clock.admit(quiet=quiet):
-            self._fade_in = True
-            self._unheard_steps.add(index)
+    async def _push_audio(self, sound: AgentSound):
+        pcm = self._agent_audio.play(sound)
+        if pcm is None:
             return
-        if self._fade_in:
-            self._fade_in = False
-            samples = min(FADE_IN_SAMPLES, len(pcm))
-            pcm = pcm.copy()
-            pcm[:samples] *= np.linspace(0, 1, samples, dtype=np.float32)
-        frame = TTSAudioRawFrame(float_to_pcm16(pcm), self._out_resampler.out_rate_hz, 1)
+        frame = TTSAudioRawFrame(float_to_pcm16(pcm), self._agent_audio.rate_hz, 1)
         # Where the sound stands in the conversation, in nanoseconds of the user's audio.
-        frame.pts = round((index + 1) * STEP_SECS * 1e9)
+        frame.pts = round((sound.place + 1) * STEP_SECS * 1e9)
         await self.push_frame(frame)
 
     async def _push_word(self, word: Word | None):
         """Push a word that was heard, for clients and for the context."""
-        if word is None or word.first_step in self._unheard_steps:
+        if word is None or self._agent_audio.was_left_out(word.first_step):
             return
         llm_frame = LLMTextFrame(word.text)
         llm_frame.append_to_context = False
@@ -765,12 +731,12 @@ class DuplexLLMService(LLMService):
             AgentYieldedFrame, text=text, time_secs=event.time_secs, delay_secs=event.delay_secs
         )
         await self.broadcast_interruption()
-        self._output_clock.flush()
+        self._agent_audio.flush()
         await self._call_event_handler("on_yield", event, text)
 
     async def _handle_agent_stopped(self, event: AgentStopped):
         await self._push_word(self._monologue.end_utterance())
-        self._unheard_steps.clear()
+        self._agent_audio.end_utterance()
         self._given_words.end_utterance()
         await self._close_brackets()
         if not self._tracker.user_speaking:
@@ -783,7 +749,7 @@ class DuplexLLMService(LLMService):
     async def _handle_interrupted(self):
         """Somebody else broadcast an interruption: what was pushed is gone."""
         self._interrupted = False
-        self._output_clock.flush()
+        self._agent_audio.flush()
         self._monologue.end_utterance()  # A word that was not finished was not heard.
         await self._given_words.hush(self._session)
         for event in self._tracker.interrupt():
@@ -842,17 +808,17 @@ class DuplexLLMService(LLMService):
             max_compute_secs=max(t.compute_secs for t in timings),
             max_waited_secs=max(t.waited_secs for t in timings),
             lag_secs=self.lag_secs,
-            filled_steps=self._input_clock.filled_steps,
-            dropped_input_steps=self._input_clock.dropped_steps,
-            dropped_output_steps=self._output_clock.dropped_steps,
+            filled_steps=self._user_audio.filled_steps,
+            dropped_input_steps=self._user_audio.dropped_steps,
+            dropped_output_steps=self._agent_audio.dropped_steps,
         )
         await self.push_frame(MetricsFrame(data=[data]))
 
 
 def _connect_to(url: str | Sequence[str], api_key: str | None) -> DuplexBackend:
-    from pipecat_duplex.remote import RemoteBackend, RemoteFleet
+    from pipecat_duplex.remote import RemoteBackend, RemoteFleet, is_one_server
 
-    if isinstance(url, str):
+    if isinstance(url, str) and is_one_server(url):
         return RemoteBackend(url, api_key=api_key)
     return RemoteFleet(url, api_key=api_key)
 

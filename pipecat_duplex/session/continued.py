@@ -10,8 +10,8 @@ from loguru import logger
 
 from pipecat_duplex.session.contract import DuplexBackend, DuplexSession, SessionConfig
 from pipecat_duplex.session.errors import DuplexError, InvalidHistory, SessionEnded
-from pipecat_duplex.session.history import History, HistoryKeeper, Memory
-from pipecat_duplex.session.inbox import MAX_PENDING_STEPS, StepInbox
+from pipecat_duplex.session.history import History, HistoryKeeper, ResumeKey
+from pipecat_duplex.session.inbox import StepInbox
 from pipecat_duplex.session.retry import Pauses, Retry
 from pipecat_duplex.session.saying import Saying, Sayings
 from pipecat_duplex.session.step import (
@@ -59,7 +59,7 @@ class ContinuedSession(DuplexSession):
         backend: DuplexBackend,
         config: SessionConfig,
         session: DuplexSession,
-        memory: Memory,
+        memory: ResumeKey,
         *,
         give_up_secs: float,
         history: History | None = None,
@@ -103,8 +103,8 @@ class ContinuedSession(DuplexSession):
         return self._config
 
     @property
-    def memory(self) -> Memory:
-        """Which sessions can go on with a history of it."""
+    def memory(self) -> ResumeKey:
+        """Identifies which sessions can resume this one."""
         return self._keeper.memory
 
     @property
@@ -121,9 +121,7 @@ class ContinuedSession(DuplexSession):
     def send(self, pcm: np.ndarray) -> int:
         """Give the model the next step of the user's audio, or nobody while it moves."""
         check_step_audio(pcm)
-        if self._sent - self._inbox.taken >= MAX_PENDING_STEPS:
-            self._inbox.end(f"{MAX_PENDING_STEPS} steps were sent whose answers nobody has taken")
-        self._inbox.check_open()
+        self._inbox.accept(self._sent)
         index = self._sent
         self._sent += 1
         if self._session is not None:

@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipecat_duplex.session.history import History, Memory
+from pipecat_duplex.session.history import History, ResumeKey
 from pipecat_duplex.session.step import Step
 
 
@@ -98,8 +98,8 @@ class DuplexSession(Protocol):
         ...
 
     @property
-    def memory(self) -> Memory | None:
-        """Which sessions can go on with a history of this one; ``None`` if it has no tokens."""
+    def memory(self) -> ResumeKey | None:
+        """Identifies which sessions can resume this one; ``None`` if steps carry no tokens."""
         ...
 
     @property

@@ -1,8 +1,8 @@
-"""What a conversation can be rebuilt from, on another machine if need be.
+"""The state from which a conversation is rebuilt, on another machine if need be.
 
 Every step of a conversation is 17 numbers: the monologue, the agent's eight codebooks and the
 user's eight. With them a language model that has never heard the conversation comes to the same
-state. The codec's encoder needs a few seconds of the user's audio besides.
+state. The codec's encoder also needs a few seconds of the user's audio.
 """
 
 import json
@@ -28,11 +28,11 @@ _HEADER = struct.Struct("<I")
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
-    """What a checkpoint makes of a conversation.
+class ResumeKey:
+    """Identifies which sessions can resume a conversation.
 
     Parameters:
-        fingerprint: Tells checkpoints apart: a history is of use to the one that made it.
+        fingerprint: Identifies the checkpoint: only the one that made a history can restore it.
         context_steps: Steps that the language model can look back on.
     """
 
@@ -147,11 +147,11 @@ def _is_count(value: object) -> bool:
 class HistoryKeeper:
     """Keeps the last part of a conversation while it is held."""
 
-    def __init__(self, memory: Memory, history: History | None = None):
+    def __init__(self, memory: ResumeKey, history: History | None = None):
         """Initialize before the first step.
 
         Args:
-            memory: Of the session that the conversation is held with.
+            memory: The key of the session that holds the conversation.
             history: What that session was restored from.
         """
         self.memory = memory

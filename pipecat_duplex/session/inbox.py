@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from pipecat_duplex.session.errors import SessionEnded
 from pipecat_duplex.session.step import Step
@@ -20,13 +20,15 @@ class StepInbox:
     Not thread-safe: it belongs to the asyncio loop of its session.
     """
 
-    def __init__(self, session_id: str):
+    def __init__(self, session_id: str, end: Callable[[str], object] | None = None):
         """Initialize an empty inbox.
 
         Args:
             session_id: The session, for errors.
+            end: Ends the session for a reason, where :meth:`end` alone does not.
         """
         self._session_id = session_id
+        self._end_session = end or self.end
         self._steps: deque[Step] = deque()
         self._news = asyncio.Event()
         self._has_consumer = False
@@ -49,6 +51,19 @@ class StepInbox:
             raise SessionEnded(self._session_id, "it was closed")
         if self._end_reason is not None:
             raise SessionEnded(self._session_id, self._end_reason)
+
+    def accept(self, sent: int) -> None:
+        """Check that the session takes one more step of the user's; end it if nobody listens.
+
+        Args:
+            sent: Steps that were sent before.
+
+        Raises:
+            SessionEnded: The session is over, or more than :data:`MAX_PENDING_STEPS` are pending.
+        """
+        if sent - self.taken >= MAX_PENDING_STEPS:
+            self._end_session(f"{MAX_PENDING_STEPS} steps were sent whose answers nobody has taken")
+        self.check_open()
 
     def put(self, step: Step) -> None:
         """Add a step; after the end it is thrown away."""

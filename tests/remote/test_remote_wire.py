@@ -20,7 +20,7 @@ from pipecat_duplex.session import (
     Step,
     StepTiming,
 )
-from pipecat_duplex.session.history import Memory
+from pipecat_duplex.session.history import ResumeKey
 from pipecat_duplex.session.saying import MAX_SAY_BYTES, check_words
 
 PCM = np.linspace(-1, 1, STEP_SAMPLES, dtype=np.float32)
@@ -206,7 +206,7 @@ def test_every_message_there_and_back(message):
         session=st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=30),
         audio_format=st.sampled_from(["opus", "pcm"]),
         features=st.frozensets(st.sampled_from(["say", "restore"])),
-        memory=st.none() | st.builds(Memory, WORDS, st.integers(1, 45_000)),
+        memory=st.none() | st.builds(ResumeKey, WORDS, st.integers(1, 45_000)),
         max_secs=st.none() | st.floats(0, 1e8),
         secs_left=st.none() | st.floats(0, 1e8),
         max_say_bytes=COUNTS,

@@ -13,7 +13,7 @@ from pipecat_duplex.engine.checkpoint import CODEBOOKS, find_checkpoint
 from pipecat_duplex.engine.model import ChooseWord, ModelSummary, SlotOutput, StepModel
 from pipecat_duplex.engine.onnx.checkpoint import count_parameters, open_graphs
 from pipecat_duplex.engine.onnx.graph import Graph
-from pipecat_duplex.engine.onnx.memory import CodecMemory, History, Ring
+from pipecat_duplex.engine.onnx.memory import CodecMemory, Ring, TokenRing
 from pipecat_duplex.engine.onnx.sampling import Sampler, SlotSampling
 from pipecat_duplex.engine.prefix import Prefix
 from pipecat_duplex.engine.vocabulary import Vocabulary
@@ -40,7 +40,7 @@ class SlotMemory:
         self.decoder = CodecMemory(sessions["decoder"], slots)
         self.ring = Ring(sessions["temporal"], slots)
         initial = [config["text_card"], *[config["card"]] * (2 * CODEBOOKS)]
-        self.history = History(slots, config["delays"], np.array(initial))
+        self.token_ring = TokenRing(slots, config["delays"], np.array(initial))
 
     @property
     def kv_bytes_per_slot(self) -> int:
@@ -52,11 +52,11 @@ class SlotMemory:
         """Put slots back to their start. Rings need no care: what is old is never looked at."""
         self.encoder.reset(slots)
         self.decoder.reset(slots)
-        self.history.offsets[slots] = 0
+        self.token_ring.offsets[slots] = 0
 
 
 class Lane:
-    """Runs a share of a step's conversations in one thread, in two halves.
+    """A thread that runs a share of a step's conversations, in two halves.
 
     Every conversation is computed by itself, by kernels that add up in the same order however many
     there are, so neighbours change nothing.
@@ -92,16 +92,16 @@ class Lane:
         """
         self._slots = slots = np.array(sorted(frames))
         self._user_codes = self._encode(frames)
-        history = self._memory.history
-        newcomers = slots[history.offsets[slots] == 0]
+        recent = self._memory.token_ring
+        newcomers = slots[recent.offsets[slots] == 0]
         if len(newcomers):
             # The first frame is in the model's past. As in moshi.server, the codec starts afresh
             # after it, so that the padding at its left is applied to the second one again.
             self._memory.encoder.reset(newcomers)
-        history.hear(slots, self._user_codes)
+        recent.hear(slots, self._user_codes)
 
-        count, positions = len(slots), history.offsets[slots]
-        self._temporal.inputs["tokens"][:count, :, 0] = history.next_input(slots)
+        count, positions = len(slots), recent.offsets[slots]
+        self._temporal.inputs["tokens"][:count, :, 0] = recent.next_input(slots)
         self._sampler.text.prepare(self._temporal, slots)
         self._run(self._temporal, slots, positions)
         self._memory.ring.write(slots, positions, self._temporal.outputs["new_keys_values"][:count])
@@ -115,15 +115,15 @@ class Lane:
             slot: The slot.
             columns: What it reads, int64, shape ``(17, T)``; at most as many as its context.
         """
-        slots, history, steps = np.array([slot]), self._memory.history, columns.shape[1]
+        slots, recent, steps = np.array([slot]), self._memory.token_ring, columns.shape[1]
         # Arrays of this length are needed once; the keys and values of all slots are shared.
         graph = Graph(self._sessions["temporal"], 1, self._memory.ring.inputs(), steps)
         graph.inputs["tokens"][0] = columns
         SlotSampling(1).prepare(graph, np.zeros(1, np.int64))  # greedy: draws nothing
-        positions = history.offsets[slots]
+        positions = recent.offsets[slots]
         self._run(graph, slots, positions)
         self._memory.ring.write(slots, positions, graph.outputs["new_keys_values"])
-        history.skip(slot, steps)
+        recent.skip(slot, steps)
 
     def sample_after(self, slot: int, column: np.ndarray, frame: np.ndarray) -> None:
         """Let a slot's model read the last known column and choose what comes next.
@@ -134,9 +134,9 @@ class Lane:
             frame: The last known frame, whose late codebooks are not chosen, shape ``(17,)``.
         """
         slots = np.array([slot])
-        history = self._memory.history
+        recent = self._memory.token_ring
         self._slots = slots
-        positions = history.offsets[slots]
+        positions = recent.offsets[slots]
         self._temporal.inputs["tokens"][:1, :, 0] = column
         self._sampler.text.prepare(self._temporal, slots)
         self._run(self._temporal, slots, positions)
@@ -147,10 +147,10 @@ class Lane:
         self._sampler.audio.prepare(self._depformer, slots)
         self._depformer.run(1)
         chosen = np.concatenate([text[:1, None], self._depformer.outputs["codes"][:1]], axis=1)
-        delayed = history.delays[: 1 + CODEBOOKS] > 0
+        delayed = recent.delays[: 1 + CODEBOOKS] > 0
         chosen[0, delayed] = frame[: 1 + CODEBOOKS][delayed]
-        history.hear(slots, frame[None, 1 + CODEBOOKS :])
-        history.say(slots, chosen)
+        recent.hear(slots, frame[None, 1 + CODEBOOKS :])
+        recent.say(slots, chosen)
 
     def encode_alone(self, slot: int, pcm: np.ndarray) -> np.ndarray:
         """Encode a step in a slot whose conversation has not begun; shape ``(codebooks,)``."""
@@ -167,17 +167,17 @@ class Lane:
         Args:
             words: What each slot says, as text tokens.
         """
-        slots, history, count = self._slots, self._memory.history, len(self._slots)
+        slots, recent, count = self._slots, self._memory.token_ring, len(self._slots)
         text = self._depformer.inputs["text_token"]
         text[:count] = [words[slot] for slot in slots.tolist()]
         self._depformer.inputs["hidden"][:count] = self._temporal.outputs["hidden"][:count]
         self._sampler.audio.prepare(self._depformer, slots)
         self._depformer.run(count)
         codes = self._depformer.outputs["codes"][:count]
-        history.say(slots, np.concatenate([text[:count, None], codes], axis=1))
+        recent.say(slots, np.concatenate([text[:count, None], codes], axis=1))
 
-        spoken = history.spoken(slots, 1 + CODEBOOKS)
-        speaks = history.offsets[slots] > history.max_delay
+        spoken = recent.spoken(slots, 1 + CODEBOOKS)
+        speaks = recent.offsets[slots] > recent.max_delay
         pcm = self._decode(slots[speaks], spoken[speaks, 1:])
         tokens = np.concatenate([spoken, self._user_codes], axis=1).astype(np.int32)
         outputs: dict[int, SlotOutput] = {}
@@ -294,7 +294,7 @@ class OnnxModel(StepModel):
             lane.decode_alone(slot, codes)
             if step % PREFILL_CODEC_STEPS == 0:
                 yield
-        columns = prefix.columns(self._config["delays"], memory.history.initial.tolist())
+        columns = prefix.columns(self._config["delays"], memory.token_ring.initial.tolist())
         known = columns[:, :-1]
         at_once = min(PREFILL_COLUMNS, memory.ring.context)
         for begin in range(0, known.shape[1], at_once):

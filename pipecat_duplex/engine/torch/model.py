@@ -29,7 +29,7 @@ CODEC_LAST_STEPS = 2
 moshi's attention has lost its oldest key already, which a longer pass would not do."""
 
 
-class Lane:
+class MaskedModules:
     """Streaming modules that run for the same slots.
 
     All rows of the batch are always computed; a mask says which slots keep the result in their
@@ -229,9 +229,9 @@ class BatchedModel(StepModel):
         self._streaming.enter_context(self._lm_gen.streaming(self.slots))
         # The codec's two halves run for different slots: a newcomer is encoded, not decoded.
         encoder, decoder = _codec_halves(self._mimi)
-        self._encoder = Lane(encoder, self.slots)
-        self._decoder = Lane(decoder, self.slots)
-        self._language = Lane([self._lm_gen], self.slots)
+        self._encoder = MaskedModules(encoder, self.slots)
+        self._decoder = MaskedModules(decoder, self.slots)
+        self._language = MaskedModules([self._lm_gen], self.slots)
         self._steps_done = [0] * self.slots
 
     def _allocate_buffers(self, streams: int) -> None:
