@@ -14,7 +14,13 @@ from pipecat_duplex.engine.model import Loaded, ModelSummary, StepModel
 from pipecat_duplex.engine.persona import find_voices, known_voice
 from pipecat_duplex.engine.session import EngineSession
 from pipecat_duplex.engine.stats import WINDOW_STEPS, EngineStats
-from pipecat_duplex.session import AtCapacity, DuplexBackend, DuplexError, SessionConfig
+from pipecat_duplex.session import (
+    AtCapacity,
+    BackendHealth,
+    DuplexBackend,
+    DuplexError,
+    SessionConfig,
+)
 
 GATHER_MS = 5.0
 """Default wait for neighbours to share a step, if there are any."""
@@ -144,6 +150,16 @@ class Engine(DuplexBackend):
             last_steps: How many, at most ``WINDOW_STEPS``.
         """
         return self._step_loop.recorder.snapshot(last_steps)
+
+    def health(self) -> BackendHealth:
+        """Return whether conversations are served at this moment, or why not.
+
+        A step that hangs shows in ``lag_secs`` at once, and as ``stuck`` after 1.5 s. Never waits,
+        and may be called from any thread.
+        """
+        if self._closed:
+            return BackendHealth(False, "the engine was closed")
+        return self._step_loop.health()
 
     async def open(self, config: SessionConfig) -> EngineSession:
         """Begin a conversation.

@@ -17,10 +17,16 @@ from pipecat_duplex.engine.prefix import Prefix
 from pipecat_duplex.engine.preparation import Preparation
 from pipecat_duplex.engine.session import EngineSession, Frame
 from pipecat_duplex.engine.stats import StepRecorder
-from pipecat_duplex.session import DuplexError, Step, StepTiming
+from pipecat_duplex.session import STEP_SECS, BackendHealth, DuplexError, Step, StepTiming
 
 MAX_FAILURES = 3
 """Failed steps in a row after which the engine gives up."""
+
+BEAT_SECS = 0.5
+"""How often an idle thread shows that it is alive."""
+
+STUCK_SECS = 1.5
+"""A thread that has shown nothing for so long, or a step that takes so long, is called stuck."""
 
 Batch = dict[int, tuple[EngineSession, Frame]]
 """Who takes part in a step, by slot."""
@@ -61,6 +67,9 @@ class StepLoop:
         self._stopping = False
         self._loaded: Future[Loaded] = Future()
         self._thread = threading.Thread(target=self._run, name="duplex-engine", daemon=True)
+        # Written by the thread, read by any: since when a step runs, and signs of life.
+        self._step_began_secs: float | None = None
+        self._stepped_at_secs = self._beat_at_secs = time.perf_counter()
         # The rest belongs to the thread.
         self._seated: list[EngineSession | None] = [None] * slots
         self._preparing: dict[int, tuple[EngineSession, Preparation, Iterator[None]]] = {}
@@ -103,6 +112,40 @@ class StepLoop:
         """Count the free seats."""
         return self._seats.count(None)
 
+    def health(self) -> BackendHealth:
+        """Tell how the thread is. Takes no lock: whoever holds one may be what is stuck."""
+        if self.failure is not None:
+            return BackendHealth(False, f"the engine has failed: {self.failure}")
+        if self._stopping or not self._thread.is_alive():
+            return BackendHealth(False, "the engine was closed")
+        now_secs = time.perf_counter()
+        waited_secs = self._step_waited_secs(now_secs)
+        lag_secs = max(0.0, waited_secs - STEP_SECS)
+        silent_secs = 0.0 if waited_secs else now_secs - self._beat_at_secs
+        if waited_secs >= STUCK_SECS:
+            reason = f"a step has not come back for {waited_secs:.1f} s"
+        elif silent_secs >= STUCK_SECS:
+            reason = f"the engine has done nothing for {silent_secs:.1f} s"
+        else:
+            return BackendHealth(True, lag_secs=lag_secs)
+        return BackendHealth(False, reason, lag_secs, stuck=True)
+
+    def _step_waited_secs(self, now_secs: float) -> float:
+        """Return how long a step has been computed, or has been due; 0 if none is."""
+        began_secs = self._step_began_secs
+        if began_secs is not None:
+            return now_secs - began_secs
+        due_secs = now_secs
+        for session in list(self._seats):
+            if session is None or session.is_preparing:
+                continue
+            try:
+                due_secs = min(due_secs, session.waiting[0].sent_at_secs)
+            except IndexError:
+                pass  # nothing waits, or the session ends at this moment
+        # Frames that were sent ahead of time wait for those before them: progress counts.
+        return now_secs - max(due_secs, min(now_secs, self._stepped_at_secs))
+
     def wake(self) -> None:
         """Tell the thread that a frame is waiting."""
         with self._condition:
@@ -127,6 +170,7 @@ class StepLoop:
             try:
                 while (batch := self._gather()) is not None:
                     self._step(model, batch)
+                    self._step_began_secs = None
                     self._prepare(model, casting)
             except Exception as error:
                 logger.exception("The engine's loop failed")
@@ -135,9 +179,12 @@ class StepLoop:
     def _gather(self) -> Batch | None:
         """Wait for frames and take one from each session that has one; None is the end."""
         with self._condition:
-            self._condition.wait_for(
-                lambda: self._is_over() or self._has_preparation() or self._has_frame(any)
-            )
+            while not self._condition.wait_for(
+                lambda: self._is_over() or self._has_preparation() or self._has_frame(any),
+                timeout=BEAT_SECS,
+            ):
+                self._beat_at_secs = time.perf_counter()
+            self._beat_at_secs = time.perf_counter()
             if self._gather_secs and not self._has_preparation():
                 self._condition.wait_for(
                     lambda: self._is_over() or self._has_frame(all), timeout=self._gather_secs
@@ -158,7 +205,7 @@ class StepLoop:
     def _step(self, model: StepModel, batch: Batch) -> None:
         if not batch:
             return
-        started = time.perf_counter()
+        started = self._step_began_secs = time.perf_counter()
         try:
             self._follow_seats(model, batch)
             # What is chosen in this step is given out in the next.
@@ -169,7 +216,8 @@ class StepLoop:
             logger.opt(exception=error).error("A step of the engine failed")
             self._recover(model, error)
             return
-        compute_secs = time.perf_counter() - started
+        self._stepped_at_secs = time.perf_counter()
+        compute_secs = self._stepped_at_secs - started
         self._failures_in_a_row = 0
         self.recorder.add_step(compute_secs, len(batch))
         mail: list[Mail] = []

@@ -168,7 +168,8 @@ class DuplexLLMService(LLMService):
             backend: Where sessions come from instead, e.g. one ``Engine`` that several bots of a
                 process share. It is not closed by the service.
             url: A server to call instead, such as ``ws://gpu:8998/api/chat``: one of ours, or any
-                that speaks Moshi's protocol. Of several, the first that has room; when it dies or
+                that speaks Moshi's protocol. Or several: a list, a name with many addresses, or a
+                registry's ``http://host:8990/workers``. The emptiest is called; when it dies or
                 shuts down, the conversation goes on at another.
             api_key: The server's key, if it wants one.
             vad_analyzer: Observes the user's voice for turn events. Pipecat's Silero by default.
@@ -841,9 +842,9 @@ class DuplexLLMService(LLMService):
 
 
 def _connect_to(url: str | Sequence[str], api_key: str | None) -> DuplexBackend:
-    from pipecat_duplex.remote import RemoteBackend, RemoteFleet
+    from pipecat_duplex.remote import RemoteBackend, RemoteFleet, is_one_server
 
-    if isinstance(url, str):
+    if isinstance(url, str) and is_one_server(url):
         return RemoteBackend(url, api_key=api_key)
     return RemoteFleet(url, api_key=api_key)
 

@@ -24,6 +24,7 @@ from pipecat_duplex.session.errors import (
     SessionEnded,
     one_line,
 )
+from pipecat_duplex.session.health import BackendHealth, ReportsHealth
 from pipecat_duplex.session.step import (
     SAMPLE_RATE_HZ,
     STEP_SAMPLES,
@@ -46,6 +47,7 @@ __all__ = [
     "TEXT_PADDING",
     "WORD_START",
     "AtCapacity",
+    "BackendHealth",
     "CannotSay",
     "CheckpointError",
     "DuplexBackend",
@@ -55,6 +57,7 @@ __all__ = [
     "InvalidHistory",
     "InvalidPrompt",
     "MissingExtra",
+    "ReportsHealth",
     "Said",
     "Sampling",
     "SessionConfig",
