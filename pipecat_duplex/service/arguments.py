@@ -27,8 +27,8 @@ UNSUPPORTED_SETTINGS: dict[str, str] = {
 NO_TOOLS = "a full-duplex model calls no functions"
 
 FRONTEND_OBJECTION = (
-    "DuplexLLMService cannot take part in LLMWithBackend: the model calls no functions, so it would "
-    "never delegate, and it answers no requests"
+    "DuplexLLMService cannot take part in LLMWithBackend: the model calls no functions, so it "
+    "never delegates, and it answers no requests"
 )
 
 
