@@ -98,7 +98,7 @@ class ScriptedBackend:
         self.sessions = [session for session in self.sessions if not session.closed]
         if len(self.sessions) >= self._slots:
             raise AtCapacity(f"all {self._slots} slots are taken")
-        session = ScriptedSession(f"scripted-{next(self._ids)}", self._script, config.max_secs)
+        session = ScriptedSession(f"scripted-{next(self._ids)}", self._script, config)
         self.sessions.append(session)
         return session
 
@@ -111,18 +111,19 @@ class ScriptedBackend:
 class ScriptedSession:
     """A conversation with a scripted agent."""
 
-    def __init__(self, session_id: str, script: Script, max_secs: float | None = None):
+    def __init__(self, session_id: str, script: Script, config: SessionConfig | None = None):
         """Initialize the session.
 
         Args:
             session_id: Its name.
             script: What the agent does.
-            max_secs: It ends after this much audio.
+            config: Its limit is kept.
         """
         self._id = session_id
+        self._config = config or SessionConfig()
         self._script = script
         self._agent = _ScriptedAgent(script)
-        self._max_secs = max_secs
+        self._max_secs = self._config.max_secs
         self._sent = 0
         self._frames: asyncio.Queue[tuple[float, np.ndarray] | None] = asyncio.Queue()
         self._cutters: dict[int, WordCutter] = {}
@@ -133,6 +134,11 @@ class ScriptedSession:
     def id(self) -> str:
         """The session's name."""
         return self._id
+
+    @property
+    def config(self) -> SessionConfig:
+        """What it was opened with."""
+        return self._config
 
     @property
     def memory(self) -> ResumeKey | None:

@@ -14,6 +14,7 @@ from pipecat.frames.frames import (
     ErrorFrame,
     InputAudioRawFrame,
     InterruptionFrame,
+    LLMContextFrame,
     LLMFullResponseEndFrame,
     LLMFullResponseStartFrame,
     LLMTextFrame,
@@ -29,7 +30,8 @@ from pipecat.frames.frames import (
     VADUserStoppedSpeakingFrame,
 )
 from pipecat.metrics.metrics import TTFBMetricsData
-from pipecat.processors.frame_processor import FrameDirection
+from pipecat.processors.aggregators.llm_context import LLMContext
+from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
 
 from pipecat_duplex import (
     AgentYieldedFrame,
@@ -39,6 +41,7 @@ from pipecat_duplex import (
     DuplexMetricsData,
     MonologueTextFrame,
     SessionConfig,
+    UnheardTextFrame,
 )
 from pipecat_duplex.scripted import FINGERPRINT, WORD_STEPS, Script, ScriptedBackend
 from pipecat_duplex.session import STEP_SAMPLES, STEP_SECS
@@ -79,6 +82,19 @@ def assert_brackets(conversation: Conversation) -> None:
         elif isinstance(frame, TTSAudioRawFrame | TTSTextFrame | LLMTextFrame):
             assert open_tts, f"{frame} outside the brackets"
     assert not open_llm and not open_tts
+
+
+def assert_unheard_words_are_marked(conversation: Conversation, words: list[str]) -> None:
+    """Captions and context hold every word once, and tell which of them were not heard."""
+    (context,) = conversation.assistant_words()
+    assert context == "".join(frame.text for frame in conversation.near.of(LLMTextFrame))
+    assert (
+        context.replace("[not heard: ", "").replace("]", "").split()
+        == words[: len(context.split()) - 2 * context.count("[not heard:")]
+    )
+    marks = [frame.text for frame in conversation.near.of(UnheardTextFrame)]
+    assert marks and all(mark in context for mark in marks)
+    assert context.count("[not heard:") == len(marks)
 
 
 async def test_question_and_answer():
@@ -132,6 +148,35 @@ async def test_the_text_of_a_step_comes_before_its_sound():
         if isinstance(piece, MonologueTextFrame):
             assert isinstance(audio, TTSAudioRawFrame)
             assert audio.pts / 1e9 == pytest.approx(piece.time_secs)
+
+
+async def test_a_piece_tells_which_given_words_it_belongs_to():
+    conversation = await converse(
+        fast(opening="hello"), silence(4), inject={1.5: lambda: TTSSpeakFrame("one moment")}
+    )
+    pieces = conversation.near.of(MonologueTextFrame)
+    assert [piece.utterance_id for piece in pieces] == [None, 1, 1]
+
+
+async def test_a_context_passes_upstream_and_goes_no_further_downstream():
+    """A tool's result, say, comes from behind and is for an LLM in front of the service."""
+
+    class Returns(FrameProcessor):
+        async def process_frame(self, frame, direction):
+            await super().process_frame(frame, direction)
+            await self.push_frame(frame, direction)
+            if isinstance(frame, TTSStartedFrame):
+                await self.push_frame(LLMContextFrame(LLMContext()), FrameDirection.UPSTREAM)
+
+    conversation = await converse(
+        fast(opening="hello"),
+        silence(2),
+        inject={0.2: lambda: LLMContextFrame(LLMContext())},
+        processors=[Returns()],
+    )
+    assert not conversation.near.of(LLMContextFrame, direction=FrameDirection.DOWNSTREAM)
+    assert len(conversation.near_user.of(LLMContextFrame, direction=FrameDirection.UPSTREAM)) == 1
+    assert conversation.assistant_words() == ["hello"]
 
 
 async def test_a_silent_agent_pushes_no_audio():
@@ -495,11 +540,13 @@ async def test_a_muted_microphone_does_not_stop_the_agent():
 @by_the_clock
 async def test_after_a_stall_the_delay_is_back_within_two_seconds():
     stalled_step = 15
+    opening = " ".join(f"word{i}" for i in range(40))
     conversation = await converse(
-        ScriptedBackend(Script(opening=" ".join(["word"] * 40), stalls={stalled_step: 1.5})),
+        ScriptedBackend(Script(opening=opening, stalls={stalled_step: 1.5})),
         silence(8),
         realtime=True,
     )
+    assert_unheard_words_are_marked(conversation, opening.split())
     near = conversation.near
     audio = [seen for seen in near.seen if isinstance(seen.frame, TTSAudioRawFrame)]
     delays = {round(s.frame.pts / 1e9 / STEP_SECS): s.time_secs - s.frame.pts / 1e9 for s in audio}

@@ -62,7 +62,7 @@ class EngineSession(DuplexSession):
         """
         if config.seed is None:
             config = config.model_copy(update={"seed": secrets.randbits(63)})
-        self.config = config
+        self._config = config
         self.loop = asyncio.get_running_loop()
         self.waiting: deque[Frame] = deque()
         self.speaker = Speaker()
@@ -82,6 +82,11 @@ class EngineSession(DuplexSession):
     def id(self) -> str:
         """A name for logs and error messages."""
         return self._id
+
+    @property
+    def config(self) -> SessionConfig:
+        """What the conversation asks of the model, with what the checkpoint recommends."""
+        return self._config
 
     @property
     def is_preparing(self) -> bool:

@@ -18,7 +18,6 @@ from pipecat.frames.frames import (
     LLMFullResponseEndFrame,
     LLMFullResponseStartFrame,
     LLMServiceMetadataFrame,
-    LLMTextFrame,
     MetricsFrame,
     ProposedUserStartedSpeakingFrame,
     ProposedUserStoppedSpeakingFrame,
@@ -27,7 +26,6 @@ from pipecat.frames.frames import (
     TTSSpeakFrame,
     TTSStartedFrame,
     TTSStoppedFrame,
-    TTSTextFrame,
     UserStartedSpeakingFrame,
     VADUserStartedSpeakingFrame,
     VADUserStoppedSpeakingFrame,
@@ -38,6 +36,7 @@ from pipecat.turns.user_turn_strategies import ExternalUserTurnStrategies
 from pipecat.utils.types import assert_given
 
 from pipecat_duplex.conversation.agent_audio import AgentAudio, AgentSound
+from pipecat_duplex.conversation.captions import Caption, Captions
 from pipecat_duplex.conversation.clock import ClockSettings
 from pipecat_duplex.conversation.monologue import Monologue, Word
 from pipecat_duplex.conversation.pcm import float_to_pcm16, pcm16_to_float
@@ -55,6 +54,7 @@ from pipecat_duplex.conversation.turns import (
 )
 from pipecat_duplex.conversation.user_audio import UserAudio, UserStep
 from pipecat_duplex.service.activity import UserActivity
+from pipecat_duplex.service.captions import caption_frames
 from pipecat_duplex.service.frames import (
     AgentYieldedFrame,
     BackchannelFrame,
@@ -238,6 +238,7 @@ class DuplexLLMService(LLMService):
         self._user_sides: asyncio.Queue[_UserSide] = asyncio.Queue()
         self._agent_audio = AgentAudio(self._out_rate_hz, self._clock_settings)
         self._monologue = Monologue()
+        self._captions = Captions()
         self._tracker = TurnTracker(self._turn_settings)
         self._given_words.begin_session()
 
@@ -266,6 +267,11 @@ class DuplexLLMService(LLMService):
             is_realtime_service=True,
             user_turn_strategies=ExternalUserTurnStrategies(enable_interruptions=False),
         )
+
+    @property
+    def _input_clock(self) -> UserAudio:
+        """Former name of the user's audio, for scripts that read its counts."""
+        return self._user_audio
 
     @property
     def step_count(self) -> int:
@@ -480,7 +486,9 @@ class DuplexLLMService(LLMService):
     # words put in the agent's mouth
     #
 
-    async def say(self, text: str, *, cut_in: bool = False, append_to_context: bool = True):
+    async def say(
+        self, text: str, *, cut_in: bool = False, append_to_context: bool = True
+    ) -> int | None:
         """Let the agent speak these words, in its own voice.
 
         They wait for the end of its own utterance. A user who barges in stops them like any other
@@ -492,12 +500,16 @@ class DuplexLLMService(LLMService):
             cut_in: Do not wait; what is being said or queued is dropped.
             append_to_context: Whether the words go into the conversation's context.
 
+        Returns:
+            The utterance's number, as in ``MonologueTextFrame.utterance_id`` and ``on_said``;
+            ``None`` if the words wait for a session.
+
         Raises:
             DuplexError: The model does not have these words, its server cannot do this, or the
                 session is over.
         """
         saying = Saying(text, append_to_context)
-        await self._given_words.say(saying, self._session, cut_in=cut_in)
+        return await self._given_words.say(saying, self._session, cut_in=cut_in)
 
     async def _try_to_say(self, saying: Saying):
         try:
@@ -538,7 +550,7 @@ class DuplexLLMService(LLMService):
             direction: The direction of frame flow.
         """
         await super().process_frame(frame, direction)
-        if isinstance(frame, LLMContextFrame):
+        if isinstance(frame, LLMContextFrame) and direction is FrameDirection.DOWNSTREAM:
             return  # The model keeps its own memory of the conversation.
         if isinstance(frame, TTSSpeakFrame) and direction is FrameDirection.DOWNSTREAM:
             await self._try_to_say(Saying(frame.text, bool(frame.append_to_context)))
@@ -642,6 +654,7 @@ class DuplexLLMService(LLMService):
                 token=step.text_token,
                 step_index=step.index,
                 time_secs=(step.index + 1) * STEP_SECS,
+                utterance_id=step.utterance_id,
             )
         )
 
@@ -655,18 +668,27 @@ class DuplexLLMService(LLMService):
         await self.push_frame(frame)
 
     async def _push_word(self, word: Word | None):
-        """Push a word that was heard, for clients and for the context."""
-        if word is None or self._agent_audio.was_left_out(word.first_step):
+        """Push a word for clients and for the context; mark those that were not heard."""
+        if word is None:
             return
-        llm_frame = LLMTextFrame(word.text)
-        llm_frame.append_to_context = False
-        await self.push_frame(llm_frame)
-        # RTVI clients from 2.0 on are shown sentences, not words: each word goes as one.
-        tts_frame = TTSTextFrame(word.text, "sentence")
-        tts_frame.will_be_spoken = True
-        tts_frame.includes_inter_frame_spaces = True
-        tts_frame.append_to_context = not self._given_words.is_aside(word.first_step)
-        await self.push_frame(tts_frame)
+        heard = not self._agent_audio.was_left_out(word.first_step)
+        await self._push_captions(self._captions.feed(word, heard=heard))
+
+    async def _push_captions(self, captions: Sequence[Caption]):
+        for caption in captions:
+            self._warn_of_unheard(caption)
+            to_context = not self._given_words.is_aside(caption.first_step)
+            for frame in caption_frames(caption, to_context=to_context):
+                await self.push_frame(frame)
+
+    def _warn_of_unheard(self, caption: Caption):
+        if caption.unheard:
+            logger.warning(f"{self}: came too late to be heard: {caption.unheard!r}")
+
+    def _cut_captions(self):
+        """End the utterance's captions where it was interrupted: no mark would arrive."""
+        for caption in self._captions.end_utterance():
+            self._warn_of_unheard(caption)
 
     #
     # turns
@@ -717,12 +739,14 @@ class DuplexLLMService(LLMService):
         await self.start_processing_metrics()
         self._speaking = True
         self._monologue.begin_utterance()
+        self._captions.begin_utterance()
         await self.push_frame(LLMFullResponseStartFrame())
         await self.push_frame(TTSStartedFrame())
         await self._call_event_handler("on_agent_started", event)
 
     async def _handle_yield(self, event: Yielded):
-        text = self._monologue.utterance
+        text = self._captions.text
+        self._cut_captions()
         await self._given_words.hush(self._session)
         if not self._user_turn_proposed:
             await self._propose_user_turn()
@@ -736,6 +760,7 @@ class DuplexLLMService(LLMService):
 
     async def _handle_agent_stopped(self, event: AgentStopped):
         await self._push_word(self._monologue.end_utterance())
+        await self._push_captions(self._captions.end_utterance())
         self._agent_audio.end_utterance()
         self._given_words.end_utterance()
         await self._close_brackets()
@@ -744,13 +769,14 @@ class DuplexLLMService(LLMService):
         elif not self._user_turn_proposed:
             # The user spoke over the agent's last words and goes on: their turn now.
             await self._propose_user_turn()
-        await self._call_event_handler("on_agent_stopped", event, self._monologue.utterance)
+        await self._call_event_handler("on_agent_stopped", event, self._captions.text)
 
     async def _handle_interrupted(self):
         """Somebody else broadcast an interruption: what was pushed is gone."""
         self._interrupted = False
         self._agent_audio.flush()
         self._monologue.end_utterance()  # A word that was not finished was not heard.
+        self._cut_captions()
         await self._given_words.hush(self._session)
         for event in self._tracker.interrupt():
             await self._handle_turn_event(event)

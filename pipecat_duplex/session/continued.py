@@ -12,6 +12,7 @@ from pipecat_duplex.session.contract import DuplexBackend, DuplexSession, Sessio
 from pipecat_duplex.session.errors import DuplexError, InvalidHistory, SessionEnded
 from pipecat_duplex.session.history import History, HistoryKeeper, ResumeKey
 from pipecat_duplex.session.inbox import StepInbox
+from pipecat_duplex.session.retry import Pauses, Retry
 from pipecat_duplex.session.saying import Saying, Sayings
 from pipecat_duplex.session.step import (
     STEP_SAMPLES,
@@ -23,8 +24,7 @@ from pipecat_duplex.session.step import (
     check_step_audio,
 )
 
-FIRST_PAUSE_SECS = 0.1
-MAX_PAUSE_SECS = 1.0
+RETRY = Pauses(first_secs=0.1, max_secs=1.0)
 
 NO_TIME = StepTiming(0.0, 0.0)
 
@@ -96,6 +96,11 @@ class ContinuedSession(DuplexSession):
     def id(self) -> str:
         """The name of the session that it began with."""
         return self._id
+
+    @property
+    def config(self) -> SessionConfig:
+        """What the conversation asks of the model."""
+        return self._config
 
     @property
     def memory(self) -> ResumeKey:
@@ -246,7 +251,7 @@ class ContinuedSession(DuplexSession):
             self._inbox.end(reason)
             return
         try:
-            fresh = await self._open_elsewhere(history, started_secs + self._give_up_secs)
+            fresh = await self._open_elsewhere(history, Retry(self._give_up_secs, RETRY))
         except DuplexError as problem:
             await closing
             self._inbox.end(f"{reason}; it cannot go on elsewhere: {problem}")
@@ -259,18 +264,15 @@ class ContinuedSession(DuplexSession):
         secs = time.monotonic() - started_secs
         logger.info(f"Session {self._id} goes on as {fresh.id} after {secs:.2f} s")
 
-    async def _open_elsewhere(self, history: History, give_up_at_secs: float) -> DuplexSession:
-        pause_secs = FIRST_PAUSE_SECS
+    async def _open_elsewhere(self, history: History, retry: Retry) -> DuplexSession:
         while True:
             try:
                 return await self._try_elsewhere(history)
             except InvalidHistory:
                 raise
             except DuplexError:
-                if time.monotonic() + pause_secs > give_up_at_secs:
+                if not await retry.pause():
                     raise
-            await asyncio.sleep(pause_secs)
-            pause_secs = min(2 * pause_secs, MAX_PAUSE_SECS)
 
     async def _try_elsewhere(self, history: History) -> DuplexSession:
         fresh = await self._backend.open(self._rest_of_config())

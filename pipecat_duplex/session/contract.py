@@ -93,6 +93,11 @@ class DuplexSession(Protocol):
         ...
 
     @property
+    def config(self) -> SessionConfig:
+        """What the conversation asks of the model, with what is known of what it left open."""
+        ...
+
+    @property
     def memory(self) -> ResumeKey | None:
         """Identifies which sessions can resume this one; ``None`` if steps carry no tokens."""
         ...

@@ -2,7 +2,25 @@
 
 from dataclasses import dataclass
 
+from pipecat_duplex.session.errors import CannotSay
 from pipecat_duplex.session.step import WORD_START, Said
+
+MAX_SAY_BYTES = 128 * 1024
+"""Longest text of one ``say``, in UTF-8: two hours of speech."""
+
+
+def check_words(text: str) -> None:
+    """Raise if a text is none that an agent could be given, whatever its model knows.
+
+    Raises:
+        CannotSay: It is longer than :data:`MAX_SAY_BYTES`, or not valid Unicode.
+    """
+    try:
+        length = len(text.encode())
+    except UnicodeEncodeError as e:
+        raise CannotSay(f"the text is not valid Unicode: {e.reason}") from None
+    if length > MAX_SAY_BYTES:
+        raise CannotSay(f"the text has {length} bytes; at most {MAX_SAY_BYTES} are taken at once")
 
 
 @dataclass

@@ -112,6 +112,10 @@ class _WatchedSession:
         return self._session.id
 
     @property
+    def config(self) -> SessionConfig:
+        return self._session.config
+
+    @property
     def secs_left(self) -> float | None:
         return self._session.secs_left
 

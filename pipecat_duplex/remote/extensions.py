@@ -9,7 +9,7 @@ from pipecat_duplex import protocol
 from pipecat_duplex.session import CannotSay, InvalidHistory, SessionEnded, Step
 
 
-class RemoteSpeech:
+class Extensions:
     """Requests that wait for their answer, and what the server notes of its steps."""
 
     def __init__(self, session_id: str):
