@@ -360,7 +360,7 @@ class _ScriptedAgent:
 
     def _begin(self, utterance: _Utterance) -> None:
         if self.held and utterance.id is None:
-            self._wish = True
+            self._wish = self._now is None
             return
         self._stop()
         self._now = utterance

@@ -207,7 +207,12 @@ class EngineSession(DuplexSession):
         cutter = self._cutters.get(utterance_id)
         if cutter is None:
             return
-        whole = cutter.push(text) + ("" if more else cutter.end())
+        try:
+            whole = cutter.push(text) + ("" if more else cutter.end())
+        except CannotSay:
+            self._cutters.pop(utterance_id)
+            self.speaker.say_more(utterance_id, (), more=False)
+            raise
         if more and not whole:
             return
         words, unsayable = self._loaded.vocabulary.spell_known(whole)

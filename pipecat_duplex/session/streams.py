@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from loguru import logger
 
-from pipecat_duplex.session.errors import DuplexError
+from pipecat_duplex.session.errors import CannotSay, DuplexError
+from pipecat_duplex.session.saying import MAX_SAY_BYTES
 
 if TYPE_CHECKING:
     from pipecat_duplex.session.contract import DuplexSession
@@ -18,9 +19,17 @@ class WordCutter:
     def __init__(self) -> None:
         """Initialize without text."""
         self._rest = ""
+        self._taken_bytes = 0
 
     def push(self, text: str) -> str:
-        """Take a piece, and return the words that it completes, with the spaces between them."""
+        """Take a piece, and return the words that it completes, with the spaces between them.
+
+        Raises:
+            CannotSay: The text as a whole is longer than an utterance may be.
+        """
+        self._taken_bytes += len(text.encode(errors="replace"))
+        if self._taken_bytes > MAX_SAY_BYTES:
+            raise CannotSay(f"an utterance has at most {MAX_SAY_BYTES} bytes; the rest is not said")
         text = self._rest + text
         end = max((at + 1 for at, sign in enumerate(text) if sign.isspace()), default=0)
         self._rest = text[end:]
