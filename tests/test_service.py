@@ -376,6 +376,7 @@ async def test_without_a_limit_no_end_is_told():
     assert "on_session_ending" not in [event[0] for event in conversation.events]
 
 
+@pytest.mark.slow
 @by_the_clock
 async def test_a_fresh_session_takes_over_from_a_failed_one():
     """Once a session fails, the bot hears of it and the caller goes on with another."""
@@ -391,6 +392,7 @@ async def test_a_fresh_session_takes_over_from_a_failed_one():
     assert_brackets(conversation)
 
 
+@pytest.mark.slow
 @by_the_clock
 async def test_a_fresh_session_goes_on_where_the_last_one_was():
     """After a while without room anywhere the next session has the conversation all the same."""
@@ -526,6 +528,7 @@ async def test_metrics():
 #
 
 
+@pytest.mark.slow
 @by_the_clock
 async def test_a_muted_microphone_does_not_stop_the_agent():
     conversation = await converse(
@@ -537,6 +540,7 @@ async def test_a_muted_microphone_does_not_stop_the_agent():
     assert len(conversation.near.of(TTSStartedFrame)) == 1
 
 
+@pytest.mark.slow
 @by_the_clock
 async def test_after_a_stall_the_delay_is_back_within_two_seconds():
     stalled_step = 15

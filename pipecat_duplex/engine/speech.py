@@ -4,7 +4,7 @@ The model decides on a token first; a speaker may put another in its place befor
 of it. The model keeps the pace: where it would begin a word it gets ours, and where it pauses, it
 pauses. In Moshi's monologue a word's pieces come one a step from its onset, padding follows while
 it sounds, and :data:`~pipecat_duplex.session.TEXT_END_OF_PADDING` stands on the step before a word
-that follows padding. No torch here: every room of the engine asks the same speaker.
+that follows padding. No torch here: both runtimes ask the same speaker.
 """
 
 import threading

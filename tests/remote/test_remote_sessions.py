@@ -541,8 +541,8 @@ async def test_a_server_that_takes_whole_texts_only_is_told(monkeypatch):
     monkeypatch.setattr(protocol, "STREAM", "not yet")
     async with serving(ScriptedBackend(Script(step_secs=0))) as server:
         backend = RemoteBackend(chat_url(server))
-        monkeypatch.undo()
         session = await backend.open(CONFIG)
+        monkeypatch.undo()
         with pytest.raises(CannotSay, match="newer"):
             await session.hold()
         with pytest.raises(CannotSay, match="newer"):

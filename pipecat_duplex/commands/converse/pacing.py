@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterable, AsyncIterator
+from contextlib import suppress
 from typing import Protocol
 
 import numpy as np
@@ -21,6 +22,10 @@ from pipecat_duplex.session.history import History
 
 STALL_SECS = 120.0
 """A model that gives nothing for this long is given up."""
+
+
+LAST_STEPS_SECS = 2.0
+"""How long what was said last is waited for at the wall clock's pace."""
 
 
 class WatchedBackend:
@@ -243,4 +248,7 @@ class RealTime:
     async def wait_end(self, steps: int) -> None:
         """Wait until the steps on their way have come out; some may have been dropped as late."""
         await asyncio.sleep(STEP_SECS)
-        await self._backend.wait_for_sent()
+        # A server that speaks Opus keeps the rest of the last packet, and so its last step.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LAST_STEPS_SECS):
+                await self._backend.wait_for_sent()
