@@ -89,7 +89,7 @@ from pipecat_duplex.session import (
     Step,
     StepTiming,
 )
-from pipecat_duplex.session.continued import ContinuedSession, restore_or_close
+from pipecat_duplex.session.continued import ContinuedSession, MoveNews, restore_or_close
 from pipecat_duplex.session.history import History
 from pipecat_duplex.session.saying import Saying
 
@@ -140,6 +140,9 @@ class DuplexLLMService(LLMService):
     - on_session_ended: Called with the session's id and the reason, or None after an orderly end.
     - on_session_ending: Called once with the seconds that are left before the session's limit, or
       before its server shuts down.
+    - on_session_moving: Called with the session's id and the reason, when the session was lost and
+      another one is being looked for, in which the conversation goes on.
+    - on_session_moved: Called with the session's id and the seconds in which nobody listened.
     - on_user_started: Called with a :class:`~pipecat_duplex.conversation.turns.UserStarted`.
     - on_user_stopped: Called with a ``UserStopped``.
     - on_agent_started: Called with an ``AgentStarted``.
@@ -266,6 +269,8 @@ class DuplexLLMService(LLMService):
             "on_session_started",
             "on_session_ended",
             "on_session_ending",
+            "on_session_moving",
+            "on_session_moved",
             "on_user_started",
             "on_user_stopped",
             "on_agent_started",
@@ -430,9 +435,29 @@ class DuplexLLMService(LLMService):
         if memory is None or not self._reopen_secs:
             return session
         self._continued = ContinuedSession(
-            backend, config, session, memory, give_up_secs=self._reopen_secs, history=history
+            backend,
+            config,
+            session,
+            memory,
+            give_up_secs=self._reopen_secs,
+            history=history,
+            news=self._move_news(session.id),
         )
         return self._continued
+
+    def _move_news(self, session_id: str) -> MoveNews:
+        """Tell the bot of the moves of a session."""
+
+        async def moving(reason: str):
+            await self._call_event_handler("on_session_moving", session_id, reason)
+
+        async def delayed(problem: str):
+            await self.push_error(f"Session {session_id} is to go on elsewhere: {problem}")
+
+        async def moved(secs: float):
+            await self._call_event_handler("on_session_moved", session_id, secs)
+
+        return MoveNews(moving, delayed, moved)
 
     @property
     def history(self) -> History | None:

@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterable, AsyncIterator
-from dataclasses import replace
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 from loguru import logger
@@ -28,6 +28,24 @@ from pipecat_duplex.session.streams import TextStreams
 RETRY = Pauses(first_secs=0.1, max_secs=1.0)
 
 NO_TIME = StepTiming(0.0, 0.0)
+
+DELAY_NOTICE_SECS = 1.5
+"""A move that takes longer is told as delayed, even if no try has failed so far."""
+
+
+@dataclass(frozen=True, slots=True)
+class MoveNews:
+    """Who is told of a move.
+
+    Parameters:
+        moving: Called at once, with the reason.
+        delayed: Called once if the move is not done at the first try, with what is in its way.
+        moved: Called when the conversation goes on, with the seconds in which nobody listened.
+    """
+
+    moving: Callable[[str], Awaitable[None]]
+    delayed: Callable[[str], Awaitable[None]]
+    moved: Callable[[float], Awaitable[None]]
 
 
 async def restore_or_close(session: DuplexSession, history: History) -> None:
@@ -64,6 +82,7 @@ class ContinuedSession(DuplexSession):
         *,
         give_up_secs: float,
         history: History | None = None,
+        news: MoveNews | None = None,
     ):
         """Initialize around an open session.
 
@@ -74,7 +93,10 @@ class ContinuedSession(DuplexSession):
             memory: Its memory.
             give_up_secs: How long another one is tried for.
             history: What it was restored from.
+            news: Who is told of its moves.
         """
+        self._news = news
+        self._delay_told = False
         self._backend = backend
         self._config = config
         self._session: DuplexSession | None = session
@@ -298,12 +320,19 @@ class ContinuedSession(DuplexSession):
             await closing
             self._inbox.end(reason)
             return
+        self._delay_told = False
+        problem = f"{reason}; no other has answered yet"
+        late = asyncio.create_task(self._tell_of_delay(problem, DELAY_NOTICE_SECS))
         try:
+            if self._news is not None:
+                await self._news.moving(reason)
             fresh = await self._open_elsewhere(history, Retry(self._give_up_secs, RETRY))
-        except DuplexError as problem:
+        except DuplexError as error:
             await closing
-            self._inbox.end(f"{reason}; it cannot go on elsewhere: {problem}")
+            self._inbox.end(f"{reason}; it cannot go on elsewhere: {error}")
             return
+        finally:
+            late.cancel()
         await closing
         self._first = self._sent
         self._session = fresh
@@ -311,6 +340,14 @@ class ContinuedSession(DuplexSession):
         await self._say_again(fresh)
         secs = time.monotonic() - started_secs
         logger.info(f"Session {self._id} goes on as {fresh.id} after {secs:.2f} s")
+        if self._news is not None:
+            await self._news.moved(secs)
+
+    async def _tell_of_delay(self, problem: str, after_secs: float) -> None:
+        await asyncio.sleep(after_secs)
+        if self._news is not None and not self._delay_told:
+            self._delay_told = True
+            await self._news.delayed(problem)
 
     async def _open_elsewhere(self, history: History, retry: Retry) -> DuplexSession:
         while True:
@@ -318,7 +355,8 @@ class ContinuedSession(DuplexSession):
                 return await self._try_elsewhere(history)
             except InvalidHistory:
                 raise
-            except DuplexError:
+            except DuplexError as problem:
+                await self._tell_of_delay(str(problem), after_secs=0)
                 if not await retry.pause():
                     raise
 

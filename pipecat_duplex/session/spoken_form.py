@@ -145,7 +145,7 @@ def _digits(text: str) -> str:
     )
 
 
-def _in_words(value: int, **form: str) -> str:
+def _in_words(value: int, to: str = "cardinal") -> str:
     from num2words import num2words
 
-    return num2words(value, lang="en", **form).replace(" and ", " ")
+    return num2words(value, lang="en", to=to).replace(" and ", " ")
