@@ -7,7 +7,7 @@ import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from loguru import logger
@@ -15,6 +15,12 @@ from loguru import logger
 from pipecat_duplex.commands.encoding import print_in_any_encoding
 from pipecat_duplex.session import DuplexError
 from pipecat_duplex.version import __version__
+
+if TYPE_CHECKING:
+    from loguru import Record
+
+WARNING = 30
+"""loguru's number for warnings."""
 
 app = typer.Typer(
     name="pipecat-duplex",
@@ -70,10 +76,21 @@ def _start_logging(verbose: bool) -> None:
     else:
         logger.add(
             _write_log,
-            level="WARNING",
-            format="{level}: {message}",
-            filter=lambda record: (record["name"] or "").startswith("pipecat_duplex"),
+            level="INFO",
+            format=_log_format,
+            filter=_is_worth_showing,
         )
+
+
+def _is_worth_showing(record: "Record") -> bool:
+    """The package's own warnings, and what a person should know before it happens."""
+    own = (record["name"] or "").startswith("pipecat_duplex")
+    return own and (record["level"].no >= WARNING or bool(record["extra"].get("notice")))
+
+
+def _log_format(record: "Record") -> str:
+    plain = "{message}\n" if record["level"].no < WARNING else "{level}: {message}\n"
+    return plain + "{exception}"
 
 
 def _write_log(line: str) -> None:
