@@ -75,6 +75,7 @@ def torn_secs(call: Call) -> float:
     return sum(gap.secs for gap in call.player().gaps)
 
 
+@pytest.mark.slow
 async def test_loss_and_jitter_tear_nothing_and_delay_nothing(logs):
     """5 % loss and 60 ms of jitter, beside an even line: a busy machine tears both alike."""
     words = " ".join(["word"] * 16)
@@ -97,6 +98,7 @@ async def test_loss_and_jitter_tear_nothing_and_delay_nothing(logs):
     assert min(lost) == 0 and 0.1 < max(lost) < 1.2
 
 
+@pytest.mark.slow
 async def test_two_calls_have_their_own_conversations(logs):
     """One caller talks over the agent, the other one listens; each presses keys of their own."""
     backend = ScriptedBackend(Script(opening=STORY, step_secs=0), slots=2)
@@ -317,6 +319,7 @@ async def send_and_listen(url: str, messages: list) -> tuple[int | None, str]:
     return socket.close_code, socket.close_reason or ""
 
 
+@pytest.mark.slow
 async def test_bad_input_is_refused_and_nothing_else_is_affected(logs):
     """While one caller listens to a story, others send what is not the protocol."""
     story = " ".join(["word"] * 400)
