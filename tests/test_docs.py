@@ -47,3 +47,7 @@ def test_the_architecture_names_files_that_exist():
     named = re.findall(r"`([\w/]+\.py)`", page)
     missing = [name for name in named if not (ROOT / "pipecat_duplex" / name).exists()]
     assert len(named) > 20 and not missing
+
+
+def test_the_video_is_small():
+    assert (ROOT / "docs" / "demo.mp4").stat().st_size < 3_000_000
