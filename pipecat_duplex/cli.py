@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import typer
 from loguru import logger
 
+from pipecat_duplex.commands.encoding import print_in_any_encoding
 from pipecat_duplex.session import DuplexError
 from pipecat_duplex.version import __version__
 
@@ -27,10 +28,17 @@ Verbose = Annotated[bool, typer.Option("--verbose", help="Show what goes on insi
 Checkpoint = Annotated[
     str, typer.Option(help="The model: 'embedded', a local folder, or owner/name on the hub.")
 ]
+Url = Annotated[
+    str | None, typer.Option(help="Talk with this server instead, e.g. ws://gpu:8998/api/chat.")
+]
+ApiKey = Annotated[
+    str | None, typer.Option(envvar="PIPECAT_DUPLEX_API_KEY", help="Shown to the server of --url.")
+]
 
 
 def main() -> None:
     """Run the command line."""
+    print_in_any_encoding()
     app()
 
 
@@ -94,7 +102,9 @@ def pipecat_duplex(
 @app.command()
 @_readable_errors
 def converse(
-    audio: Annotated[Path, typer.Argument(metavar="IN.wav", help="The user: wav or flac.")],
+    audio: Annotated[
+        Path, typer.Argument(metavar="IN.wav", help="The user: wav, flac, mp3 ...; '-' is a pipe.")
+    ],
     out: Annotated[
         Path | None, typer.Option(help="Write the agent's voice, on the time line of IN.")
     ] = None,
@@ -106,6 +116,8 @@ def converse(
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the conversation (PNG).")] = None,
     checkpoint: Checkpoint = "embedded",
+    url: Url = None,
+    api_key: ApiKey = None,
     seed: Annotated[
         int | None, typer.Option(min=0, max=2**63 - 1, help="Get the same conversation again.")
     ] = None,
@@ -132,6 +144,8 @@ def converse(
             events=events,
             plot=plot,
             checkpoint=checkpoint,
+            url=url,
+            api_key=api_key,
             seed=seed,
             greedy=greedy,
             realtime=realtime,
@@ -185,6 +199,10 @@ def serve(
         Literal["text", "json"], typer.Option(help="One line a session, in words or in JSON.")
     ] = "text",
     device: Annotated[str | None, typer.Option(help="'cpu' or 'cuda'.")] = None,
+    quantize: Annotated[
+        Literal["int8", "int4"] | None,
+        typer.Option(help="Keep the weights in fewer bits, for a small GPU (docs/gpu.md)."),
+    ] = None,
     voices: Annotated[
         Path | None, typer.Option(help="Folder of recordings that callers may name as a voice.")
     ] = None,
@@ -208,6 +226,7 @@ def serve(
             drain_secs=drain_secs,
             log_format=log_format,
             device=device,
+            quantize=quantize,
             voices=voices,
         )
     )
@@ -225,7 +244,8 @@ def bench(
     runtime: Annotated[
         Literal["onnx", "torch"] | None, typer.Option(help="What runs it, if not the usual.")
     ] = None,
-    url: Annotated[str | None, typer.Option(help="Call this server instead.")] = None,
+    url: Url = None,
+    api_key: ApiKey = None,
     speech: Annotated[
         Path | None, typer.Option(help="What the callers say: wav or flac. A murmur by default.")
     ] = None,
@@ -254,6 +274,7 @@ def bench(
             checkpoint=checkpoint,
             runtime=runtime,
             url=url,
+            api_key=api_key,
             speech=speech,
             come_and_go=come_and_go,
             playout_ms=playout_ms,

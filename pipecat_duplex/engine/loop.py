@@ -265,8 +265,10 @@ class StepLoop:
                     token,
                     model.vocabulary.piece(token),
                     StepTiming(began_secs - frame.sent_at_secs, compute_secs),
-                    *spoken[slot],
+                    spoken[slot].utterance_id,
+                    spoken[slot].said,
                     None if output.is_silence else output.tokens,
+                    spoken[slot].wish,
                 )
                 letters.append(Letter(session, session.deliver, step))
             except Exception as error:

@@ -21,7 +21,7 @@ MOVED = {
     "saying": "session.saying",
     "settings": "service.settings",
     "voice_detector": "service.voice_detector",
-    "wire": "protocol",
+    "wire": "moved.wire",
 }
 """Names in 0.3 and where they are now."""
 

@@ -18,7 +18,6 @@ from websockets.exceptions import (
 
 from pipecat_duplex import protocol
 from pipecat_duplex.protocol.opus import has_opus
-from pipecat_duplex.remote.notes import ServerNotes
 from pipecat_duplex.remote.session import RemoteLimits, RemoteSession
 from pipecat_duplex.session import (
     AtCapacity,
@@ -147,7 +146,7 @@ class RemoteBackend(DuplexBackend):
         connect_secs = self._connect_secs + (PROMPT_SECS if prompted else 0.0)
         connection = await self._connect(self._session_url(config), connect_secs)
         try:
-            session = await self._shake_hands(connection, ready_secs)
+            session = await self._shake_hands(connection, config, ready_secs)
         except BaseException:
             await connection.close()
             raise
@@ -231,7 +230,9 @@ class RemoteBackend(DuplexBackend):
     # the handshake
     #
 
-    async def _shake_hands(self, connection: ClientConnection, ready_secs: float) -> RemoteSession:
+    async def _shake_hands(
+        self, connection: ClientConnection, config: SessionConfig, ready_secs: float
+    ) -> RemoteSession:
         metadata: dict = {}
         try:
             async with asyncio.timeout(ready_secs):
@@ -243,7 +244,7 @@ class RemoteBackend(DuplexBackend):
                     elif isinstance(message, protocol.Error):
                         raise DuplexError(f"{self.host} refused the call: {message.reason}")
                     elif isinstance(message, protocol.Handshake):
-                        return self._make_session(connection, message, metadata)
+                        return self._make_session(connection, config, message, metadata)
         except TimeoutError as e:
             raise AtCapacity(
                 f"{self.host} accepted the call and was not ready within "
@@ -255,12 +256,15 @@ class RemoteBackend(DuplexBackend):
             raise DuplexError(f"{self.host} does not speak Moshi's protocol: {e}") from e
 
     def _make_session(
-        self, connection: ClientConnection, handshake: protocol.Handshake, metadata: dict
+        self,
+        connection: ClientConnection,
+        config: SessionConfig,
+        handshake: protocol.Handshake,
+        metadata: dict,
     ) -> RemoteSession:
-        about = ServerNotes.read(metadata)
-        told = protocol.Metadata(metadata)
+        greeting = protocol.Greeting.read(protocol.Metadata(metadata))
         audio_format: protocol.AudioFormat = "opus"
-        if self._audio_format == "pcm" and about is not None and about.audio_format == "pcm":
+        if self._audio_format == "pcm" and greeting and greeting.audio_format == "pcm":
             audio_format = "pcm"
         elif not has_opus():
             raise MissingExtra(
@@ -271,11 +275,12 @@ class RemoteBackend(DuplexBackend):
             connection,
             host=self.host,
             audio_format=audio_format,
+            config=config,
             lead_steps=RUST_LEAD_STEPS if is_rust else LEAD_STEPS,
             strips_first_space=is_rust,
             limits=self._limits,
-            about=about,
-            max_secs=RUST_MAX_SECS if is_rust else told.max_secs,
+            greeting=greeting,
+            max_secs=RUST_MAX_SECS if is_rust else (greeting.max_secs if greeting else None),
         )
 
     def _closed_early(self, error: ConnectionClosed) -> DuplexError:

@@ -4,13 +4,14 @@ import asyncio
 import socket as sockets
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
 from loguru import logger
 
 from pipecat_duplex import protocol
+from pipecat_duplex.conversation.cutter import StepCutter
 from pipecat_duplex.protocol.opus import OpusDecoder, OpusEncoder
 from pipecat_duplex.server.call_log import CallDelays, CallRecord
 from pipecat_duplex.server.limit import RateLimit
@@ -18,7 +19,6 @@ from pipecat_duplex.server.metrics import Metrics
 from pipecat_duplex.server.settings import ServerSettings
 from pipecat_duplex.session import (
     SAMPLE_RATE_HZ,
-    STEP_SAMPLES,
     STEP_SECS,
     CannotSay,
     DuplexError,
@@ -28,7 +28,7 @@ from pipecat_duplex.session import (
     Step,
 )
 from pipecat_duplex.session.history import History
-from pipecat_duplex.version import __version__
+from pipecat_duplex.session.saying import MAX_SAY_BYTES, Saying, check_words, give
 
 # A caller who stops reading is noticed when the buffers on the way are full: keep ours short.
 SEND_BUFFER_BYTES = 64 * 1024
@@ -107,9 +107,9 @@ class Call:
         # Of this call only: no state of a codec outlives it.
         self._decoder = OpusDecoder() if self._uses_opus else None
         self._encoder = OpusEncoder() if self._uses_opus else None
-        self._pending = np.zeros(0, np.float32)
+        self._cutter = StepCutter()
         self._delays = CallDelays()
-        self._requests: asyncio.Queue[protocol.Say | bytes] = asyncio.Queue()
+        self._requests: asyncio.Queue[protocol.Say | protocol.Hold | bytes] = asyncio.Queue()
         self._history = bytearray()
         self._greeted = False
         self._ends_at_secs: float | None = None
@@ -134,7 +134,7 @@ class Call:
         if not self._greeted:
             return  # The greeting says so.
         try:
-            await self._send_message(protocol.encode_metadata(self._metadata()))
+            await self._send_message(self._greeting().to_metadata())
         except (TimeoutError, ConnectionError):
             pass  # The call finds out by itself.
 
@@ -202,10 +202,12 @@ class Call:
                 self._take_opus(message.data)
             elif isinstance(message, protocol.Pcm):
                 self._take_pcm(message.pcm)
-            elif isinstance(message, protocol.Say):
+            elif isinstance(message, protocol.Say | protocol.Hold):
                 self._requests.put_nowait(message)
             elif isinstance(message, protocol.HistoryPiece):
                 self._take_history(message.data)
+        except protocol.TooLong as e:
+            return Ending("protocol", WSCloseCode.MESSAGE_TOO_BIG, str(e))
         except (protocol.WireError, InvalidAudio) as e:
             return Ending("protocol", WSCloseCode.INVALID_TEXT, str(e))
         except SessionEnded:
@@ -227,10 +229,8 @@ class Call:
         if not len(pcm):
             return
         self._count_audio(len(pcm))
-        pending = np.concatenate([self._pending, pcm])
-        self._pending = pending[len(pending) - len(pending) % STEP_SAMPLES :].copy()
-        for start in range(0, len(pending) - STEP_SAMPLES + 1, STEP_SAMPLES):
-            self._session.send(pending[start : start + STEP_SAMPLES])
+        for step in self._cutter.push(pcm):
+            self._session.send(step)
 
     def _take_pcm(self, pcm: np.ndarray) -> None:
         if self._uses_opus:
@@ -254,6 +254,8 @@ class Call:
             try:
                 if isinstance(request, bytes):
                     answer = await self._restore(request)
+                elif isinstance(request, protocol.Hold):
+                    answer = await self._session.hold(request.held)
                 else:
                     answer = await self._say(request)
             except SessionEnded:
@@ -267,25 +269,30 @@ class Call:
             except ConnectionError:
                 return CLIENT_LOST
 
-    async def _say(self, say: protocol.Say) -> bytes | None:
+    async def _say(self, say: protocol.Say) -> protocol.SayAnswer | None:
         if say.text is None:
             await self._session.hush()
             return None
         try:
-            utterance_id = await self._session.say(say.text, cut_in=say.cut_in)
+            check_words(say.text)
+            if say.utterance_id is not None:
+                await self._session.say_more(say.utterance_id, say.text, more=say.more)
+                return None
+            saying = Saying(say.text, more=say.more)
+            utterance_id = await give(self._session, saying, cut_in=say.cut_in)
         except CannotSay as e:
-            return protocol.encode_say_answer(protocol.SayAnswer(say.request, error=str(e)))
-        return protocol.encode_say_answer(protocol.SayAnswer(say.request, utterance_id))
+            return protocol.SayAnswer(say.request, error=str(e))
+        return protocol.SayAnswer(say.request, utterance_id)
 
-    async def _restore(self, data: bytes) -> bytes:
+    async def _restore(self, data: bytes) -> protocol.HistoryPiece:
         try:
             history = await asyncio.to_thread(History.from_bytes, data)
             await self._session.restore(history)
         except SessionEnded:
             raise
         except DuplexError as e:
-            return protocol.encode_history_answer(str(e))
-        return protocol.encode_history_answer()
+            return protocol.HistoryPiece(protocol.shorten(str(e)).encode())
+        return protocol.HistoryPiece(b"")
 
     def _count_audio(self, samples: int) -> None:
         self._audio_at_secs = time.monotonic()
@@ -333,8 +340,7 @@ class Call:
         return Ending("error", WSCloseCode.INTERNAL_ERROR, error.reason)
 
     async def _greet(self) -> None:
-        metadata = protocol.encode_metadata(self._metadata())
-        greeting = [protocol.encode_handshake(), metadata]
+        greeting = [protocol.Handshake(), self._greeting().to_metadata()]
         # Simple clients take the first message for the handshake. Those who want raw audio must
         # know before the handshake whether they have it.
         for message in greeting if self._uses_opus else reversed(greeting):
@@ -344,55 +350,40 @@ class Call:
     async def _send_step(self, step: Step) -> None:
         delay_secs = self._metrics.add_step(step.timing)
         self._delays.add(delay_secs)
-        tokens = protocol.encode_tokens(step) if self._asked.tokens else None
-        for note in (protocol.encode_speech_note(step), tokens):
-            if note is not None:
-                await self._send_message(note)
+        tokens = protocol.Tokens.of(step) if self._asked.tokens else []
+        for note in (*protocol.SpeechNote.of(step), *tokens):
+            await self._send_message(note)
         if self._encoder is None:
-            await self._send_message(protocol.encode_step(step))
+            await self._send_message(protocol.AgentStep(step))
             return
         # A word comes before its sound, so that nobody has to wait to see whether one follows.
         if step.text_piece is not None:
-            await self._send_message(protocol.encode_text(step.text_piece.replace("▁", " ")))
+            await self._send_message(protocol.Text(step.text_piece.replace("▁", " ")))
         # The first step has no sound yet, and moshi.server sends none for it either.
         if step.index > 0:
-            await self._send_message(protocol.encode_audio(self._encoder.encode(step.pcm)))
+            await self._send_message(protocol.Audio(self._encoder.encode(step.pcm)))
 
-    async def _send_message(self, message: bytes) -> None:
+    async def _send_message(self, message: protocol.Message) -> None:
         async with asyncio.timeout(self._settings.send_secs):
-            await self._socket.send_bytes(message)
+            await self._socket.send_bytes(protocol.encode(message))
 
-    def _metadata(self) -> dict:
-        # An engine's session knows what the checkpoint has said to what was left open.
-        config = getattr(self._session, "config", self._asked.config)
-        sampling = config.sampling()
-        # Kyutai's page shows these, if all of them are there.
-        fields = {
-            "text_temperature": sampling.text_temperature,
-            "text_topk": sampling.text_top_k,
-            "audio_temperature": sampling.audio_temperature,
-            "audio_topk": sampling.audio_top_k,
-            "pad_mult": 0.0,
-            "repetition_penalty_context": 32,
-            "repetition_penalty": 1.0,
-            "lm_model_file": "",
-            "mimi_model_file": "",
-            "instance_name": "pipecat-duplex",
-            "build_info": {},
-        }
-        memory = self._session.memory
-        ours = fields["pipecat_duplex"] = {
-            "version": __version__,
-            "session": self._session.id,
-            "format": self._asked.audio_format,
-            "max_secs": config.max_secs,
-            "ignored": self._asked.ignored,
-            "features": [protocol.SAY] if memory is None else [protocol.SAY, protocol.RESTORE],
-            "memory": asdict(memory) if memory is not None and self._asked.tokens else None,
-        }
+    def _greeting(self) -> protocol.Greeting:
+        config, memory = self._session.config, self._session.memory
+        secs_left = None
         if self._ends_at_secs is not None:
-            ours["secs_left"] = round(max(0.0, self._ends_at_secs - time.monotonic()), 1)
-        return fields
+            secs_left = round(max(0.0, self._ends_at_secs - time.monotonic()), 1)
+        can_restore = {protocol.RESTORE} if memory is not None else set()
+        return protocol.Greeting(
+            session=self._session.id,
+            audio_format=self._asked.audio_format,
+            features=frozenset({protocol.SAY, protocol.STREAM} | can_restore),
+            memory=memory if self._asked.tokens else None,
+            max_secs=config.max_secs,
+            secs_left=secs_left,
+            max_say_bytes=MAX_SAY_BYTES,
+            ignored=tuple(self._asked.ignored),
+            sampling=config.sampling(),
+        )
 
     #
     # around it
@@ -428,7 +419,7 @@ class Call:
             async with asyncio.timeout(secs):
                 if ending.code not in (WSCloseCode.OK, WSCloseCode.ABNORMAL_CLOSURE):
                     if not self._socket.closed and ending is not DEAF:
-                        await self._socket.send_bytes(protocol.encode_error(ending.reason))
+                        await self._send_message(protocol.Error(ending.reason))
                 if ending is not DEAF:
                     await self._socket.close(code=ending.code, message=_close_text(ending.reason))
         except (TimeoutError, ConnectionError, RuntimeError):

@@ -212,7 +212,7 @@ class DuplexServer:
             timeout=settings.close_secs,
             autoping=False,
             compress=False,
-            max_msg_size=protocol.MAX_MESSAGE_BYTES,
+            max_msg_size=protocol.MAX_MESSAGE_BYTES + 1,
             writer_limit=16 * 1024,
         )
         await socket.prepare(request)

@@ -212,7 +212,7 @@ def test_numbers_out_of_range_are_refused_in_a_query(name: str, value: object) -
 
 @pytest.mark.parametrize("name", ["text_prompt", "voice_prompt"])
 def test_half_of_a_character_is_no_prompt(name: str) -> None:
-    with pytest.raises(ValueError, match="surrogate|unicode"):
+    with pytest.raises(ValueError, match=r"surrogate|unicode"):
         SessionConfig(**{name: "a\ud800"})
 
 

@@ -1,5 +1,6 @@
 """The protocol's messages, and what the parser makes of anything else."""
 
+import dataclasses
 import json
 import struct
 
@@ -9,7 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipecat_duplex import protocol
-from pipecat_duplex.session import STEP_SAMPLES, STEP_SECS, SessionConfig, Step, StepTiming
+from pipecat_duplex.session import (
+    STEP_SAMPLES,
+    STEP_SECS,
+    CannotSay,
+    Said,
+    Sampling,
+    SessionConfig,
+    Step,
+    StepTiming,
+)
+from pipecat_duplex.session.history import ResumeKey
+from pipecat_duplex.session.saying import MAX_SAY_BYTES, check_words
 
 PCM = np.linspace(-1, 1, STEP_SAMPLES, dtype=np.float32)
 
@@ -42,7 +54,9 @@ def test_metadata_is_a_json_object_or_an_error(value):
     message = b"\x04" + json.dumps(value).encode()
     with pytest.raises(protocol.WireError):
         protocol.parse(message)
-    assert protocol.parse(protocol.encode_metadata({"x": value})) == protocol.Metadata({"x": value})
+    assert protocol.parse(protocol.encode(protocol.Metadata({"x": value}))) == protocol.Metadata(
+        {"x": value}
+    )
 
 
 @pytest.mark.parametrize(
@@ -70,16 +84,9 @@ def test_what_is_ignored(message):
 
 
 def test_messages_there_and_back():
-    assert protocol.encode_handshake() == b"\x00"
-    assert protocol.parse(b"\x00") == protocol.Handshake()
+    assert protocol.encode(protocol.Handshake()) == b"\x00"
     assert protocol.parse(bytes(9)) == protocol.Handshake((0, 0))
-    assert protocol.parse(protocol.encode_audio(b"OggS")) == protocol.Audio(b"OggS")
-    assert protocol.parse(protocol.encode_text(" hé")) == protocol.Text(" hé")
     assert protocol.parse(b"\x03\x02") == protocol.Control(2)
-    assert protocol.parse(protocol.encode_error("bad")) == protocol.Error("bad")
-    assert protocol.parse(protocol.encode_ping()) == protocol.Ping()
-    pcm = protocol.parse(protocol.encode_pcm(PCM))
-    assert isinstance(pcm, protocol.Pcm) and np.array_equal(pcm.pcm, PCM)
 
 
 @given(
@@ -87,7 +94,7 @@ def test_messages_there_and_back():
 )
 def test_steps_there_and_back(index, token, piece):
     step = Step(index, PCM, token, piece or None, StepTiming(0.25, 0.5))
-    parsed = protocol.parse(protocol.encode_step(step))
+    parsed = protocol.parse(protocol.encode(protocol.AgentStep(step)))
     assert isinstance(parsed, protocol.AgentStep)
     back = parsed.step
     assert (back.index, back.text_token, back.text_piece) == (index, token, piece or None)
@@ -142,6 +149,112 @@ def test_the_page_of_kyutai_sends_two_seeds():
 
 @pytest.mark.parametrize("value", [None, True, "3", -1, float("nan"), 1e300, [3], {}])
 def test_nonsense_about_the_end_is_no_limit(value):
-    metadata = protocol.Metadata({"pipecat_duplex": {"max_secs": value, "secs_left": value}})
-    assert metadata.max_secs is None and metadata.secs_left is None
-    assert protocol.Metadata({"pipecat_duplex": value}).secs_left is None
+    ours = {"max_secs": value, "secs_left": value, "max_say_bytes": value, "memory": value}
+    greeting = protocol.Greeting.read(protocol.Metadata({"pipecat_duplex": ours}))
+    assert greeting is not None and greeting.max_secs is None and greeting.secs_left is None
+    assert greeting.max_say_bytes == 4096 and greeting.memory is None
+    other = protocol.Greeting.read(protocol.Metadata({"pipecat_duplex": value}))
+    assert other is None or other.secs_left is None
+
+
+COUNTS = st.integers(0, 2**53 - 1)
+WORDS = st.text(max_size=300)
+BYTES = st.binary(max_size=300)
+MESSAGES = st.one_of(
+    st.builds(protocol.Handshake, st.none() | st.tuples(*[st.integers(0, 2**32 - 1)] * 2)),
+    st.builds(protocol.Audio, BYTES),
+    st.builds(protocol.Text, WORDS),
+    st.builds(protocol.Control, st.integers(0, 255)),
+    st.builds(protocol.Metadata, st.dictionaries(WORDS, st.none() | WORDS | COUNTS, max_size=3)),
+    st.builds(protocol.Error, WORDS),
+    st.builds(protocol.Ping),
+    st.builds(protocol.Pcm, st.just(PCM)),
+    st.builds(protocol.Say, COUNTS, st.none() | WORDS | st.just("\ud800"), st.booleans()),
+    st.builds(protocol.SayAnswer, COUNTS, st.none() | COUNTS, WORDS),
+    st.builds(
+        protocol.SpeechNote,
+        COUNTS,
+        st.none() | COUNTS,
+        st.lists(st.builds(Said, COUNTS, WORDS, WORDS), max_size=3).map(tuple),
+    ),
+    st.builds(
+        protocol.Tokens,
+        st.integers(0, 2**32 - 1),
+        st.lists(st.integers(0, 2**16 - 1), min_size=17, max_size=17).map(
+            lambda tokens: np.array(tokens, np.int32)
+        ),
+    ),
+    st.builds(protocol.HistoryPiece, BYTES),
+)
+
+
+def fields_of(message) -> tuple:
+    """A message as what can be compared: arrays are no values of their own."""
+    values = [getattr(message, each.name) for each in dataclasses.fields(message)]
+    return type(message), [v.tolist() if isinstance(v, np.ndarray) else v for v in values]
+
+
+@given(MESSAGES)
+def test_every_message_there_and_back(message):
+    back = protocol.parse(protocol.encode(message))
+    assert fields_of(back) == fields_of(message)
+
+
+@given(
+    st.builds(
+        protocol.Greeting,
+        session=st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=30),
+        audio_format=st.sampled_from(["opus", "pcm"]),
+        features=st.frozensets(st.sampled_from(["say", "restore"])),
+        memory=st.none() | st.builds(ResumeKey, WORDS, st.integers(1, 45_000)),
+        max_secs=st.none() | st.floats(0, 1e8),
+        secs_left=st.none() | st.floats(0, 1e8),
+        max_say_bytes=COUNTS,
+        ignored=st.sampled_from([(), ("x", "y")]),
+        sampling=st.builds(Sampling, st.floats(0, 9), COUNTS, st.floats(0, 9), COUNTS),
+    )
+)
+def test_a_greeting_there_and_back(greeting):
+    metadata = protocol.parse(protocol.encode(greeting.to_metadata()))
+    assert isinstance(metadata, protocol.Metadata)
+    assert protocol.Greeting.read(metadata) == greeting
+
+
+def test_the_greeting_is_what_the_page_of_kyutai_takes():
+    fields = protocol.Greeting().to_metadata().fields
+    assert len(fields["build_info"]) == 10
+    assert all(isinstance(value, str) for value in fields["build_info"].values())
+
+
+@pytest.mark.parametrize("length", [0, 4093, 4094, 4096, 4097, 100_000])
+@pytest.mark.parametrize("letter", ["a", "é", "語", "😀"])
+def test_long_reasons_are_shortened_in_whole_characters(letter, length):
+    reason = letter * length
+    error = protocol.parse(protocol.encode(protocol.Error(reason)))
+    assert isinstance(error, protocol.Error)
+    assert error.reason == reason or (
+        error.reason.endswith("…") and reason.startswith(error.reason[:-1]) and length > 1000
+    )
+    answer = protocol.parse(protocol.encode(protocol.SayAnswer(1, None, reason)))
+    assert isinstance(answer, protocol.SayAnswer) and answer.error == error.reason
+
+
+@pytest.mark.parametrize("letter", ["a", "é", "語", "😀", "\x01", '"'])
+def test_the_longest_words_fit_into_a_message(letter):
+    words = letter * (MAX_SAY_BYTES // len(letter.encode()))
+    check_words(words)
+    say = protocol.Say(1, words, True)
+    assert protocol.parse(protocol.encode(say)) == say
+    note = protocol.SpeechNote(1, 1, (Said(1, words[:1000], words[1000:]),))
+    assert protocol.parse(protocol.encode(note)) == note
+    for wrong in (words + letter, "\ud800"):
+        with pytest.raises(CannotSay):
+            check_words(wrong)
+
+
+def test_utterances_that_end_together_have_notes_of_their_own():
+    said = tuple(Said(number, "", "words") for number in range(3))
+    step = Step(5, PCM, 3, None, StepTiming(0, 0), 7, said)
+    notes = protocol.SpeechNote.of(step)
+    assert [note.said for note in notes] == [(each,) for each in said]
+    assert {(note.index, note.utterance_id) for note in notes} == {(5, 7)}

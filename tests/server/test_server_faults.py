@@ -101,11 +101,11 @@ async def end_of(socket) -> tuple[int | None, str]:
 @pytest.mark.parametrize(
     ("message", "code", "reason"),
     [
-        (os.urandom(1 << 20), 1009, ""),
-        (protocol.encode_pcm(SILENCE)[:-100], 1007, "bytes"),
-        (protocol.encode_pcm(np.full_like(SILENCE, np.nan)), 1007, "NaN"),
-        (protocol.encode_audio(b"OggS"), 1007, "raw audio"),
-        (protocol.encode_metadata({})[:-1], 1007, "JSON"),
+        (os.urandom(2 << 20), 1009, ""),
+        (protocol.encode(protocol.Pcm(SILENCE))[:-100], 1007, "bytes"),
+        (protocol.encode(protocol.Pcm(np.full_like(SILENCE, np.nan))), 1007, "NaN"),
+        (protocol.encode(protocol.Audio(b"OggS")), 1007, "raw audio"),
+        (protocol.encode(protocol.Metadata({}))[:-1], 1007, "JSON"),
         ("text", 1003, "binary"),
     ],
     ids=["noise", "half a frame", "nan", "the other format", "half of JSON", "text"],
@@ -130,7 +130,7 @@ async def test_noise_as_opus_ends_the_call():
     async with faulty() as server, Neighbour(server):
         async with calling(server) as socket:
             await read_until(socket, protocol.Handshake)
-            await socket.send_bytes(protocol.encode_audio(os.urandom(1000)))
+            await socket.send_bytes(protocol.encode(protocol.Audio(os.urandom(1000))))
             assert await end_of(socket) == (1007, wire_error_of_noise(socket))
         await wait_until(lambda: server.sessions_open == 1)
 
@@ -150,7 +150,7 @@ async def test_what_may_be_ignored_is(message):
     async with faulty() as server:
         async with calling(server, format="pcm") as socket:
             await socket.send_bytes(message)
-            await socket.send_bytes(protocol.encode_pcm(SILENCE))
+            await socket.send_bytes(protocol.encode(protocol.Pcm(SILENCE)))
             await read_until(socket, protocol.AgentStep)
 
 
@@ -158,7 +158,7 @@ async def test_audio_far_ahead_of_the_clock_ends_the_call():
     async with faulty(ahead_secs=2) as server, Neighbour(server):
         async with calling(server, format="pcm") as socket:
             for _ in range(40):
-                await socket.send_bytes(protocol.encode_pcm(SILENCE))
+                await socket.send_bytes(protocol.encode(protocol.Pcm(SILENCE)))
             ended, reason = await end_of(socket)
         assert ended == 1008 and "ahead" in reason
 
@@ -171,7 +171,9 @@ async def test_minutes_of_audio_in_a_small_message_are_not_decoded():
     async with faulty(ahead_secs=5) as server, Neighbour(server):
         async with calling(server) as socket:
             for start in range(0, len(stream), 60_000):
-                await socket.send_bytes(protocol.encode_audio(stream[start : start + 60_000]))
+                await socket.send_bytes(
+                    protocol.encode(protocol.Audio(stream[start : start + 60_000]))
+                )
             ended, _ = await end_of(socket)
         assert ended in (1007, 1008)
 
@@ -221,7 +223,7 @@ async def test_a_socket_that_stops_reading_is_closed():
         loop = asyncio.get_running_loop()
         with pytest.raises(OSError):
             for _ in range(2000):
-                await loop.sock_sendall(connection, frame(protocol.encode_pcm(SILENCE)))
+                await loop.sock_sendall(connection, frame(protocol.encode(protocol.Pcm(SILENCE))))
                 await asyncio.sleep(0.005)
         connection.close()
         await wait_until(lambda: server.sessions_open == 1)
@@ -243,7 +245,7 @@ async def test_a_connection_that_breaks_frees_its_slot():
             async with aiohttp.ClientSession() as http:
                 socket = await http.ws_connect(chat_url(server, format="pcm"))
                 await read_until(socket, protocol.Handshake)
-                await socket.send_bytes(protocol.encode_pcm(SILENCE))
+                await socket.send_bytes(protocol.encode(protocol.Pcm(SILENCE)))
                 assert socket._conn is not None and socket._conn.transport is not None
                 socket._conn.transport.abort()
             await wait_until(lambda: server.sessions_open == 1)

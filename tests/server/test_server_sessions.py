@@ -40,7 +40,7 @@ async def test_raw_audio_is_the_session_itself():
             await read_until(socket, protocol.Handshake)
             assert metadata["pipecat_duplex"]["format"] == "pcm"
             for _ in range(12):
-                await socket.send_bytes(protocol.encode_pcm(SILENCE))
+                await socket.send_bytes(protocol.encode(protocol.Pcm(SILENCE)))
             steps = [m.step for m in await read_until(socket, protocol.AgentStep, 12)]
     assert [step.index for step in steps] == list(range(12))
     assert text_of(steps) == "one two three"
@@ -59,7 +59,7 @@ async def test_opus_for_everybody_else():
             encoder, decoder = opus.OpusEncoder(), opus.OpusDecoder()
             stream = b"".join(encoder.encode(SILENCE) for _ in range(12))
             for start in range(0, len(stream), 37):  # cut anywhere
-                await socket.send_bytes(protocol.encode_audio(stream[start : start + 37]))
+                await socket.send_bytes(protocol.encode(protocol.Audio(stream[start : start + 37])))
             words, pcm = "", np.zeros(0, np.float32)
             while len(pcm) < 11 * len(SILENCE):
                 message = protocol.parse((await asyncio.wait_for(socket.receive(), 10)).data)
@@ -231,7 +231,7 @@ async def test_a_session_that_fails_says_why():
     async with serving(ScriptedBackend(script, slots=2)) as server:
         async with calling(server, format="pcm") as socket:
             for _ in range(5):
-                await socket.send_bytes(protocol.encode_pcm(SILENCE))
+                await socket.send_bytes(protocol.encode(protocol.Pcm(SILENCE)))
             messages = await read_to_end(socket)
             assert socket.close_code == 1011
         steps = [m.step.index for m in messages if isinstance(m, protocol.AgentStep)]
@@ -313,6 +313,6 @@ async def test_opus_as_the_page_of_kyutai_sends_it():
         async with calling(server) as socket:
             data = stream.getvalue()
             for start in range(0, len(data), 200):
-                await socket.send_bytes(protocol.encode_audio(data[start : start + 200]))
+                await socket.send_bytes(protocol.encode(protocol.Audio(data[start : start + 200])))
             words = await read_until(socket, protocol.Text, 3)
     assert [word.text for word in words] == [" one", " two", " three"]

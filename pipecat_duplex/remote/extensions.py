@@ -9,7 +9,7 @@ from pipecat_duplex import protocol
 from pipecat_duplex.session import CannotSay, InvalidHistory, SessionEnded, Step
 
 
-class RemoteSpeech:
+class Extensions:
     """Requests that wait for their answer, and what the server notes of its steps."""
 
     def __init__(self, session_id: str):
@@ -56,7 +56,8 @@ class RemoteSpeech:
         while self._notes and self._notes[0].index <= step.index:
             note = self._notes.popleft()
             utterance_id = note.utterance_id or step.utterance_id
-            step = replace(step, utterance_id=utterance_id, said=step.said + note.said)
+            said, wish = step.said + note.said, step.wish or note.wish
+            step = replace(step, utterance_id=utterance_id, said=said, wish=wish)
         while self._tokens and self._tokens[0].index <= step.index:
             tokens = self._tokens.popleft()
             if tokens.index == step.index:
