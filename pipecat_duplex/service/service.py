@@ -891,7 +891,7 @@ class DuplexLLMService(LLMService):
         await self._call_event_handler("on_agent_started", event)
 
     async def _handle_yield(self, event: Yielded):
-        text = self._captions.text
+        text = self._monologue.utterance
         self._cut_captions()
         await self._given_words.hush(self._session)
         if not self._user_turn_proposed:
@@ -915,7 +915,7 @@ class DuplexLLMService(LLMService):
         elif not self._user_turn_proposed:
             # The user spoke over the agent's last words and goes on: their turn now.
             await self._propose_user_turn()
-        await self._call_event_handler("on_agent_stopped", event, self._captions.text)
+        await self._call_event_handler("on_agent_stopped", event, self._monologue.utterance)
 
     async def _handle_interrupted(self):
         """Somebody else broadcast an interruption: what was pushed is gone."""

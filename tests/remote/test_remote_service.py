@@ -15,6 +15,7 @@ from pipecat_duplex.scripted import Script, ScriptedBackend
 from tests.pipeline import converse, silence, speech
 from tests.server.callers import chat_url, serving, wait_until
 from tests.server.processes import scripted_server
+from tests.stalls import by_the_clock
 
 USER = np.concatenate([speech("question"), silence(3)])
 
@@ -65,16 +66,17 @@ async def test_a_bot_outlives_its_server():
     assert said[0].startswith("word0 word1") and said[-1] == "here again"
 
 
+@by_the_clock
 async def test_the_greeting_waits_for_the_caller_however_long_nobody_comes():
     """The server ends sessions in which nobody is heard; another one is opened for the caller."""
     settings = DuplexLLMService.Settings(greeting="hello there")
-    async with serving(ScriptedBackend(Script(step_secs=0.001)), idle_secs=0.3) as server:
+    async with serving(ScriptedBackend(Script(step_secs=0.001)), idle_secs=1) as server:
         backend = RemoteBackend(chat_url(server))
         conversation = await converse(
             backend,
             silence(2.5),
             realtime=True,
-            lobby_secs=1.2,
+            lobby_secs=2.0,
             settings=settings,
             inject={0.1: lambda: TTSSpeakFrame("one moment")},
         )
