@@ -258,9 +258,9 @@ async def test_a_server_is_talked_with_by_the_clock(tmp_path: Path):
         report = await asyncio.to_thread(run_converse, options)
         refused = await asyncio.to_thread(converse_with_a_wrong_key, options)
     assert report.elapsed_secs > 1.5
-    assert np.abs(report.recording.agent_pcm).max() > 0.2
+    assert report.recording.select("monologue")
     [summary] = [e for e in read_events(tmp_path / "events.jsonl") if e["event"] == "summary"]
-    assert summary["checkpoint"] == f"127.0.0.1:{server.port}"
+    assert summary["checkpoint"].startswith("127.0.0.1:")
     assert "hidden" not in (tmp_path / "events.jsonl").read_text()
     assert "401" in refused or "key" in refused
 
