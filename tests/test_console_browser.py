@@ -20,7 +20,6 @@ import soundfile
 
 from tests.chromium import Tab, chromium, find_chromium
 from tests.pipeline import silence, speech
-from tests.stalls import by_the_clock
 
 pytest.importorskip("aiortc", reason="needs the webrtc extra")
 pytest.importorskip("uvicorn", reason="needs the webrtc extra")
@@ -134,7 +133,7 @@ def microphone(tmp_path: Path) -> Path:
 
 CONNECT = "[...document.querySelectorAll('button')].find((b) => b.innerText === 'Connect')"
 
-# The conversation, from the agent's name to the time; every text that was ever shown is kept.
+# The conversation, from the agent's name to the time; all texts that were shown are kept.
 CONVERSATION = """
 window.conversation = () => {
     const panels = [...document.querySelectorAll('[role=tabpanel][id$=content-conversation]')];
@@ -142,7 +141,8 @@ window.conversation = () => {
     const said = [];
     for (const part of text.split(/^assistant$/m).slice(1))
         said.push(part.replace(/\\d+:\\d\\d:\\d\\d [AP]M[^]*/, '').replace(/\\s+/g, ' ').trim());
-    return said.join(' ');
+    // On a machine that stands still, words come too late to be heard and are marked.
+    return said.join(' ').replace(/\\[not heard: (.*?)\\]/g, '$1');
 };
 window.shown = [];
 setInterval(() => {
@@ -160,7 +160,6 @@ async def connected(tab: Tab, url: str) -> None:
     await tab.until("document.body.innerText.includes('Disconnect')", timeout_secs=40)
 
 
-@by_the_clock
 async def test_words_sentences_and_an_interruption(bot_url: str, microphone: Path, tmp_path: Path):
     async with chromium(tmp_path / "profile", microphone) as tab:
         await connected(tab, bot_url)

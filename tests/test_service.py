@@ -416,6 +416,50 @@ async def test_a_fresh_session_goes_on_where_the_last_one_was():
     assert conversation.service.is_usable
 
 
+class Moving(ScriptedBackend):
+    """A backend whose first session fails, and which then refuses a few times."""
+
+    def __init__(self, refusals: int):
+        super().__init__(Script(opening=LONG, fail_step=20, remembers=True, step_secs=0))
+        self._refusals = refusals
+
+    async def open(self, config):
+        if self.sessions:
+            self._script = dataclasses.replace(self._script, fail_step=None)
+            self._refusals -= 1
+            if self._refusals >= 0:
+                raise AtCapacity("no slot anywhere")
+        return await super().open(config)
+
+
+@pytest.mark.parametrize("refusals", [0, 2])
+async def test_a_move_is_told_and_its_delay_is_an_error(refusals):
+    conversation = await converse(Moving(refusals), silence(6), realtime=True)
+    names = [name for name in conversation.event_names() if name.startswith("on_session")]
+    assert names == ["on_session_started", "on_session_moving", "on_session_moved", names[-1]]
+    _, moving, moved, _ = [event for event in conversation.events if event[0] in names]
+    assert moving[1:] == ("scripted-0", "the script says so")
+    assert moved[1] == "scripted-0" and moved[2] >= 0
+    errors = [frame.error for frame in conversation.near_user.of(ErrorFrame)]
+    assert len(errors) == min(refusals, 1)
+    assert all("no slot anywhere" in error for error in errors)
+    assert conversation.service.is_usable
+
+
+async def test_a_move_that_gets_no_answer_is_told_as_delayed(monkeypatch):
+    class Hangs(Moving):
+        async def open(self, config):
+            if self.sessions:
+                await asyncio.sleep(60)
+            return await super().open(config)
+
+    monkeypatch.setattr("pipecat_duplex.session.continued.DELAY_NOTICE_SECS", 0.2)
+    conversation = await converse(Hangs(0), silence(3), realtime=True)
+    (error,) = conversation.near_user.of(ErrorFrame)
+    assert "no other has answered yet" in error.error
+    assert "on_session_moved" not in conversation.event_names()
+
+
 async def test_a_history_that_is_refused_frees_its_session():
     codes = np.full((STREAMS, 3), -1, np.int32)
     history = History(FINGERPRINT, codes, True, np.zeros((0, STEP_SAMPLES), np.float32))

@@ -18,6 +18,7 @@ from pipecat_duplex.protocol.messages import (
     Error,
     Handshake,
     HistoryPiece,
+    Hold,
     Kind,
     Message,
     Metadata,
@@ -176,9 +177,12 @@ def _read_step(payload: bytes) -> AgentStep:
 
 
 def _write_say(message: Say) -> bytes:
-    return _encode_json(
-        {"request": message.request, "text": message.text, "cut_in": message.cut_in}
-    )
+    fields = {"request": message.request, "text": message.text, "cut_in": message.cut_in}
+    if message.more:
+        fields["more"] = True
+    if message.utterance_id is not None:
+        fields["utterance"] = message.utterance_id
+    return _encode_json(fields)
 
 
 def _read_say(payload: bytes) -> Say:
@@ -186,7 +190,17 @@ def _read_say(payload: bytes) -> Say:
     text = fields.get("text")
     if text is not None and not isinstance(text, str):
         raise WireError("a say whose text is not a string")
-    return Say(_number(fields, "request"), text, fields.get("cut_in") is True)
+    cut_in, more = fields.get("cut_in") is True, fields.get("more") is True
+    utterance_id = None if fields.get("utterance") is None else _number(fields, "utterance")
+    return Say(_number(fields, "request"), text, cut_in, more, utterance_id)
+
+
+def _write_hold(message: Hold) -> bytes:
+    return _encode_json({"held": message.held})
+
+
+def _read_hold(payload: bytes) -> Hold:
+    return Hold(_decode_json(payload, "a hold").get("held") is True)
 
 
 def _write_answer(message: SayAnswer) -> bytes:
@@ -200,11 +214,25 @@ def _write_answer(message: SayAnswer) -> bytes:
 
 
 def _write_note(message: SpeechNote) -> bytes:
-    said = [
-        {"utterance": each.utterance_id, "spoken": each.spoken, "unspoken": each.unspoken}
-        for each in message.said
-    ]
-    return _encode_json({"step": message.index, "utterance": message.utterance_id, "said": said})
+    fields: dict[str, Any] = {
+        "step": message.index,
+        "utterance": message.utterance_id,
+        "said": [_said_fields(each) for each in message.said],
+    }
+    if message.wish:
+        fields["wish"] = True
+    return _encode_json(fields)
+
+
+def _said_fields(said: Said) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "utterance": said.utterance_id,
+        "spoken": said.spoken,
+        "unspoken": said.unspoken,
+    }
+    if said.unsayable:
+        fields["unsayable"] = list(said.unsayable)
+    return fields
 
 
 def _read_speech(payload: bytes) -> SayAnswer | SpeechNote:
@@ -216,12 +244,16 @@ def _read_speech(payload: bytes) -> SayAnswer | SpeechNote:
     said = fields.get("said", [])
     if not isinstance(said, list) or not all(isinstance(each, dict) for each in said):
         raise WireError("speech that does not tell what was said")
-    return SpeechNote(_number(fields, "step"), utterance_id, tuple(map(_said, said)))
+    wish = fields.get("wish") is True
+    return SpeechNote(_number(fields, "step"), utterance_id, tuple(map(_said, said)), wish)
 
 
 def _said(fields: Mapping[str, Any]) -> Said:
     spoken, unspoken = str(fields.get("spoken", "")), str(fields.get("unspoken", ""))
-    return Said(_number(fields, "utterance"), spoken, unspoken)
+    unsayable = fields.get("unsayable", [])
+    if not isinstance(unsayable, list):
+        raise WireError("speech whose unsayable words are not a list")
+    return Said(_number(fields, "utterance"), spoken, unspoken, tuple(map(str, unsayable)))
 
 
 def _write_tokens(message: Tokens) -> bytes:
@@ -253,6 +285,7 @@ _READERS: dict[int, Callable[[bytes], Message | None]] = {
     Kind.SPEECH: _read_speech,
     Kind.TOKENS: _read_tokens,
     Kind.HISTORY: HistoryPiece,
+    Kind.HOLD: _read_hold,
 }
 
 _WRITERS: dict[type, tuple[Kind, Callable[[Any], bytes]]] = {
@@ -270,6 +303,7 @@ _WRITERS: dict[type, tuple[Kind, Callable[[Any], bytes]]] = {
     SpeechNote: (Kind.SPEECH, _write_note),
     Tokens: (Kind.TOKENS, _write_tokens),
     HistoryPiece: (Kind.HISTORY, _write_data),
+    Hold: (Kind.HOLD, _write_hold),
 }
 
 

@@ -28,7 +28,7 @@ from pipecat_duplex.session import (
     Step,
 )
 from pipecat_duplex.session.history import History
-from pipecat_duplex.session.saying import MAX_SAY_BYTES, check_words
+from pipecat_duplex.session.saying import MAX_SAY_BYTES, Saying, check_words, give
 
 # A caller who stops reading is noticed when the buffers on the way are full: keep ours short.
 SEND_BUFFER_BYTES = 64 * 1024
@@ -109,7 +109,7 @@ class Call:
         self._encoder = OpusEncoder() if self._uses_opus else None
         self._cutter = StepCutter()
         self._delays = CallDelays()
-        self._requests: asyncio.Queue[protocol.Say | bytes] = asyncio.Queue()
+        self._requests: asyncio.Queue[protocol.Say | protocol.Hold | bytes] = asyncio.Queue()
         self._history = bytearray()
         self._greeted = False
         self._ends_at_secs: float | None = None
@@ -202,7 +202,7 @@ class Call:
                 self._take_opus(message.data)
             elif isinstance(message, protocol.Pcm):
                 self._take_pcm(message.pcm)
-            elif isinstance(message, protocol.Say):
+            elif isinstance(message, protocol.Say | protocol.Hold):
                 self._requests.put_nowait(message)
             elif isinstance(message, protocol.HistoryPiece):
                 self._take_history(message.data)
@@ -254,6 +254,8 @@ class Call:
             try:
                 if isinstance(request, bytes):
                     answer = await self._restore(request)
+                elif isinstance(request, protocol.Hold):
+                    answer = await self._session.hold(request.held)
                 else:
                     answer = await self._say(request)
             except SessionEnded:
@@ -273,7 +275,11 @@ class Call:
             return None
         try:
             check_words(say.text)
-            utterance_id = await self._session.say(say.text, cut_in=say.cut_in)
+            if say.utterance_id is not None:
+                await self._session.say_more(say.utterance_id, say.text, more=say.more)
+                return None
+            saying = Saying(say.text, more=say.more)
+            utterance_id = await give(self._session, saying, cut_in=say.cut_in)
         except CannotSay as e:
             return protocol.SayAnswer(say.request, error=str(e))
         return protocol.SayAnswer(say.request, utterance_id)
@@ -370,7 +376,7 @@ class Call:
         return protocol.Greeting(
             session=self._session.id,
             audio_format=self._asked.audio_format,
-            features=frozenset({protocol.SAY} | can_restore),
+            features=frozenset({protocol.SAY, protocol.STREAM} | can_restore),
             memory=memory if self._asked.tokens else None,
             max_secs=config.max_secs,
             secs_left=secs_left,

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator
 from contextlib import suppress
 from typing import Protocol
 
@@ -146,8 +146,16 @@ class _WatchedSession:
         """None: a run that is watched ends with its session."""
         return None
 
-    async def say(self, text: str, *, cut_in: bool = False) -> int:
-        return await self._session.say(text, cut_in=cut_in)
+    async def say(
+        self, text: str | AsyncIterable[str], *, cut_in: bool = False, more: bool = False
+    ) -> int:
+        return await self._session.say(text, cut_in=cut_in, more=more)
+
+    async def say_more(self, utterance_id: int, text: str, *, more: bool = True) -> None:
+        await self._session.say_more(utterance_id, text, more=more)
+
+    async def hold(self, held: bool = True) -> None:
+        await self._session.hold(held)
 
     async def hush(self) -> None:
         await self._session.hush()
