@@ -199,6 +199,10 @@ def serve(
         Literal["text", "json"], typer.Option(help="One line a session, in words or in JSON.")
     ] = "text",
     device: Annotated[str | None, typer.Option(help="'cpu' or 'cuda'.")] = None,
+    quantize: Annotated[
+        Literal["int8", "int4"] | None,
+        typer.Option(help="Keep the weights in fewer bits, for a small GPU (docs/gpu.md)."),
+    ] = None,
     voices: Annotated[
         Path | None, typer.Option(help="Folder of recordings that callers may name as a voice.")
     ] = None,
@@ -222,6 +226,7 @@ def serve(
             drain_secs=drain_secs,
             log_format=log_format,
             device=device,
+            quantize=quantize,
             voices=voices,
         )
     )
