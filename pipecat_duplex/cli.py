@@ -329,8 +329,7 @@ def up(
 ) -> None:
     """Start a fleet; one that runs is replaced worker by worker, and its calls move."""
     _start_logging(verbose)
-    from pipecat_duplex.commands.fleet import run_up
-    from pipecat_duplex.fleet.options import WorkerOptions
+    from pipecat_duplex.commands.fleet import WorkerOptions, run_up
 
     options = WorkerOptions(
         checkpoint=checkpoint,

@@ -6,6 +6,8 @@ from rich.table import Table
 from pipecat_duplex.fleet.cluster import FleetCluster, FleetStatus
 from pipecat_duplex.fleet.options import WorkerOptions
 
+__all__ = ["WorkerOptions", "run_down", "run_drain", "run_scale", "run_status", "run_up"]
+
 
 def run_up(cluster: str, options: WorkerOptions, *, workers: int, registry_port: int) -> None:
     """Start a fleet, or replace the one that runs.
