@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         DuplexMetricsData,
         DuplexRTVIFeed,
         MonologueTextFrame,
+        UnheardTextFrame,
     )
     from pipecat_duplex.session.continued import ContinuedSession
     from pipecat_duplex.session.history import History
@@ -58,6 +59,7 @@ _LAZY = {
     "History": "session.history",
     "MonologueTextFrame": "service.frames",
     "TurnSettings": "conversation.turns",
+    "UnheardTextFrame": "service.frames",
 }
 """Names that cost an import of Pipecat or of the engine, and where they live."""
 
@@ -89,6 +91,7 @@ __all__ = [
     "Step",
     "StepTiming",
     "TurnSettings",
+    "UnheardTextFrame",
     "__version__",
 ]
 

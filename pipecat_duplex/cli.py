@@ -4,6 +4,7 @@ Nothing heavy is imported here: ``--help`` answers at once, with neither Pipecat
 """
 
 import functools
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Annotated, Any, Literal
 import typer
 from loguru import logger
 
+from pipecat_duplex.commands.encoding import print_in_any_encoding
 from pipecat_duplex.session import DuplexError
 from pipecat_duplex.version import __version__
 
@@ -27,10 +29,17 @@ Verbose = Annotated[bool, typer.Option("--verbose", help="Show what goes on insi
 Checkpoint = Annotated[
     str, typer.Option(help="The model: 'embedded', a local folder, or owner/name on the hub.")
 ]
+Url = Annotated[
+    str | None, typer.Option(help="Talk with this server instead, e.g. ws://gpu:8998/api/chat.")
+]
+ApiKey = Annotated[
+    str | None, typer.Option(envvar="PIPECAT_DUPLEX_API_KEY", help="Shown to the server of --url.")
+]
 
 
 def main() -> None:
     """Run the command line."""
+    print_in_any_encoding()
     app()
 
 
@@ -58,12 +67,13 @@ def _start_logging(verbose: bool) -> None:
     """
     logger.remove()
     if verbose:
-        logger.add(_write_log, level="DEBUG", colorize=sys.stderr.isatty())
+        logger.add(_write_log, level="DEBUG", colorize=sys.stderr.isatty(), diagnose=False)
     else:
         logger.add(
             _write_log,
             level="WARNING",
             format="{level}: {message}",
+            diagnose=False,  # No values of variables: among them are keys.
             filter=lambda record: (record["name"] or "").startswith("pipecat_duplex"),
         )
 
@@ -94,7 +104,9 @@ def pipecat_duplex(
 @app.command()
 @_readable_errors
 def converse(
-    audio: Annotated[Path, typer.Argument(metavar="IN.wav", help="The user: wav or flac.")],
+    audio: Annotated[
+        Path, typer.Argument(metavar="IN.wav", help="The user: wav, flac, mp3 ...; '-' is a pipe.")
+    ],
     out: Annotated[
         Path | None, typer.Option(help="Write the agent's voice, on the time line of IN.")
     ] = None,
@@ -106,6 +118,8 @@ def converse(
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the conversation (PNG).")] = None,
     checkpoint: Checkpoint = "embedded",
+    url: Url = None,
+    api_key: ApiKey = None,
     seed: Annotated[
         int | None, typer.Option(min=0, max=2**63 - 1, help="Get the same conversation again.")
     ] = None,
@@ -132,6 +146,8 @@ def converse(
             events=events,
             plot=plot,
             checkpoint=checkpoint,
+            url=url,
+            api_key=api_key,
             seed=seed,
             greedy=greedy,
             realtime=realtime,
@@ -166,7 +182,7 @@ def serve(
     api_key: Annotated[
         list[str] | None,
         typer.Option(
-            envvar="PIPECAT_DUPLEX_API_KEY", help="Callers must show it; may be given again."
+            help="Callers must show it; may be given again. Or one in PIPECAT_DUPLEX_API_KEY."
         ),
     ] = None,
     allow_origin: Annotated[
@@ -188,19 +204,35 @@ def serve(
     voices: Annotated[
         Path | None, typer.Option(help="Folder of recordings that callers may name as a voice.")
     ] = None,
+    default_voice: Annotated[
+        str | None,
+        typer.Option(help="The voice where a caller names an unknown one; '' is the model's own."),
+    ] = None,
+    static: Annotated[
+        Path | None, typer.Option(help="Folder of a web page to serve beside the API.")
+    ] = None,
+    max_calls_per_address: Annotated[
+        int | None, typer.Option(min=1, help="Calls of one address at a time.")
+    ] = None,
     verbose: Verbose = False,
 ) -> None:
     """Serve the model to callers elsewhere, in Moshi's protocol."""
     _start_logging(verbose)
-    from pipecat_duplex.commands.serve import ServeOptions, run_serve
+    from pipecat_duplex.commands.serve import (
+        EmptyKey,
+        ServeOptions,
+        read_api_keys,
+        refuse_all,
+        run_serve,
+    )
 
-    run_serve(
-        ServeOptions(
+    def options(api_keys: tuple[str, ...]) -> ServeOptions:
+        return ServeOptions(
             checkpoint=checkpoint,
             slots=slots,
             host=host,
             port=port,
-            api_keys=tuple(api_key or ()),
+            api_keys=api_keys,
             allowed_origins=tuple(allow_origin or ()),
             tls_cert=tls_cert,
             tls_key=tls_key,
@@ -209,8 +241,17 @@ def serve(
             log_format=log_format,
             device=device,
             voices=voices,
+            default_voice=default_voice,
+            static=static,
+            max_calls_per_address=max_calls_per_address,
         )
-    )
+
+    try:
+        api_keys = read_api_keys(api_key or (), os.environ)
+    except EmptyKey as problem:
+        refuse_all(options(()), problem)
+    else:
+        raise typer.Exit(run_serve(options(api_keys)))
 
 
 @app.command()
@@ -225,7 +266,8 @@ def bench(
     runtime: Annotated[
         Literal["onnx", "torch"] | None, typer.Option(help="What runs it, if not the usual.")
     ] = None,
-    url: Annotated[str | None, typer.Option(help="Call this server instead.")] = None,
+    url: Url = None,
+    api_key: ApiKey = None,
     speech: Annotated[
         Path | None, typer.Option(help="What the callers say: wav or flac. A murmur by default.")
     ] = None,
@@ -254,6 +296,7 @@ def bench(
             checkpoint=checkpoint,
             runtime=runtime,
             url=url,
+            api_key=api_key,
             speech=speech,
             come_and_go=come_and_go,
             playout_ms=playout_ms,

@@ -154,6 +154,8 @@ EVENTS = (
     "on_session_started",
     "on_session_ended",
     "on_session_ending",
+    "on_session_moving",
+    "on_session_moved",
     "on_user_started",
     "on_user_stopped",
     "on_agent_started",

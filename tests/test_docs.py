@@ -40,3 +40,10 @@ async def test_examples_run(page):
 def test_links_lead_somewhere(page):
     missing = [t for t in LINK.findall(page.read_text()) if not (page.parent / t).exists()]
     assert not missing
+
+
+def test_the_architecture_names_files_that_exist():
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    named = re.findall(r"`([\w/]+\.py)`", page)
+    missing = [name for name in named if not (ROOT / "pipecat_duplex" / name).exists()]
+    assert len(named) > 20 and not missing

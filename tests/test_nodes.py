@@ -699,6 +699,7 @@ def sounded_secs(call: Call, rate_hz: int) -> list[float]:
     return begun[: chunks * len(frames) : chunks]
 
 
+@pytest.mark.slow
 @by_the_clock
 async def test_gate_decides_before_the_sound_and_the_recorder_keeps_to_the_models_time(tmp_path):
     """One call by the clock, in which packets are missing at the start and in the middle."""

@@ -25,6 +25,7 @@ def onsets_secs(pcm: np.ndarray, *, gap_secs: float = 0.3, level: float = 0.02) 
     return [loud[i] / RATE_HZ for i in starts]
 
 
+@pytest.mark.slow
 @by_the_clock
 async def test_turn_tracking_counts_a_yield_as_an_interruption_and_a_backchannel_not():
     for yield_steps, interrupted in ((6, True), (None, False)):
@@ -90,6 +91,7 @@ async def record(script: Script) -> tuple[Conversation, np.ndarray, np.ndarray, 
     return conversation, user, recorded_user, recorded_bot
 
 
+@pytest.mark.slow
 @by_the_clock
 async def test_a_recording_lines_up():
     conversation, user, recorded_user, recorded_bot = await record(
@@ -100,6 +102,7 @@ async def test_a_recording_lines_up():
     assert onsets_secs(recorded_bot) == pytest.approx(utterances_secs(conversation), abs=0.15)
 
 
+@pytest.mark.slow
 @by_the_clock
 async def test_a_recording_lines_up_over_a_stall():
     conversation, _, _, recorded_bot = await record(

@@ -148,6 +148,7 @@ def state(tab: Tab, name: str):
     return tab.until(f"document.body.dataset.state === {name!r}")
 
 
+@pytest.mark.slow
 @by_the_clock
 async def test_a_conversation(tmp_path: Path, microphone: Path):
     script = Script(opening=STORY, replies=[REPLY], yield_steps=8)
@@ -221,6 +222,7 @@ async def test_a_conversation(tmp_path: Path, microphone: Path):
         assert not tab.console
 
 
+@pytest.mark.slow
 async def test_visitors_do_not_disturb_each_other(tmp_path: Path, microphone: Path):
     async with (
         serving(ScriptedBackend(Script(opening=STORY), slots=2)) as talk,
@@ -291,6 +293,7 @@ async def test_no_microphone(tmp_path: Path):
         assert not talk.backend.sessions
 
 
+@pytest.mark.slow
 async def test_a_session_that_fails(tmp_path: Path, microphone: Path):
     async with (
         serving(ScriptedBackend(Script(fail_step=30))) as talk,
@@ -322,6 +325,7 @@ async def server_process():
     await process.communicate()
 
 
+@pytest.mark.slow
 async def test_a_server_that_is_gone(tmp_path: Path, microphone: Path, server_process):
     process, url = server_process
     async with chromium(tmp_path / "profile", microphone) as tab:

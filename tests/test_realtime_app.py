@@ -53,6 +53,7 @@ def exporter() -> InMemorySpanExporter:
     return exporter
 
 
+@pytest.mark.slow
 @by_the_clock
 async def test_every_part_of_a_realtime_app_sees_what_it_should(exporter: InMemorySpanExporter):
     exporter.clear()

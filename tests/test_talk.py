@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from pipecat_duplex.commands import talk
+from pipecat_duplex.commands.talk import talk
 from pipecat_duplex.scripted import ScriptedBackend
 from pipecat_duplex.session import AtCapacity, DuplexError, MissingExtra, SessionConfig
 
@@ -62,17 +62,17 @@ async def test_a_visitor_who_never_connects_leaves(monkeypatch: pytest.MonkeyPat
     """An offer is taken, and then nobody comes."""
     from aiortc import RTCPeerConnection
 
-    from pipecat_duplex.commands import talk_app
+    from pipecat_duplex.commands.talk import app
 
-    monkeypatch.setattr(talk_app, "CONNECT_SECS", 0.5)
+    monkeypatch.setattr(app, "CONNECT_SECS", 0.5)
     peer = RTCPeerConnection()
     peer.addTransceiver("audio")
     peer.createDataChannel("rtvi")
     await peer.setLocalDescription(await peer.createOffer())
-    offer = talk_app.Offer(sdp=peer.localDescription.sdp, type="offer")
+    offer = app.Offer(sdp=peer.localDescription.sdp, type="offer")
 
     backend = ScriptedBackend(slots=1)
-    reception = talk_app.Reception(backend, checkpoint="scripted")
+    reception = app.Reception(backend, checkpoint="scripted")
     answer = await reception.answer(offer)
     assert answer["type"] == "answer" and answer["sdp"] and answer["pc_id"]
     [conversation] = reception._conversations

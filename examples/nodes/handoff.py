@@ -25,6 +25,8 @@ from pipecat.frames.frames import Frame, LLMFullResponseStartFrame, TTSTextFrame
 from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
 from pipecat.utils.errors import ErrorCategory
 
+from pipecat_duplex import UnheardTextFrame
+
 
 class HandOff(FrameProcessor):
     """Runs an async function each time the agent has said a phrase, beside the pipeline.
@@ -72,7 +74,7 @@ class HandOff(FrameProcessor):
         await super().process_frame(frame, direction)
         if isinstance(frame, LLMFullResponseStartFrame):
             self._said.clear()
-        elif isinstance(frame, TTSTextFrame):
+        elif isinstance(frame, TTSTextFrame) and not isinstance(frame, UnheardTextFrame):
             for word in _words(frame.text):
                 self._said.append(word)
                 self._start_matches()

@@ -20,19 +20,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipecat.frames.frames import (
+    AggregatedTextFrame,
+    AggregatedTextProgressFrame,
     Frame,
     LLMFullResponseEndFrame,
     LLMFullResponseStartFrame,
     LLMTextFrame,
     TTSAudioRawFrame,
-    TTSTextFrame,
 )
 from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
 
 from pipecat_duplex import MonologueTextFrame
 from pipecat_duplex.conversation.monologue import piece_bytes
 
-_SPEECH = (MonologueTextFrame, LLMTextFrame, TTSTextFrame, TTSAudioRawFrame)
+_SPEECH = (
+    MonologueTextFrame,
+    LLMTextFrame,
+    AggregatedTextFrame,
+    AggregatedTextProgressFrame,
+    TTSAudioRawFrame,
+)
 
 
 @dataclass(frozen=True, slots=True)

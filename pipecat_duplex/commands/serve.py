@@ -106,7 +106,7 @@ def read_api_keys(given: Sequence[str], environment: Mapping[str, str]) -> tuple
     """
     keys = tuple(key.strip() for key in given)
     if not all(keys):
-        raise DuplexError("--api-key is empty: give it a key, or leave it out to let all callers in")
+        raise DuplexError("--api-key is empty: give it a key, or leave it out to let all in")
     if keys or KEY_VARIABLE not in environment:
         return keys
     key = environment[KEY_VARIABLE].strip()

@@ -1,6 +1,6 @@
 """The model in this process: checkpoints, slots, and the batched step loop.
 
-Two rooms run the model: ``onnx`` on ONNX Runtime, which the base install has, and ``torch`` on
+Two packages run the model: ``onnx`` on ONNX Runtime, which the base install has, and ``torch`` on
 Kyutai's ``moshi``, which needs the extra of that name. Each is imported when a checkpoint asks for
 it; what they share knows neither.
 """

@@ -29,6 +29,11 @@ GATHER_MS = 5.0
 Runtime = Literal["onnx", "torch"]
 """What runs the model."""
 
+Quantization = Literal["int8", "int4"]
+"""How weights are kept on torch: in one byte each, or in half a byte."""
+
+QUANTIZATIONS: tuple[Quantization, ...] = ("int8", "int4")
+
 
 class Engine(DuplexBackend):
     """A model with ``B`` slots, stepped by a thread of its own.
@@ -63,6 +68,8 @@ class Engine(DuplexBackend):
         gather_ms: float | None = None,
         cpu_threads: int | None = None,
         voices: str | Path | None = None,
+        dtype: str | None = None,
+        quantize: Quantization | None = None,
     ) -> "Engine":
         """Load a checkpoint, without holding up the asyncio loop.
 
@@ -84,6 +91,10 @@ class Engine(DuplexBackend):
                 hands this number on to threads that the process starts later.
             voices: A folder of recordings that :attr:`SessionConfig.voice_prompt` may name, by the
                 name of the file without its ending.
+            dtype: Number format of the language model on torch, ``float32`` or ``bfloat16``. None
+                is bfloat16 on CUDA and float32 on the CPU.
+            quantize: Keeps the language model's weights in fewer bits, on torch: ``int8``, or
+                ``int4``. ``docs/gpu.md`` says what that saves and costs.
 
         Raises:
             CheckpointError: The checkpoint cannot be found or loaded.
@@ -99,6 +110,12 @@ class Engine(DuplexBackend):
         if gather_ms < 0:
             raise ValueError(f"gather_ms must not be negative, as {gather_ms} is")
 
+        if quantize not in (None, *QUANTIZATIONS):
+            raise ValueError(f"quantize={quantize!r}: there are {', '.join(QUANTIZATIONS)}")
+        if dtype is not None or quantize is not None:
+            if runtime == "onnx":
+                raise ValueError("dtype and quantize are for torch: a graph has one number format")
+            runtime = "torch"
         if runtime == "onnx" and device not in (None, "cpu"):
             raise ValueError(f"ONNX Runtime runs on the CPU here, not on {device!r}")
         found = find_voices(Path(voices) if voices is not None else None)
@@ -110,7 +127,14 @@ class Engine(DuplexBackend):
                 return load_model(checkpoint, slots, cpu_threads or count_cores())
             from pipecat_duplex.engine.torch import load_model
 
-            return load_model(checkpoint, slots, device, cpu_threads or 1)
+            return load_model(
+                checkpoint,
+                slots,
+                device,
+                cpu_threads or 1,
+                dtype=dtype,
+                quantization=quantize,
+            )
 
         step_loop = StepLoop(load_model, slots, gather_ms / 1000, found)
         try:
@@ -122,7 +146,7 @@ class Engine(DuplexBackend):
         logger.info(
             f"Engine loaded: {summary.name} ({summary.lm_parameters / 1e6:.0f} M parameters"
             f"{'' if summary.trained else ', random weights'}) on {summary.device} in "
-            f"{summary.dtype} by {summary.runtime}, slots: {slots}"
+            f"{summary.quantization or summary.dtype} by {summary.runtime}, slots: {slots}"
         )
         return cls(step_loop, loaded, slots, found)
 

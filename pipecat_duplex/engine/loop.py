@@ -231,8 +231,10 @@ class StepLoop:
                 token,
                 model.vocabulary.piece(token),
                 StepTiming(started - frame.sent_at_secs, compute_secs),
-                *spoken[slot],
+                spoken[slot].utterance_id,
+                spoken[slot].said,
                 None if output.is_silence else output.tokens,
+                spoken[slot].wish,
             )
             mail.append((session, step))
         self._post(mail)

@@ -34,6 +34,7 @@ class ModelSummary:
         runtime: What runs it, ``onnx`` or ``torch``.
         device: Where it runs, in torch's words.
         dtype: Number format of the language model; the codec is always float32.
+        quantization: How its weights are kept, ``int8`` or ``int4``; ``None`` is in full.
         kv_bytes_per_slot: Attention memory of one conversation.
         sampling: How it recommends to sample.
         fingerprint: Tells checkpoints apart.
@@ -54,6 +55,7 @@ class ModelSummary:
     fingerprint: str
     text_tokens: int
     audio_tokens: int
+    quantization: str | None = None
 
 
 class Loaded(NamedTuple):

@@ -5,7 +5,7 @@ import math
 import secrets
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +25,7 @@ from pipecat_duplex.session import (
 )
 from pipecat_duplex.session.history import History, ResumeKey
 from pipecat_duplex.session.inbox import StepInbox
+from pipecat_duplex.session.streams import TextStreams, WordCutter
 
 
 class Frame(NamedTuple):
@@ -68,6 +69,8 @@ class EngineSession(DuplexSession):
         self.preparation: Preparation | None = None
         self._loaded = loaded
         self._utterances = 0
+        self._cutters: dict[int, WordCutter] = {}
+        self._streams = TextStreams()
         self._id = secrets.token_hex(4)
         self._wake_engine = wake_engine
         self._leave_slot = leave_slot
@@ -180,15 +183,47 @@ class EngineSession(DuplexSession):
         else:
             preparation.done.set_exception(preparation.error)
 
-    async def say(self, text: str, *, cut_in: bool = False) -> int:
+    async def say(
+        self, text: str | AsyncIterable[str], *, cut_in: bool = False, more: bool = False
+    ) -> int:
         """Let the agent speak these words; see :class:`~pipecat_duplex.session.DuplexSession`."""
+        if not isinstance(text, str):
+            return await self._streams.say(self, text, cut_in=cut_in)
         self._inbox.check_open()
-        words = self._loaded.vocabulary.spell(text)
+        number = self._utterances + 1
+        words = () if more else self._loaded.vocabulary.spell(text)
         if self.speaker.waiting >= MAX_WAITING and not cut_in:
             raise CannotSay(f"{MAX_WAITING} utterances are waiting already")
-        self._utterances += 1
-        self.speaker.say(Utterance(self._utterances, words), cut_in=cut_in)
-        return self._utterances
+        self._utterances = number
+        self.speaker.say(Utterance(number, words, more), cut_in=cut_in)
+        if more:
+            self._cutters[number] = WordCutter()
+            await self.say_more(number, text)
+        return number
+
+    async def say_more(self, utterance_id: int, text: str, *, more: bool = True) -> None:
+        """Add to an utterance; see :class:`~pipecat_duplex.session.DuplexSession`."""
+        self._inbox.check_open()
+        cutter = self._cutters.get(utterance_id)
+        if cutter is None:
+            return
+        try:
+            whole = cutter.push(text) + ("" if more else cutter.end())
+        except CannotSay:
+            self._cutters.pop(utterance_id)
+            self.speaker.say_more(utterance_id, (), more=False)
+            raise
+        if more and not whole:
+            return
+        words, unsayable = self._loaded.vocabulary.spell_known(whole)
+        goes_on = self.speaker.say_more(utterance_id, words, more=more, unsayable=unsayable)
+        if not (goes_on and more):
+            self._cutters.pop(utterance_id, None)
+
+    async def hold(self, held: bool = True) -> None:
+        """Keep the model's own words back; see :class:`~pipecat_duplex.session.DuplexSession`."""
+        self._inbox.check_open()
+        self.speaker.hold(held)
 
     async def hush(self) -> None:
         """Drop what :meth:`say` has not spoken yet."""
@@ -202,6 +237,8 @@ class EngineSession(DuplexSession):
 
     def deliver(self, step: Step) -> None:
         """Take a step from the engine."""
+        for said in step.said:
+            self._cutters.pop(said.utterance_id, None)
         self._inbox.put(step)
         if step.index + 1 == self._max_steps:
             self.end(self._limit_reason())
@@ -212,6 +249,7 @@ class EngineSession(DuplexSession):
             self._leave()
 
     def _leave(self) -> None:
+        self._streams.close()
         if self.preparation is not None:
             self.preparation.error = SessionEnded(self._id, "it ended before it began")
             self.finish_preparation(self.preparation)

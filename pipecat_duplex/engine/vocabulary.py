@@ -6,6 +6,7 @@ import sentencepiece
 
 from pipecat_duplex.engine.speech import SpelledWord
 from pipecat_duplex.session import TEXT_END_OF_PADDING, TEXT_PADDING, CannotSay
+from pipecat_duplex.session.spoken_form import spoken_words
 
 
 class Vocabulary:
@@ -37,25 +38,46 @@ class Vocabulary:
         return self._pieces[token] if 0 <= token < len(self._pieces) else None
 
     def spell(self, text: str) -> tuple[SpelledWord, ...]:
-        """Split a text into words and spell each.
+        """Split a text into words and spell each; numbers and symbols are spelled as spoken.
 
         Raises:
             CannotSay: It holds no words, or some that the model cannot say.
         """
-        words = tuple(
-            SpelledWord(word, tokens) for word in text.split() if (tokens := self._spell_word(word))
-        )
+        words, unsayable = self.spell_known(text)
+        if unsayable:
+            names = ", ".join(repr(word) for word in dict.fromkeys(unsayable))
+            raise CannotSay(f"the model does not have the words to say {names}")
         if not words:
             raise CannotSay(f"there are no words in {text!r}")
-        unknown = [word.text for word in words if self._is_unknown(word)]
-        if unknown:
-            names = ", ".join(repr(word) for word in dict.fromkeys(unknown))
-            raise CannotSay(f"the model does not have the words to say {names}")
         return words
+
+    def spell_known(self, text: str) -> tuple[tuple[SpelledWord, ...], tuple[str, ...]]:
+        """Split a text into words and spell those that the model can say.
+
+        Returns:
+            The words, and those of the text that were left out. A number of which the model lacks
+            a word is left out whole.
+        """
+        words: list[SpelledWord] = []
+        unsayable: list[str] = []
+        for written in text.split():
+            spelled = self._spell(written)
+            if any(self._is_unknown(word) for word in spelled):
+                unsayable.append(written)
+            else:
+                words += spelled
+        return tuple(words), tuple(unsayable)
 
     def tokens(self, text: str) -> list[int]:
         """Return the tokens of a text that is not to be said, such as a text prompt."""
         return self._tokenizer.encode(text)  # pyright: ignore[reportReturnType]
+
+    def _spell(self, written: str) -> list[SpelledWord]:
+        return [
+            SpelledWord(word, tokens)
+            for word in spoken_words(written)
+            if (tokens := self._spell_word(word))
+        ]
 
     def _spell_word(self, word: str) -> tuple[int, ...]:
         if self._words_only:

@@ -11,7 +11,7 @@ from pipecat_duplex.protocol.encoding import (
     parse,
     shorten,
 )
-from pipecat_duplex.protocol.greeting import RESTORE, SAY, Greeting
+from pipecat_duplex.protocol.greeting import RESTORE, SAY, STREAM, Greeting
 from pipecat_duplex.protocol.messages import (
     MAX_PIECE_BYTES,
     AgentStep,
@@ -20,6 +20,7 @@ from pipecat_duplex.protocol.messages import (
     Error,
     Handshake,
     HistoryPiece,
+    Hold,
     Kind,
     Message,
     Metadata,
@@ -49,6 +50,7 @@ __all__ = [
     "MAX_TEXT_BYTES",
     "RESTORE",
     "SAY",
+    "STREAM",
     "AgentStep",
     "Audio",
     "AudioFormat",
@@ -57,6 +59,7 @@ __all__ = [
     "Greeting",
     "Handshake",
     "HistoryPiece",
+    "Hold",
     "Kind",
     "Message",
     "Metadata",

@@ -18,6 +18,7 @@ from pipecat_duplex.protocol.messages import (
     Error,
     Handshake,
     HistoryPiece,
+    Hold,
     Kind,
     Message,
     Metadata,
@@ -43,6 +44,12 @@ MAX_SHORT_BYTES = 64 * 1024
 MAX_TEXT_BYTES = 4096
 """Longest text, error or piece."""
 
+MAX_TOLD_BYTES = 256 * 1024
+"""Longest text of what was spoken, and of what was not: words that came bit by bit go beyond."""
+
+MAX_UNSAYABLE = 64
+"""Most words that a note tells of as left out."""
+
 _PCM_BYTES = 4 * STEP_SAMPLES
 _TOKENS = struct.Struct(f"<I{STREAMS}H")
 _STEP_HEADER = struct.Struct("<Iiff")
@@ -53,7 +60,7 @@ _LONG_KINDS = (Kind.SAY, Kind.SPEECH)
 def encode(message: Message) -> bytes:
     """Return the bytes of a message.
 
-    Errors and refusals longer than :data:`MAX_TEXT_BYTES` are shortened.
+    Reasons longer than :data:`MAX_TEXT_BYTES`, and what is told of words, are shortened.
     """
     kind, write = _WRITERS[type(message)]
     return bytes([kind]) + write(message)
@@ -176,9 +183,12 @@ def _read_step(payload: bytes) -> AgentStep:
 
 
 def _write_say(message: Say) -> bytes:
-    return _encode_json(
-        {"request": message.request, "text": message.text, "cut_in": message.cut_in}
-    )
+    fields = {"request": message.request, "text": message.text, "cut_in": message.cut_in}
+    if message.more:
+        fields["more"] = True
+    if message.utterance_id is not None:
+        fields["utterance"] = message.utterance_id
+    return _encode_json(fields)
 
 
 def _read_say(payload: bytes) -> Say:
@@ -186,7 +196,17 @@ def _read_say(payload: bytes) -> Say:
     text = fields.get("text")
     if text is not None and not isinstance(text, str):
         raise WireError("a say whose text is not a string")
-    return Say(_number(fields, "request"), text, fields.get("cut_in") is True)
+    cut_in, more = fields.get("cut_in") is True, fields.get("more") is True
+    utterance_id = None if fields.get("utterance") is None else _number(fields, "utterance")
+    return Say(_number(fields, "request"), text, cut_in, more, utterance_id)
+
+
+def _write_hold(message: Hold) -> bytes:
+    return _encode_json({"held": message.held})
+
+
+def _read_hold(payload: bytes) -> Hold:
+    return Hold(_decode_json(payload, "a hold").get("held") is True)
 
 
 def _write_answer(message: SayAnswer) -> bytes:
@@ -200,11 +220,25 @@ def _write_answer(message: SayAnswer) -> bytes:
 
 
 def _write_note(message: SpeechNote) -> bytes:
-    said = [
-        {"utterance": each.utterance_id, "spoken": each.spoken, "unspoken": each.unspoken}
-        for each in message.said
-    ]
-    return _encode_json({"step": message.index, "utterance": message.utterance_id, "said": said})
+    fields: dict[str, Any] = {
+        "step": message.index,
+        "utterance": message.utterance_id,
+        "said": [_said_fields(each) for each in message.said],
+    }
+    if message.wish:
+        fields["wish"] = True
+    return _encode_json(fields)
+
+
+def _said_fields(said: Said) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "utterance": said.utterance_id,
+        "spoken": shorten(said.spoken, MAX_TOLD_BYTES),
+        "unspoken": shorten(said.unspoken, MAX_TOLD_BYTES),
+    }
+    if said.unsayable:
+        fields["unsayable"] = [shorten(word) for word in said.unsayable[:MAX_UNSAYABLE]]
+    return fields
 
 
 def _read_speech(payload: bytes) -> SayAnswer | SpeechNote:
@@ -216,12 +250,16 @@ def _read_speech(payload: bytes) -> SayAnswer | SpeechNote:
     said = fields.get("said", [])
     if not isinstance(said, list) or not all(isinstance(each, dict) for each in said):
         raise WireError("speech that does not tell what was said")
-    return SpeechNote(_number(fields, "step"), utterance_id, tuple(map(_said, said)))
+    wish = fields.get("wish") is True
+    return SpeechNote(_number(fields, "step"), utterance_id, tuple(map(_said, said)), wish)
 
 
 def _said(fields: Mapping[str, Any]) -> Said:
     spoken, unspoken = str(fields.get("spoken", "")), str(fields.get("unspoken", ""))
-    return Said(_number(fields, "utterance"), spoken, unspoken)
+    unsayable = fields.get("unsayable", [])
+    if not isinstance(unsayable, list):
+        raise WireError("speech whose unsayable words are not a list")
+    return Said(_number(fields, "utterance"), spoken, unspoken, tuple(map(str, unsayable)))
 
 
 def _write_tokens(message: Tokens) -> bytes:
@@ -253,6 +291,7 @@ _READERS: dict[int, Callable[[bytes], Message | None]] = {
     Kind.SPEECH: _read_speech,
     Kind.TOKENS: _read_tokens,
     Kind.HISTORY: HistoryPiece,
+    Kind.HOLD: _read_hold,
 }
 
 _WRITERS: dict[type, tuple[Kind, Callable[[Any], bytes]]] = {
@@ -270,6 +309,7 @@ _WRITERS: dict[type, tuple[Kind, Callable[[Any], bytes]]] = {
     SpeechNote: (Kind.SPEECH, _write_note),
     Tokens: (Kind.TOKENS, _write_tokens),
     HistoryPiece: (Kind.HISTORY, _write_data),
+    Hold: (Kind.HOLD, _write_hold),
 }
 
 

@@ -14,6 +14,9 @@ from pipecat_duplex.version import __version__
 SAY = "say"
 """Feature of a server that lets its agent speak words that it is given."""
 
+STREAM = "stream"
+"""Feature of a server that takes words as they come, and keeps the model's own ones back."""
+
 RESTORE = "restore"
 """Feature of a server that gives out tokens, and goes on with conversations held elsewhere."""
 
@@ -49,7 +52,8 @@ class Greeting:
     Parameters:
         session: Name that the server gave the session.
         audio_format: How audio travels.
-        features: What the server can do beyond Moshi's protocol: :data:`SAY`, :data:`RESTORE`.
+        features: What the server can do beyond Moshi's protocol: :data:`SAY`,
+            :data:`STREAM`, :data:`RESTORE`.
         memory: Which sessions can go on with a history of this one; ``None`` if steps come without
             tokens.
         max_secs: The session ends after this much audio.

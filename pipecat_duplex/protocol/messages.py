@@ -40,6 +40,7 @@ class Kind(IntEnum):
     SPEECH = 19
     TOKENS = 20
     HISTORY = 21
+    HOLD = 22
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,11 +144,26 @@ class Say:
         request: The client's number for it, which the answer carries.
         text: What to say; ``None`` drops what has not been said.
         cut_in: Whether it does not wait.
+        more: Whether more follows.
+        utterance_id: The utterance that this goes on with; such a message has no answer.
     """
 
     request: int
     text: str | None
     cut_in: bool = False
+    more: bool = False
+    utterance_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Whether the model's own words are kept back.
+
+    Parameters:
+        held: Whether they are.
+    """
+
+    held: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,20 +189,22 @@ class SpeechNote:
         index: The step.
         utterance_id: The utterance that its piece belongs to.
         said: Utterances that ended.
+        wish: Whether the model would have begun words of its own, which are kept back.
     """
 
     index: int
     utterance_id: int | None
     said: tuple[Said, ...] = ()
+    wish: bool = False
 
     @classmethod
     def of(cls, step: Step) -> "list[SpeechNote]":
         """Return the notes on a step: none, one, or one for each utterance that ended."""
-        if step.utterance_id is None and not step.said:
+        if step.utterance_id is None and not step.said and not step.wish:
             return []
         # Each utterance in a note of its own, so that no note is longer than the wire takes.
         parts = [(said,) for said in step.said] or [()]
-        return [cls(step.index, step.utterance_id, part) for part in parts]
+        return [cls(step.index, step.utterance_id, part, step.wish) for part in parts]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -238,6 +256,7 @@ Message = (
     | Pcm
     | AgentStep
     | Say
+    | Hold
     | SayAnswer
     | SpeechNote
     | Tokens

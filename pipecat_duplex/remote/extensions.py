@@ -56,7 +56,8 @@ class Extensions:
         while self._notes and self._notes[0].index <= step.index:
             note = self._notes.popleft()
             utterance_id = note.utterance_id or step.utterance_id
-            step = replace(step, utterance_id=utterance_id, said=step.said + note.said)
+            said, wish = step.said + note.said, step.wish or note.wish
+            step = replace(step, utterance_id=utterance_id, said=said, wish=wish)
         while self._tokens and self._tokens[0].index <= step.index:
             tokens = self._tokens.popleft()
             if tokens.index == step.index:

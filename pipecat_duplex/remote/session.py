@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -33,6 +33,7 @@ from pipecat_duplex.session import (
 from pipecat_duplex.session.history import History, ResumeKey
 from pipecat_duplex.session.inbox import StepInbox
 from pipecat_duplex.session.saying import check_words
+from pipecat_duplex.session.streams import TextStreams
 
 UNKNOWN_TOKEN = -1
 """Text token of a step with a word whose server sends text only."""
@@ -112,6 +113,7 @@ class RemoteSession(DuplexSession):
         if greeting is not None:
             self._introduction.set()
         self._extensions = Extensions(self._id)
+        self._streams = TextStreams()
         self._alive_secs = self._answered_secs = time.monotonic()
         self._out: asyncio.Queue[bytes] = asyncio.Queue()
         self._tasks = [
@@ -193,20 +195,35 @@ class RemoteSession(DuplexSession):
         """
         return self._inbox.steps()
 
-    async def say(self, text: str, *, cut_in: bool = False) -> int:
+    async def say(
+        self, text: str | AsyncIterable[str], *, cut_in: bool = False, more: bool = False
+    ) -> int:
         """Let the agent speak these words; see :class:`~pipecat_duplex.session.DuplexSession`."""
+        if not isinstance(text, str):
+            return await self._streams.say(self, text, cut_in=cut_in)
         check_words(text)
-        await self._check_can_say()
-        most = self._greeting.max_say_bytes
-        if len(text.encode()) > most:
-            raise CannotSay(f"{self._host} takes at most {most} bytes of words at once")
+        await self._check_can(protocol.STREAM if more else protocol.SAY)
+        self._check_length(text)
         request, answer = self._extensions.ask()
-        self._out.put_nowait(protocol.encode(protocol.Say(request, text, cut_in)))
+        self._out.put_nowait(protocol.encode(protocol.Say(request, text, cut_in, more)))
         return await answer
+
+    async def say_more(self, utterance_id: int, text: str, *, more: bool = True) -> None:
+        """Add to an utterance; see :class:`~pipecat_duplex.session.DuplexSession`."""
+        check_words(text)
+        await self._check_can(protocol.STREAM)
+        self._check_length(text)
+        say = protocol.Say(0, text, more=more, utterance_id=utterance_id)
+        self._out.put_nowait(protocol.encode(say))
+
+    async def hold(self, held: bool = True) -> None:
+        """Keep the model's own words back; see :class:`~pipecat_duplex.session.DuplexSession`."""
+        await self._check_can(protocol.STREAM)
+        self._out.put_nowait(protocol.encode(protocol.Hold(held)))
 
     async def hush(self) -> None:
         """Drop what :meth:`say` has not spoken yet."""
-        await self._check_can_say()
+        await self._check_can(protocol.SAY)
         self._out.put_nowait(protocol.encode(protocol.Say(0, None)))
 
     async def restore(self, history: History) -> None:
@@ -219,7 +236,7 @@ class RemoteSession(DuplexSession):
             self._out.put_nowait(protocol.encode(piece))
         await answer
 
-    async def _check_can_say(self) -> None:
+    async def _check_can(self, feature: str) -> None:
         self._inbox.check_open()
         await self._introduced()
         if protocol.SAY not in self._greeting.features:
@@ -227,6 +244,16 @@ class RemoteSession(DuplexSession):
                 f"{self._host} cannot let its agent say given words: only pipecat-duplex's server "
                 "knows how"
             )
+        if feature not in self._greeting.features:
+            raise CannotSay(
+                f"{self._host} takes whole texts only, and does not keep the model's own words "
+                "back: it needs a newer pipecat-duplex"
+            )
+
+    def _check_length(self, text: str) -> None:
+        most = self._greeting.max_say_bytes
+        if len(text.encode()) > most:
+            raise CannotSay(f"{self._host} takes at most {most} bytes of words at once")
 
     async def _introduced(self) -> None:
         """Wait until the server has said what it is: in Opus it does so after its handshake."""
@@ -239,6 +266,7 @@ class RemoteSession(DuplexSession):
     async def close(self) -> None:
         """Hang up. May be called any number of times."""
         self._inbox.close()
+        self._streams.close()
         self._extensions.end("it was closed")
         self._hang_up()
         assert self._goodbye is not None

@@ -29,7 +29,7 @@ from pipecat_duplex.session import (
     Step,
 )
 from pipecat_duplex.session.history import History
-from pipecat_duplex.session.saying import MAX_SAY_BYTES, check_words
+from pipecat_duplex.session.saying import MAX_SAY_BYTES, Saying, check_words, give
 
 # A caller who stops reading is noticed when the buffers on the way are full: keep ours short.
 SEND_BUFFER_BYTES = 64 * 1024
@@ -119,7 +119,7 @@ class Call:
         self._audio = CallerAudio(asked.audio_format, settings.ahead_secs, now_secs)
         self._encoder = OpusEncoder() if asked.audio_format == "opus" else None
         self._delays = CallDelays()
-        self._requests: asyncio.Queue[protocol.Say | bytes] = asyncio.Queue()
+        self._requests: asyncio.Queue[protocol.Say | protocol.Hold | bytes] = asyncio.Queue()
         self._history = bytearray()
         self._is_restoring = False
         self._greeted = False
@@ -225,7 +225,7 @@ class Call:
             message = protocol.parse(data)
             if isinstance(message, protocol.Audio | protocol.Pcm):
                 self._take_audio(message)
-            elif isinstance(message, protocol.Say):
+            elif isinstance(message, protocol.Say | protocol.Hold):
                 self._put_request(message)
             elif isinstance(message, protocol.HistoryPiece):
                 self._take_history(message.data)
@@ -257,7 +257,7 @@ class Call:
         self._put_request(bytes(self._history))
         self._history.clear()
 
-    def _put_request(self, request: protocol.Say | bytes) -> None:
+    def _put_request(self, request: protocol.Say | protocol.Hold | bytes) -> None:
         if self._requests.qsize() >= MAX_REQUESTS:
             raise TooFast(f"{MAX_REQUESTS} requests wait for an answer already")
         self._requests.put_nowait(request)
@@ -269,6 +269,8 @@ class Call:
             try:
                 if isinstance(request, bytes):
                     answer = await self._restore(request)
+                elif isinstance(request, protocol.Hold):
+                    answer = await self._hold(request)
                 else:
                     answer = await self._say(request)
             except SessionEnded:
@@ -279,13 +281,23 @@ class Call:
             except ConnectionError:
                 return CLIENT_LOST
 
+    async def _hold(self, hold: protocol.Hold) -> None:
+        try:
+            await self._session.hold(hold.held)
+        except CannotSay as e:
+            logger.info(f"Session {self._session.id}: the model's own words are not kept back: {e}")
+
     async def _say(self, say: protocol.Say) -> protocol.SayAnswer | None:
         if say.text is None:
             await self._session.hush()
             return None
         try:
             check_words(say.text)
-            utterance_id = await self._session.say(say.text, cut_in=say.cut_in)
+            if say.utterance_id is not None:
+                await self._session.say_more(say.utterance_id, say.text, more=say.more)
+                return None
+            saying = Saying(say.text, more=say.more)
+            utterance_id = await give(self._session, saying, cut_in=say.cut_in)
         except CannotSay as e:
             return protocol.SayAnswer(say.request, error=str(e))
         return protocol.SayAnswer(say.request, utterance_id)
@@ -380,7 +392,7 @@ class Call:
         return protocol.Greeting(
             session=self._session.id,
             audio_format=self._asked.audio_format,
-            features=frozenset({protocol.SAY} | can_restore),
+            features=frozenset({protocol.SAY, protocol.STREAM} | can_restore),
             memory=memory if self._asked.tokens else None,
             max_secs=config.max_secs,
             secs_left=secs_left,

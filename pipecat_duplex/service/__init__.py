@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         BackchannelFrame,
         DuplexMetricsData,
         MonologueTextFrame,
+        UnheardTextFrame,
     )
     from pipecat_duplex.service.rtvi import DuplexRTVIFeed
     from pipecat_duplex.service.service import DuplexLLMService
@@ -25,6 +26,7 @@ _MODULES = {
     "DuplexMetricsData": "frames",
     "DuplexRTVIFeed": "rtvi",
     "MonologueTextFrame": "frames",
+    "UnheardTextFrame": "frames",
 }
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "DuplexMetricsData",
     "DuplexRTVIFeed",
     "MonologueTextFrame",
+    "UnheardTextFrame",
 ]
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pipecat.frames.frames import DataFrame, SystemFrame
+from pipecat.frames.frames import DataFrame, SystemFrame, TTSTextFrame
 from pipecat.metrics.metrics import MetricsData
 
 
@@ -15,14 +15,24 @@ class MonologueTextFrame(DataFrame):
     Parameters:
         text: The SentencePiece piece: ``▁`` starts a word, ``<0xE2>`` is one byte of a character.
         token: Its id.
-        step_index: The step, 80 ms each, counted from the start of the session.
+        step_index: Its step's place in the user's audio, 80 ms each, from the session's start.
         time_secs: When the step's sound can be heard, in seconds of the user's audio.
+        utterance_id: The number that ``say`` gave to these words; ``None`` for the model's own.
     """
 
     text: str
     token: int
     step_index: int
     time_secs: float
+    utterance_id: int | None = None
+
+
+@dataclass
+class UnheardTextFrame(TTSTextFrame):
+    """A mark, ``[not heard: …]``, for words of the agent's whose sound came too late to be played.
+
+    It stands where the words would stand, in captions and in the context.
+    """
 
 
 @dataclass
@@ -32,7 +42,7 @@ class AgentYieldedFrame(SystemFrame):
     Broadcast just before the interruption that it causes.
 
     Parameters:
-        text: What the agent had said of its utterance.
+        text: What was heard of the agent's utterance.
         time_secs: When the agent fell silent, in seconds of the user's audio.
         delay_secs: From the user's first sound over the agent to the agent's silence.
     """

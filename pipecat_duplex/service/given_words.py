@@ -25,7 +25,7 @@ class GivenWords:
 
     async def say(
         self, saying: Saying, session: DuplexSession | None, *, cut_in: bool = False
-    ) -> None:
+    ) -> int | None:
         """Hand a saying to the session; while there is none it waits for one.
 
         Args:
@@ -33,15 +33,19 @@ class GivenWords:
             session: Who says it.
             cut_in: Whether what is being said or queued is dropped.
 
+        Returns:
+            The utterance's number, or ``None`` if it waits.
+
         Raises:
             DuplexError: The session cannot say it, or is over.
         """
         if session is None:
             self._waiting.append(saying)
-            return
+            return None
         utterance_id = await session.say(saying.text, cut_in=cut_in)
         self._taken.add(utterance_id, saying)
         self._all_said.clear()
+        return utterance_id
 
     def wait_first(self, saying: Saying) -> None:
         """Let a saying wait for a session, before all that wait already."""

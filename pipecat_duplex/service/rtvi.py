@@ -44,11 +44,12 @@ class DuplexRTVIFeed(FrameProcessor):
     - ``token``: The piece's id.
     - ``step_index``: Its step, 80 ms each.
     - ``time_secs``: When its sound can be heard.
+    - ``utterance_id``: The number that ``say`` gave to these words, or null.
 
     ``duplex-yield``, when the user spoke over the agent and the model fell silent. RTVI's own
     ``bot-interrupted`` and ``bot-llm-stopped`` for it come just before:
 
-    - ``text``: What the agent had said of its utterance.
+    - ``text``: What was heard of the agent's utterance.
     - ``time_secs``: When it fell silent.
     - ``delay_secs``: From the user's first sound over the agent to the agent's silence.
 
@@ -123,6 +124,7 @@ class DuplexRTVIFeed(FrameProcessor):
             "token": frame.token,
             "step_index": frame.step_index,
             "time_secs": frame.time_secs,
+            "utterance_id": frame.utterance_id,
         }
 
     def decode(self, piece: str) -> str:

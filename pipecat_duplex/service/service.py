@@ -1,6 +1,7 @@
 """The full-duplex service: the whole speech loop in one Pipecat processor."""
 
 import asyncio
+import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +19,6 @@ from pipecat.frames.frames import (
     LLMFullResponseEndFrame,
     LLMFullResponseStartFrame,
     LLMServiceMetadataFrame,
-    LLMTextFrame,
     MetricsFrame,
     ProposedUserStartedSpeakingFrame,
     ProposedUserStoppedSpeakingFrame,
@@ -27,17 +27,19 @@ from pipecat.frames.frames import (
     TTSSpeakFrame,
     TTSStartedFrame,
     TTSStoppedFrame,
-    TTSTextFrame,
     UserStartedSpeakingFrame,
     VADUserStartedSpeakingFrame,
     VADUserStoppedSpeakingFrame,
 )
+from pipecat.processors.aggregators.llm_context import LLMContext
 from pipecat.processors.frame_processor import FrameDirection, FrameProcessorSetup
 from pipecat.services.llm_service import LLMService
+from pipecat.services.settings import LLMSettings
 from pipecat.turns.user_turn_strategies import ExternalUserTurnStrategies
-from pipecat.utils.types import assert_given
+from pipecat.utils.types import assert_given, is_given
 
 from pipecat_duplex.conversation.agent_audio import AgentAudio, AgentSound
+from pipecat_duplex.conversation.captions import Caption, Captions
 from pipecat_duplex.conversation.clock import ClockSettings
 from pipecat_duplex.conversation.monologue import Monologue, Word
 from pipecat_duplex.conversation.pcm import float_to_pcm16, pcm16_to_float
@@ -55,6 +57,18 @@ from pipecat_duplex.conversation.turns import (
 )
 from pipecat_duplex.conversation.user_audio import UserAudio, UserStep
 from pipecat_duplex.service.activity import UserActivity
+from pipecat_duplex.service.arguments import (
+    FRONTEND_OBJECTION,
+    NO_TOOLS,
+    UNSUPPORTED_SETTINGS,
+    check_backend,
+    check_keywords,
+    check_types,
+    check_url,
+    unread_context,
+    warn_of_unsupported_settings,
+)
+from pipecat_duplex.service.captions import caption_frames
 from pipecat_duplex.service.frames import (
     AgentYieldedFrame,
     BackchannelFrame,
@@ -75,7 +89,7 @@ from pipecat_duplex.session import (
     Step,
     StepTiming,
 )
-from pipecat_duplex.session.continued import ContinuedSession, restore_or_close
+from pipecat_duplex.session.continued import ContinuedSession, MoveNews, restore_or_close
 from pipecat_duplex.session.history import History
 from pipecat_duplex.session.saying import Saying
 
@@ -84,6 +98,8 @@ from pipecat_duplex.session.saying import Saying
 USER_TURN_TIMEOUT_SECS = 0.05
 
 METRICS_STEPS = 12
+
+DEFAULT_CHECKPOINT = "embedded"
 
 FIRST_REOPEN_PAUSE_SECS = 0.25
 MAX_REOPEN_PAUSE_SECS = 2.0
@@ -124,6 +140,9 @@ class DuplexLLMService(LLMService):
     - on_session_ended: Called with the session's id and the reason, or None after an orderly end.
     - on_session_ending: Called once with the seconds that are left before the session's limit, or
       before its server shuts down.
+    - on_session_moving: Called with the session's id and the reason, when the session was lost and
+      another one is being looked for, in which the conversation goes on.
+    - on_session_moved: Called with the session's id and the seconds in which nobody listened.
     - on_user_started: Called with a :class:`~pipecat_duplex.conversation.turns.UserStarted`.
     - on_user_stopped: Called with a ``UserStopped``.
     - on_agent_started: Called with an ``AgentStarted``.
@@ -146,7 +165,7 @@ class DuplexLLMService(LLMService):
     def __init__(
         self,
         *,
-        checkpoint: str = "embedded",
+        checkpoint: str | None = None,
         backend: DuplexBackend | None = None,
         url: str | Sequence[str] | None = None,
         api_key: str | None = None,
@@ -163,8 +182,9 @@ class DuplexLLMService(LLMService):
         """Initialize the service. Weights are loaded in ``setup``.
 
         Args:
-            checkpoint: The model to load when no backend is given: ``embedded``, a hub name such
-                as ``kyutai/moshiko-pytorch-bf16``, or a local folder.
+            checkpoint: The model to load: ``embedded`` (the default), a hub name such as
+                ``kyutai/moshiko-pytorch-bf16``, or a local folder. With a backend or a URL, only
+                its name in metrics.
             backend: Where sessions come from instead, e.g. one ``Engine`` that several bots of a
                 process share. It is not closed by the service.
             url: A server to call instead, such as ``ws://gpu:8998/api/chat``: one of ours, or any
@@ -184,15 +204,42 @@ class DuplexLLMService(LLMService):
             **kwargs: Additional arguments passed to the parent LLMService.
 
         Raises:
-            ValueError: Both a backend and a URL are given.
+            TypeError: An argument is unknown, or has the wrong type.
+            ValueError: Two arguments contradict each other, or one is out of range.
             DuplexError: The URL is not one.
         """
+        check_keywords(type(self), kwargs)
+        check_backend(backend)
+        check_url(url)
+        check_types(
+            {
+                "checkpoint": (checkpoint, str, "the name of a model or a folder"),
+                "api_key": (api_key, str, "text"),
+                "vad_analyzer": (vad_analyzer, VADAnalyzer, "a VADAnalyzer"),
+                "settings": (settings, LLMSettings, "DuplexLLMService.Settings(…)"),
+                "turns": (turns, TurnSettings, "TurnSettings(…)"),
+                "clock": (clock, ClockSettings, "ClockSettings(…)"),
+                "reopen_secs": (reopen_secs, (int, float), "a number of seconds"),
+                "history": (history, History, "a History"),
+                "ending_notice_secs": (ending_notice_secs, (int, float), "a number of seconds"),
+            }
+        )
         if url is not None and backend is not None:
             raise ValueError("give url or backend, not both")
+        if api_key is not None and url is None:
+            raise ValueError("api_key is shown to a server; give its url, too")
+        if not reopen_secs >= 0:
+            raise ValueError(f"reopen_secs must be 0 or more, not {reopen_secs}")
+        if not callable(now_secs):
+            raise TypeError(f"now_secs must be a function, not {now_secs!r}")
+        loads_model = backend is None and url is None
+        checkpoint = _chosen_checkpoint(checkpoint, settings, loads_model=loads_model)
         all_settings = self.Settings.defaults(checkpoint)
         if settings is not None:
             all_settings.apply_update(settings)
         super().__init__(settings=all_settings, **kwargs)
+        if settings is not None:
+            warn_of_unsupported_settings(self, settings)
 
         self._checkpoint = checkpoint
         self._backend = backend
@@ -200,6 +247,7 @@ class DuplexLLMService(LLMService):
         if url is not None:
             self._backend = _connect_to(url, api_key)
         self._load_error: DuplexError | None = None
+        self._unread_context = ""
         self._vad_analyzer = vad_analyzer
         self._activity: UserActivity | None = None
         self._now_secs = now_secs
@@ -221,6 +269,8 @@ class DuplexLLMService(LLMService):
             "on_session_started",
             "on_session_ended",
             "on_session_ending",
+            "on_session_moving",
+            "on_session_moved",
             "on_user_started",
             "on_user_stopped",
             "on_agent_started",
@@ -238,6 +288,7 @@ class DuplexLLMService(LLMService):
         self._user_sides: asyncio.Queue[_UserSide] = asyncio.Queue()
         self._agent_audio = AgentAudio(self._out_rate_hz, self._clock_settings)
         self._monologue = Monologue()
+        self._captions = Captions()
         self._tracker = TurnTracker(self._turn_settings)
         self._given_words.begin_session()
 
@@ -266,6 +317,11 @@ class DuplexLLMService(LLMService):
             is_realtime_service=True,
             user_turn_strategies=ExternalUserTurnStrategies(enable_interruptions=False),
         )
+
+    @property
+    def _input_clock(self) -> UserAudio:
+        """Former name of the user's audio, for scripts that read its counts."""
+        return self._user_audio
 
     @property
     def step_count(self) -> int:
@@ -368,16 +424,40 @@ class DuplexLLMService(LLMService):
         config = self._settings.session_config()
         session = await backend.open(config)
         memory, history = session.memory, self.history or self._history
-        if memory is None or not self._reopen_secs:
-            return session
-        if history is not None and history.fingerprint != memory.fingerprint:
+        if history is not None and (memory is None or history.fingerprint != memory.fingerprint):
+            logger.warning(
+                f"{self}: the conversation begins afresh: {self._checkpoint} was not "
+                "what its history was made with, or its server takes none"
+            )
             history = None
         if history is not None:
             await restore_or_close(session, history)
+        if memory is None or not self._reopen_secs:
+            return session
         self._continued = ContinuedSession(
-            backend, config, session, memory, give_up_secs=self._reopen_secs, history=history
+            backend,
+            config,
+            session,
+            memory,
+            give_up_secs=self._reopen_secs,
+            history=history,
+            news=self._move_news(session.id),
         )
         return self._continued
+
+    def _move_news(self, session_id: str) -> MoveNews:
+        """Tell the bot of the moves of a session."""
+
+        async def moving(reason: str):
+            await self._call_event_handler("on_session_moving", session_id, reason)
+
+        async def delayed(problem: str):
+            await self.push_error(f"Session {session_id} is to go on elsewhere: {problem}")
+
+        async def moved(secs: float):
+            await self._call_event_handler("on_session_moved", session_id, secs)
+
+        return MoveNews(moving, delayed, moved)
 
     @property
     def history(self) -> History | None:
@@ -385,9 +465,49 @@ class DuplexLLMService(LLMService):
         return self._continued.history() if self._continued else None
 
     async def _update_settings(self, delta):
+        """Take new settings; those of a session take effect with the next one."""
+        wanted = copy.copy(self._settings)
+        wanted.apply_update(delta)
+        try:
+            wanted.session_config()
+        except (TypeError, ValueError) as e:
+            await self.push_error(f"New settings were left out: {e}", exception=e)
+            return {}
+        warn_of_unsupported_settings(self, delta)
         changed = await super()._update_settings(delta)
-        self._warn_unhandled_updated_settings(changed)
+        if "model" in changed:
+            logger.warning(f"{self}: the model cannot be changed once it is loaded")
+            self._settings.model = changed["model"]
+            self._sync_model_name_to_metrics()
+        later = sorted(changed.keys() - {"model", *UNSUPPORTED_SETTINGS})
+        if later and self._session is not None:
+            logger.warning(f"{self}: from the next session on: {', '.join(later)}")
         return changed
+
+    def register_function(self, function_name, handler, **options):
+        """Register a function, which is never called: the model has no tools.
+
+        Args:
+            function_name: Its name.
+            handler: What would be called.
+            **options: See :class:`LLMService`.
+        """
+        logger.warning(f"{self}: {function_name!r} will never be called: {NO_TOOLS}")
+        super().register_function(function_name, handler, **options)
+
+    def register_direct_function(self, handler, **options):
+        """Register a function, which is never called: the model has no tools.
+
+        Args:
+            handler: What would be called.
+            **options: See :class:`LLMService`.
+        """
+        logger.warning(f"{self}: {handler.__name__!r} will never be called: {NO_TOOLS}")
+        super().register_direct_function(handler, **options)
+
+    def llm_with_backend_role_objection(self, role: str) -> str | None:
+        """Return why the service cannot take a role in Pipecat's ``LLMWithBackend``."""
+        return FRONTEND_OBJECTION
 
     async def _stop_tasks(self):
         tasks = (self._input_task, self._session_task)
@@ -462,7 +582,7 @@ class DuplexLLMService(LLMService):
             try:
                 session = await self._open_session(self._backend)
                 break
-            except DuplexError as e:
+            except (DuplexError, ValueError) as e:
                 if time.monotonic() + pause_secs > give_up_secs:
                     await self.push_error(
                         f"Cannot open a fresh session: {e}",
@@ -480,7 +600,9 @@ class DuplexLLMService(LLMService):
     # words put in the agent's mouth
     #
 
-    async def say(self, text: str, *, cut_in: bool = False, append_to_context: bool = True):
+    async def say(
+        self, text: str, *, cut_in: bool = False, append_to_context: bool = True
+    ) -> int | None:
         """Let the agent speak these words, in its own voice.
 
         They wait for the end of its own utterance. A user who barges in stops them like any other
@@ -492,12 +614,16 @@ class DuplexLLMService(LLMService):
             cut_in: Do not wait; what is being said or queued is dropped.
             append_to_context: Whether the words go into the conversation's context.
 
+        Returns:
+            The utterance's number, as in ``MonologueTextFrame.utterance_id`` and ``on_said``;
+            ``None`` if the words wait for a session.
+
         Raises:
             DuplexError: The model does not have these words, its server cannot do this, or the
                 session is over.
         """
         saying = Saying(text, append_to_context)
-        await self._given_words.say(saying, self._session, cut_in=cut_in)
+        return await self._given_words.say(saying, self._session, cut_in=cut_in)
 
     async def _try_to_say(self, saying: Saying):
         try:
@@ -538,8 +664,9 @@ class DuplexLLMService(LLMService):
             direction: The direction of frame flow.
         """
         await super().process_frame(frame, direction)
-        if isinstance(frame, LLMContextFrame):
-            return  # The model keeps its own memory of the conversation.
+        if isinstance(frame, LLMContextFrame) and direction is FrameDirection.DOWNSTREAM:
+            self._leave_context(frame.context)
+            return
         if isinstance(frame, TTSSpeakFrame) and direction is FrameDirection.DOWNSTREAM:
             await self._try_to_say(Saying(frame.text, bool(frame.append_to_context)))
             return
@@ -553,6 +680,13 @@ class DuplexLLMService(LLMService):
         elif isinstance(frame, UserStartedSpeakingFrame):
             self._user_turn_opened.set()
         await self.push_frame(frame, direction)
+
+    def _leave_context(self, context: LLMContext):
+        """Read no context: the model keeps its own memory. Say so if that loses something."""
+        unread = unread_context(context)
+        if unread and unread != self._unread_context:
+            self._unread_context = unread
+            logger.warning(f"{self}: the {unread} in the context have no effect on this model")
 
     async def _run_input(self, session: DuplexSession):
         """Feed the model: audio when it comes, silence when it does not."""
@@ -642,6 +776,7 @@ class DuplexLLMService(LLMService):
                 token=step.text_token,
                 step_index=step.index,
                 time_secs=(step.index + 1) * STEP_SECS,
+                utterance_id=step.utterance_id,
             )
         )
 
@@ -655,18 +790,27 @@ class DuplexLLMService(LLMService):
         await self.push_frame(frame)
 
     async def _push_word(self, word: Word | None):
-        """Push a word that was heard, for clients and for the context."""
-        if word is None or self._agent_audio.was_left_out(word.first_step):
+        """Push a word for clients and for the context; mark those that were not heard."""
+        if word is None:
             return
-        llm_frame = LLMTextFrame(word.text)
-        llm_frame.append_to_context = False
-        await self.push_frame(llm_frame)
-        # RTVI clients from 2.0 on are shown sentences, not words: each word goes as one.
-        tts_frame = TTSTextFrame(word.text, "sentence")
-        tts_frame.will_be_spoken = True
-        tts_frame.includes_inter_frame_spaces = True
-        tts_frame.append_to_context = not self._given_words.is_aside(word.first_step)
-        await self.push_frame(tts_frame)
+        heard = not self._agent_audio.was_left_out(word.first_step)
+        await self._push_captions(self._captions.feed(word, heard=heard))
+
+    async def _push_captions(self, captions: Sequence[Caption]):
+        for caption in captions:
+            self._warn_of_unheard(caption)
+            to_context = not self._given_words.is_aside(caption.first_step)
+            for frame in caption_frames(caption, to_context=to_context):
+                await self.push_frame(frame)
+
+    def _warn_of_unheard(self, caption: Caption):
+        if caption.unheard:
+            logger.warning(f"{self}: came too late to be heard: {caption.unheard!r}")
+
+    def _cut_captions(self):
+        """End the utterance's captions where it was interrupted: no mark would arrive."""
+        for caption in self._captions.end_utterance():
+            self._warn_of_unheard(caption)
 
     #
     # turns
@@ -717,12 +861,14 @@ class DuplexLLMService(LLMService):
         await self.start_processing_metrics()
         self._speaking = True
         self._monologue.begin_utterance()
+        self._captions.begin_utterance()
         await self.push_frame(LLMFullResponseStartFrame())
         await self.push_frame(TTSStartedFrame())
         await self._call_event_handler("on_agent_started", event)
 
     async def _handle_yield(self, event: Yielded):
-        text = self._monologue.utterance
+        text = self._captions.text
+        self._cut_captions()
         await self._given_words.hush(self._session)
         if not self._user_turn_proposed:
             await self._propose_user_turn()
@@ -736,6 +882,7 @@ class DuplexLLMService(LLMService):
 
     async def _handle_agent_stopped(self, event: AgentStopped):
         await self._push_word(self._monologue.end_utterance())
+        await self._push_captions(self._captions.end_utterance())
         self._agent_audio.end_utterance()
         self._given_words.end_utterance()
         await self._close_brackets()
@@ -744,13 +891,14 @@ class DuplexLLMService(LLMService):
         elif not self._user_turn_proposed:
             # The user spoke over the agent's last words and goes on: their turn now.
             await self._propose_user_turn()
-        await self._call_event_handler("on_agent_stopped", event, self._monologue.utterance)
+        await self._call_event_handler("on_agent_stopped", event, self._captions.text)
 
     async def _handle_interrupted(self):
         """Somebody else broadcast an interruption: what was pushed is gone."""
         self._interrupted = False
         self._agent_audio.flush()
         self._monologue.end_utterance()  # A word that was not finished was not heard.
+        self._cut_captions()
         await self._given_words.hush(self._session)
         for event in self._tracker.interrupt():
             await self._handle_turn_event(event)
@@ -813,6 +961,23 @@ class DuplexLLMService(LLMService):
             dropped_output_steps=self._agent_audio.dropped_steps,
         )
         await self.push_frame(MetricsFrame(data=[data]))
+
+
+def _chosen_checkpoint(
+    checkpoint: str | None, settings: LLMSettings | None, *, loads_model: bool
+) -> str:
+    """Return the model's name: the argument, the setting, or the default."""
+    model = settings.model if settings is not None and is_given(settings.model) else None
+    if model is None or model == checkpoint:
+        return checkpoint or DEFAULT_CHECKPOINT
+    if not loads_model:
+        raise ValueError(
+            f"Settings(model={model!r}) selects the checkpoint that the service loads; this one "
+            "gets its sessions from a backend or a server, and the model is chosen there"
+        )
+    if checkpoint is not None:
+        raise ValueError(f"checkpoint={checkpoint!r} and Settings(model={model!r}) are two models")
+    return model
 
 
 def _connect_to(url: str | Sequence[str], api_key: str | None) -> DuplexBackend:

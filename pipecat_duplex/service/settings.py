@@ -1,19 +1,37 @@
 """What a bot can set of the service."""
 
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Self
 
 from pipecat.services.settings import LLMSettings
-from pipecat.utils.types import NOT_GIVEN, NotGiven, assert_given
+from pipecat.utils.types import NOT_GIVEN, NotGiven, assert_given, is_given
 
 from pipecat_duplex.session import SessionConfig
+
+_NUMBER, _WHOLE, _TEXT = (Real, "a number"), (Integral, "a whole number"), (str, "text")
+
+_TYPES = {
+    "model": _TEXT,
+    "system_instruction": _TEXT,
+    "seed": _WHOLE,
+    "text_temperature": _NUMBER,
+    "text_top_k": _WHOLE,
+    "audio_temperature": _NUMBER,
+    "audio_top_k": _WHOLE,
+    "max_session_secs": _NUMBER,
+    "greeting": _TEXT,
+    "text_prompt": _TEXT,
+    "voice_prompt": _TEXT,
+}
 
 
 @dataclass
 class DuplexLLMSettings(LLMSettings):
     """Settings for DuplexLLMService. A change takes effect with the next session.
 
-    Sampling that is ``None`` is left to the checkpoint.
+    Sampling that is ``None`` is left to the checkpoint. ``model`` selects the checkpoint, as the
+    service's argument does.
 
     Parameters:
         text_temperature: Sampling temperature of the monologue; 0 is greedy.
@@ -34,6 +52,21 @@ class DuplexLLMSettings(LLMSettings):
     greeting: str | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
     text_prompt: str | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
     voice_prompt: str | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
+
+    def __post_init__(self):
+        """Check types.
+
+        Raises:
+            TypeError: A setting has the wrong type.
+        """
+        for name, (kind, words) in _TYPES.items():
+            value = getattr(self, name)
+            if not is_given(value) or value is None:
+                continue
+            if not isinstance(value, kind) or isinstance(value, bool):
+                raise TypeError(f"the setting {name} must be {words}, not {value!r}")
+            if kind is not str:
+                setattr(self, name, int(value) if kind is Integral else float(value))
 
     @classmethod
     def defaults(cls, checkpoint: str) -> Self:
@@ -66,7 +99,11 @@ class DuplexLLMSettings(LLMSettings):
         )
 
     def session_config(self) -> SessionConfig:
-        """Return what they ask of a session."""
+        """Return what they ask of a session.
+
+        Raises:
+            ValueError: A value is out of range.
+        """
         return SessionConfig(
             text_temperature=assert_given(self.text_temperature),
             text_top_k=assert_given(self.text_top_k),

@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from dataclasses import replace
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 from loguru import logger
@@ -13,7 +13,7 @@ from pipecat_duplex.session.errors import DuplexError, InvalidHistory, SessionEn
 from pipecat_duplex.session.history import History, HistoryKeeper, ResumeKey
 from pipecat_duplex.session.inbox import StepInbox
 from pipecat_duplex.session.retry import Pauses, Retry
-from pipecat_duplex.session.saying import Saying, Sayings
+from pipecat_duplex.session.saying import Saying, Sayings, give
 from pipecat_duplex.session.step import (
     STEP_SAMPLES,
     STEP_SECS,
@@ -23,10 +23,29 @@ from pipecat_duplex.session.step import (
     StepTiming,
     check_step_audio,
 )
+from pipecat_duplex.session.streams import TextStreams
 
 RETRY = Pauses(first_secs=0.1, max_secs=1.0)
 
 NO_TIME = StepTiming(0.0, 0.0)
+
+DELAY_NOTICE_SECS = 1.5
+"""A move that takes longer is told as delayed, even if no try has failed so far."""
+
+
+@dataclass(frozen=True, slots=True)
+class MoveNews:
+    """Who is told of a move.
+
+    Parameters:
+        moving: Called at once, with the reason.
+        delayed: Called once if the move is not done at the first try, with what is in its way.
+        moved: Called when the conversation goes on, with the seconds in which nobody listened.
+    """
+
+    moving: Callable[[str], Awaitable[None]]
+    delayed: Callable[[str], Awaitable[None]]
+    moved: Callable[[float], Awaitable[None]]
 
 
 async def restore_or_close(session: DuplexSession, history: History) -> None:
@@ -63,6 +82,7 @@ class ContinuedSession(DuplexSession):
         *,
         give_up_secs: float,
         history: History | None = None,
+        news: MoveNews | None = None,
     ):
         """Initialize around an open session.
 
@@ -73,7 +93,10 @@ class ContinuedSession(DuplexSession):
             memory: Its memory.
             give_up_secs: How long another one is tried for.
             history: What it was restored from.
+            news: Who is told of its moves.
         """
+        self._news = news
+        self._delay_told = False
         self._backend = backend
         self._config = config
         self._session: DuplexSession | None = session
@@ -88,6 +111,9 @@ class ContinuedSession(DuplexSession):
         self._numbers: dict[int, int] = {}
         self._utterances = 0
         self._waiting_words: list[tuple[int, Saying]] = []  # until it has moved
+        self._giving_words = asyncio.Lock()
+        self._streams = TextStreams()
+        self._held = False
         self._ended_here: list[Said] = []  # told with the next step
         self.moves = 0
         self._task = asyncio.create_task(self._run(), name=f"{self._id}-continued")
@@ -138,20 +164,63 @@ class ContinuedSession(DuplexSession):
         """Iterate over the agent's steps, one for each ``send``, in order."""
         return self._inbox.steps()
 
-    async def say(self, text: str, *, cut_in: bool = False) -> int:
+    async def say(
+        self, text: str | AsyncIterable[str], *, cut_in: bool = False, more: bool = False
+    ) -> int:
         """Let the agent speak these words; while it moves they wait."""
+        if not isinstance(text, str):
+            return await self._streams.say(self, text, cut_in=cut_in)
+        async with self._giving_words:
+            self._inbox.check_open()
+            saying = Saying(text, more=more)
+            number = self._utterances + 1
+            inner = await self._say_now(saying, cut_in=cut_in)
+            if inner is None:
+                if cut_in:
+                    self._drop_waiting_words()
+                self._waiting_words.append((number, saying))
+            else:
+                self._note_saying(inner, number, saying)
+            self._utterances = number
+            return number
+
+    async def say_more(self, utterance_id: int, text: str, *, more: bool = True) -> None:
+        """Add to an utterance; while it moves, it waits."""
+        async with self._giving_words:
+            self._inbox.check_open()
+            for number, saying in self._waiting_words:
+                if number == utterance_id:
+                    saying.add(text, more=more)
+                    return
+            inner = next((i for i, n in self._numbers.items() if n == utterance_id), None)
+            saying = None if inner is None else self._sayings.get(inner)
+            if inner is None or saying is None or self._session is None:
+                return  # It is over.
+            saying.add(text, more=more)
+            try:
+                await self._session.say_more(inner, text, more=more)
+            except SessionEnded:
+                self._inbox.check_open()  # It moves, and takes the text along.
+
+    async def hold(self, held: bool = True) -> None:
+        """Keep the model's own words back, also where it moves to."""
         self._inbox.check_open()
-        saying = Saying(text)
-        number = self._utterances + 1
+        if self._session is not None:
+            try:
+                await self._session.hold(held)
+            except SessionEnded:
+                self._inbox.check_open()
+        self._held = held
+
+    async def _say_now(self, saying: Saying, *, cut_in: bool) -> int | None:
+        """Hand a saying to the session; None if it is moving."""
         if self._session is None:
-            if cut_in:
-                self._drop_waiting_words()
-            self._waiting_words.append((number, saying))
-        else:
-            inner = await self._session.say(text, cut_in=cut_in)
-            self._note_saying(inner, number, saying)
-        self._utterances = number
-        return number
+            return None
+        try:
+            return await give(self._session, saying, cut_in=cut_in)
+        except SessionEnded:
+            self._inbox.check_open()
+            return None
 
     async def hush(self) -> None:
         """Drop what :meth:`say` has not spoken yet."""
@@ -171,6 +240,7 @@ class ContinuedSession(DuplexSession):
     async def close(self) -> None:
         """Leave the conversation. May be called any number of times."""
         self._inbox.close()
+        self._streams.close()
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
         session, self._session = self._session, None
@@ -210,7 +280,7 @@ class ContinuedSession(DuplexSession):
         self._sayings.end(said)
         number = self._numbers.pop(said.utterance_id, said.utterance_id)
         before = saying.before if saying is not None else ""
-        return Said(number, f"{before} {said.spoken}".strip(), said.unspoken)
+        return replace(said, utterance_id=number, spoken=f"{before} {said.spoken}".strip())
 
     def _drop_waiting_words(self) -> None:
         for number, saying in self._waiting_words:
@@ -230,7 +300,7 @@ class ContinuedSession(DuplexSession):
 
     def _keep_words(self) -> None:
         """Let what was not said wait for the next session."""
-        self._waiting_words = [
+        self._waiting_words += [
             (self._numbers[inner], saying.continued()) for inner, saying in self._sayings.items()
         ]
         self._sayings.clear()
@@ -250,12 +320,19 @@ class ContinuedSession(DuplexSession):
             await closing
             self._inbox.end(reason)
             return
+        self._delay_told = False
+        problem = f"{reason}; no other has answered yet"
+        late = asyncio.create_task(self._tell_of_delay(problem, DELAY_NOTICE_SECS))
         try:
+            if self._news is not None:
+                await self._news.moving(reason)
             fresh = await self._open_elsewhere(history, Retry(self._give_up_secs, RETRY))
-        except DuplexError as problem:
+        except DuplexError as error:
             await closing
-            self._inbox.end(f"{reason}; it cannot go on elsewhere: {problem}")
+            self._inbox.end(f"{reason}; it cannot go on elsewhere: {error}")
             return
+        finally:
+            late.cancel()
         await closing
         self._first = self._sent
         self._session = fresh
@@ -263,6 +340,14 @@ class ContinuedSession(DuplexSession):
         await self._say_again(fresh)
         secs = time.monotonic() - started_secs
         logger.info(f"Session {self._id} goes on as {fresh.id} after {secs:.2f} s")
+        if self._news is not None:
+            await self._news.moved(secs)
+
+    async def _tell_of_delay(self, problem: str, after_secs: float) -> None:
+        await asyncio.sleep(after_secs)
+        if self._news is not None and not self._delay_told:
+            self._delay_told = True
+            await self._news.delayed(problem)
 
     async def _open_elsewhere(self, history: History, retry: Retry) -> DuplexSession:
         while True:
@@ -270,7 +355,8 @@ class ContinuedSession(DuplexSession):
                 return await self._try_elsewhere(history)
             except InvalidHistory:
                 raise
-            except DuplexError:
+            except DuplexError as problem:
+                await self._tell_of_delay(str(problem), after_secs=0)
                 if not await retry.pause():
                     raise
 
@@ -281,18 +367,27 @@ class ContinuedSession(DuplexSession):
 
     async def _say_again(self, session: DuplexSession) -> None:
         """Give the new session what the old one had not said."""
-        while self._waiting_words:
-            number, rest = self._waiting_words.pop(0)
-            if not rest.text:
-                self._ended_here.append(rest.ended(number))
-                continue
-            try:
-                # What was being said goes on at once, at the next word.
-                inner = await session.say(rest.text, cut_in=bool(rest.before))
-                self._note_saying(inner, number, rest)
-            except DuplexError as error:
-                logger.warning(f"Session {self._id}: {rest.text!r} will not be said: {error}")
-                self._ended_here.append(rest.ended(number))
+        async with self._giving_words:
+            if self._held:
+                await self._hold_again(session)
+            waiting, self._waiting_words = self._waiting_words, []
+            for number, rest in waiting:
+                if not rest.text and not rest.more:
+                    self._ended_here.append(rest.ended(number))
+                    continue
+                try:
+                    # What was being said goes on at once, at the next word.
+                    inner = await give(session, rest, cut_in=bool(rest.before))
+                    self._note_saying(inner, number, rest)
+                except DuplexError as error:
+                    logger.warning(f"Session {self._id}: {rest.text!r} will not be said: {error}")
+                    self._ended_here.append(rest.ended(number))
+
+    async def _hold_again(self, session: DuplexSession) -> None:
+        try:
+            await session.hold()
+        except DuplexError as error:
+            logger.error(f"Session {self._id}: the model's own words are not kept back: {error}")
 
     def _rest_of_config(self) -> SessionConfig:
         if self._config.max_secs is None:

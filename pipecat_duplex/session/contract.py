@@ -5,7 +5,7 @@ one :class:`Step` of the agent's audio and monologue back for each. In process, 
 a cluster, the service sees the same object.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -132,23 +132,62 @@ class DuplexSession(Protocol):
         """
         ...
 
-    async def say(self, text: str, *, cut_in: bool = False) -> int:
+    async def say(
+        self, text: str | AsyncIterable[str], *, cut_in: bool = False, more: bool = False
+    ) -> int:
         """Let the agent speak these words, in its own voice.
 
         They are spoken once the agent has come to the end of its own utterance, and of those that
         were queued before. When the user barges in and the model pauses, the rest is dropped:
         :attr:`Step.said` tells what was spoken and what was not.
 
+        With ``more``, or a stream, the agent begins with the first words while later ones are yet
+        to come. Where it has said all that is there, it pauses, and goes on with the next word. Of
+        such a text, words that the model does not have are left out: :attr:`Said.unsayable`.
+
         Args:
-            text: What to say.
+            text: What to say. A stream gives it in pieces, cut anywhere.
             cut_in: Do not wait: what is being said or queued is dropped, and the words begin where
                 the agent would begin its next one.
+            more: More follows, by :meth:`say_more`. The text may be cut anywhere, or empty.
 
         Returns:
             The utterance's number, from 1, as in :attr:`Step.utterance_id`.
 
         Raises:
             CannotSay: The model does not have these words, or its server cannot do this.
+            SessionEnded: The session is over.
+        """
+        ...
+
+    async def say_more(self, utterance_id: int, text: str, *, more: bool = True) -> None:
+        """Add to an utterance that was begun with ``more``.
+
+        A word is spoken once a space or the end follows it. An utterance that came to its end
+        already, because the user barged in, takes no more: the text is dropped.
+
+        Args:
+            utterance_id: Its number.
+            text: What follows, cut anywhere.
+            more: Whether still more follows; the last call says False.
+
+        Raises:
+            CannotSay: Its server cannot do this.
+            SessionEnded: The session is over.
+        """
+        ...
+
+    async def hold(self, held: bool = True) -> None:
+        """Keep the model's own words back, until it is called with ``False``.
+
+        The agent is silent but for what it is given to say. :attr:`Step.wish` tells where the model
+        would have begun to speak.
+
+        Args:
+            held: Whether they are kept back, from the next step on.
+
+        Raises:
+            CannotSay: Its server cannot do this.
             SessionEnded: The session is over.
         """
         ...

@@ -1,9 +1,14 @@
 """What the agent was asked to say, and how far it has come."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from pipecat_duplex.session.errors import CannotSay
+from pipecat_duplex.session.spoken_form import spoken_words
 from pipecat_duplex.session.step import WORD_START, Said
+
+if TYPE_CHECKING:
+    from pipecat_duplex.session.contract import DuplexSession
 
 MAX_SAY_BYTES = 128 * 1024
 """Longest text of one ``say``, in UTF-8: two hours of speech."""
@@ -30,25 +35,73 @@ class Saying:
     Parameters:
         text: The words.
         to_context: Whether they belong into the conversation's context.
-        words_begun: How many of them have begun to sound.
+        more: Whether more words follow.
+        begun: How each word that has begun to sound is spelled, without space.
         before: Words that were spoken in a session before.
     """
 
     text: str
     to_context: bool = True
-    words_begun: int = 0
+    more: bool = False
+    begun: list[str] = field(default_factory=list)
     before: str = ""
+
+    def add(self, text: str, *, more: bool) -> None:
+        """Add what follows.
+
+        Args:
+            text: The text, cut anywhere.
+            more: Whether still more follows.
+        """
+        self.text += text
+        self.more = more
 
     def continued(self) -> "Saying":
         """Return what is left of it, for a session that takes the place of another."""
-        words = [word for word in self.text.split() if any(map(str.isalnum, word))]
-        begun, rest = words[: self.words_begun], words[self.words_begun :]
-        before = " ".join([self.before, *begun]).strip()
-        return Saying(" ".join(rest), self.to_context, before=before)
+        written = self.text.split()
+        count = self._words_begun(written)
+        rest = " ".join(written[count:])
+        # A stream's last word is whole only if a space follows it.
+        if rest and self.text[-1:].isspace():
+            rest += " "
+        sounded = [word for word in written[:count] if any(map(str.isalnum, word))]
+        before = " ".join([self.before, *sounded]).strip()
+        return Saying(rest, self.to_context, self.more, before=before)
+
+    def _words_begun(self, written: list[str]) -> int:
+        """Return how many words of the text have begun, counting those that were left out.
+
+        A written word may be spoken as several, or not at all where the model lacks it.
+        """
+        spoken = [(at, _sound(s)) for at, w in enumerate(written) for s in spoken_words(w)]
+        place = count = 0
+        for sound in map(_sound, self.begun):
+            matches = (i for i in range(place, len(spoken)) if spoken[i][1].startswith(sound))
+            place = next(matches, place)
+            if place < len(spoken):
+                count = spoken[place][0] + 1
+            place += 1
+        return count
 
     def ended(self, utterance_id: int) -> Said:
         """Return what is told of what is left, when no more of it will be spoken."""
-        return Said(utterance_id, self.before, self.text)
+        return Said(utterance_id, self.before, self.text.strip())
+
+
+async def give(session: "DuplexSession", saying: Saying, *, cut_in: bool = False) -> int:
+    """Hand a saying to a session, and return the number of the utterance.
+
+    Raises:
+        DuplexError: The session cannot say it, or is over.
+    """
+    if saying.more:
+        return await session.say(saying.text, cut_in=cut_in, more=True)
+    return await session.say(saying.text, cut_in=cut_in)
+
+
+def _sound(word: str) -> str:
+    """Return a word as it sounds: without case and punctuation."""
+    return "".join(filter(str.isalnum, word.lower()))
 
 
 class Sayings:
@@ -75,7 +128,7 @@ class Sayings:
         """Take note of a step's piece."""
         saying = None if utterance_id is None else self._open.get(utterance_id)
         if saying is not None and piece is not None and piece.startswith(WORD_START):
-            saying.words_begun += 1
+            saying.begun.append(piece.removeprefix(WORD_START))
 
     def end(self, said: Said) -> None:
         """Take note that an utterance came to its end."""

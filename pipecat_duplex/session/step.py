@@ -66,11 +66,14 @@ class Said:
         spoken: The words that were spoken.
         unspoken: The words that were dropped: the user barged in, or others cut in. Empty if all
             was said.
+        unsayable: Words, as they were written, that the model does not have: they were left out,
+            and the others were said.
     """
 
     utterance_id: int
     spoken: str
     unspoken: str
+    unsayable: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +93,7 @@ class Step:
         said: Utterances of ``say`` that came to their end.
         tokens: All of the step, int32, shape ``(17,)``: monologue, agent's codebooks, user's. For a
             :class:`~pipecat_duplex.session.history.HistoryKeeper`. ``None`` where not known.
+        wish: Whether the model would have begun words of its own here, which ``hold`` keeps back.
     """
 
     index: int
@@ -100,3 +104,4 @@ class Step:
     utterance_id: int | None = None
     said: tuple[Said, ...] = ()
     tokens: np.ndarray | None = None
+    wish: bool = False

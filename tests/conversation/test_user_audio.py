@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from pipecat_duplex.conversation.agent_audio import AgentAudio
 from pipecat_duplex.conversation.user_audio import MAX_STEPS_IN_FLIGHT, UserAudio, UserStep
 from pipecat_duplex.session import SAMPLE_RATE_HZ, STEP_SAMPLES, STEP_SECS, InvalidAudio
 
@@ -76,3 +77,57 @@ def test_a_rate_that_cannot_be_is_refused_and_loses_nothing():
         audio.take(LOUD, 7, 0.05)
     (step,) = audio.take(LOUD[960:], SAMPLE_RATE_HZ, 0.08)
     assert np.array_equal(step.pcm, LOUD)
+
+
+@pytest.mark.parametrize("jitter_secs", [0.0, 0.015])
+@pytest.mark.parametrize("drift", [-0.003, -0.001, -0.0003, 0.0, 0.0003, 0.001, 0.003])
+def test_a_clock_that_drifts_makes_no_queue_and_no_gaps(drift, jitter_secs):
+    """Five minutes with a telephone whose clock is off: it plays at its own pace."""
+    secs, packet_secs, rng = 300, 0.02, np.random.default_rng(1)
+    user, agent = UserAudio(), AgentAudio(SAMPLE_RATE_HZ)
+    packet = np.full(round(packet_secs * SAMPLE_RATE_HZ), 0.1, np.float32)
+    count = round(secs / packet_secs)
+    arrivals_secs = (1 + np.arange(count)) * packet_secs / (1 + drift)
+    arrivals_secs = np.maximum.accumulate(arrivals_secs + rng.random(count) * jitter_secs)
+    played_until_secs, queues_secs, gaps_secs = None, [], 0.0
+    now_secs = 0.0
+
+    def answer(steps: list[UserStep]) -> None:
+        nonlocal played_until_secs, gaps_secs
+        for step in steps:
+            user.note_answer()
+            sound = agent.take(step.place, LOUD, now_secs, step.due_secs)
+            if agent.play(sound) is None:
+                continue
+            if played_until_secs is None:
+                played_until_secs = now_secs + 2 * jitter_secs + 0.005
+            gaps_secs += max(0.0, now_secs - played_until_secs)
+            played_until_secs = max(played_until_secs, now_secs) + STEP_SECS / (1 + drift)
+            queues_secs.append(played_until_secs - now_secs)
+
+    for arrival_secs in arrivals_secs:
+        wait_secs = user.secs_to_fill(now_secs)
+        while wait_secs is not None and now_secs + max(0.0, wait_secs) < arrival_secs:
+            now_secs += max(0.0, wait_secs) + 1e-9
+            answer(user.fill(now_secs))
+            wait_secs = user.secs_to_fill(now_secs)
+        now_secs = arrival_secs
+        answer(user.take(packet, SAMPLE_RATE_HZ, now_secs))
+    assert user.filled_steps == user.dropped_steps == agent.dropped_steps == 0
+    assert gaps_secs == 0
+    assert max(queues_secs) - min(queues_secs) < 0.02 + 2 * jitter_secs
+
+
+def test_drift_is_followed_also_after_late_audio_was_replaced_by_silence():
+    """The time line is late by up to a step after that, and then comes back to the audio."""
+    audio = UserAudio()
+    hear(audio, 25)
+    late_secs = 0.06
+    for i in range(60, 60 + 1500):
+        now_secs = (i + 1) * STEP_SECS * 1.001 + late_secs
+        audio.fill(now_secs - STEP_SECS / 2)
+        for _ in audio.take(LOUD, SAMPLE_RATE_HZ, now_secs):
+            audio.note_answer()
+        if i == 70:
+            filled_steps = audio.filled_steps
+    assert audio.filled_steps - filled_steps <= 2 and audio.dropped_steps == 0

@@ -513,3 +513,39 @@ async def test_a_server_of_before_says_what_it_takes():
         with pytest.raises(CannotSay, match="at most 4096 bytes"):
             await session.say("hello " * 700)
         await session.close()
+
+
+async def test_words_come_as_a_stream_and_own_words_are_held(audio_format):
+    script = Script(step_secs=0, opening="not mine", opening_step=2, unsayable={"kubernetes"})
+    async with serving(ScriptedBackend(script)) as server:
+        backend = RemoteBackend(chat_url(server), audio_format=audio_format)
+        session = await backend.open(CONFIG)
+        await session.hold()
+        steps = await converse(session, [SILENCE] * 4)
+        assert [step.wish for step in steps] == [False, False, True, False]
+        number = await session.say("four fi", more=True)
+        await session.say_more(number, "ve kubernetes si")
+        steps = await converse(session, [SILENCE] * 12)
+        assert text_of(steps) == "four five"
+        await session.say_more(number, "x", more=False)
+        steps = await converse(session, [SILENCE] * 12)
+        assert text_of(steps) == "six"
+        assert [said for step in steps for said in step.said] == [
+            Said(number, "four five six", "", ("kubernetes",))
+        ]
+        await session.say_more(number, "too late")  # No error: the user may have barged in.
+        await session.close()
+
+
+async def test_a_server_that_takes_whole_texts_only_is_told(monkeypatch):
+    monkeypatch.setattr(protocol, "STREAM", "not yet")
+    async with serving(ScriptedBackend(Script(step_secs=0))) as server:
+        backend = RemoteBackend(chat_url(server))
+        session = await backend.open(CONFIG)
+        monkeypatch.undo()
+        with pytest.raises(CannotSay, match="newer"):
+            await session.hold()
+        with pytest.raises(CannotSay, match="newer"):
+            await session.say("one", more=True)
+        assert await session.say("one") == 1
+        await session.close()

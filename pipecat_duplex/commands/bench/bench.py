@@ -5,16 +5,21 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
+import numpy as np
 from loguru import logger
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from pipecat_duplex.commands.audio_file import read_audio
 from pipecat_duplex.commands.bench.callers import PLAYOUT_SECS
 from pipecat_duplex.commands.bench.load import MAX_LAG_MS, Load, LoadOptions, measure_load
 from pipecat_duplex.commands.bench.prediction import Prediction, predict
-from pipecat_duplex.session import STEP_SECS, DuplexError, MissingExtra
+from pipecat_duplex.commands.outputs import check_outputs, file_name
+from pipecat_duplex.session import STEP_SAMPLES, STEP_SECS, DuplexError, MissingExtra
 
 if TYPE_CHECKING:
     from pipecat_duplex.engine.engine import Runtime
@@ -40,6 +45,7 @@ class BenchOptions:
         checkpoint: The model, run in this machine.
         runtime: What runs the model, in the engine's words.
         url: A server to call instead.
+        api_key: Shown to the server.
         speech: What the callers say; a murmur if None.
         come_and_go: Whether callers hang up and call again.
         playout_ms: When a caller's player plays an answer, counted from the end of the step.
@@ -52,21 +58,28 @@ class BenchOptions:
     checkpoint: str = "embedded"
     runtime: "Runtime | None" = None
     url: str | None = None
+    api_key: str | None = field(default=None, repr=False)
     speech: Path | None = None
     come_and_go: bool = True
     playout_ms: float = 1000 * PLAYOUT_SECS
     json: Path | None = None
     plot: Path | None = None
 
-    def load(self, callers: int) -> LoadOptions:
-        """Return the load of so many callers."""
+    @property
+    def target(self) -> str:
+        """What is measured, for people: of a URL the server only, the rest may hold a key."""
+        return self.checkpoint if self.url is None else urlsplit(self.url).netloc.rpartition("@")[2]
+
+    def load(self, callers: int, speech: np.ndarray | None) -> LoadOptions:
+        """Return the load of so many callers who say this."""
         return LoadOptions(
             callers=callers,
             secs=self.secs,
             checkpoint=self.checkpoint,
             runtime=self.runtime,
             url=self.url,
-            speech=self.speech,
+            api_key=self.api_key,
+            speech=speech,
             come_and_go=self.come_and_go,
             playout_ms=self.playout_ms,
         )
@@ -109,10 +122,9 @@ def run_bench(options: BenchOptions) -> BenchReport:
     Raises:
         DuplexError: The checkpoint, the server, the speech or a place to write is not good.
     """
-    if options.callers and min(options.callers) < 1:
-        raise DuplexError("--callers takes numbers from 1 on")
+    speech = _check_options(options)
     screen = Console(stderr=True)
-    report = BenchReport(options.url or options.checkpoint, options.playout_ms)
+    report = BenchReport(options.target, options.playout_ms)
 
     def measure(load: LoadOptions) -> Load:
         with screen.status(f"{load.callers} callers for {load.secs:g} s"):
@@ -120,22 +132,47 @@ def run_bench(options: BenchOptions) -> BenchReport:
         return report.loads[-1]
 
     if options.callers:
-        loads = [measure(options.load(callers)) for callers in options.callers]
+        loads = [measure(options.load(callers, speech)) for callers in options.callers]
         report.held = max((load.callers for load in loads if load.held), default=0)
     else:
-        report.held = find_held(options.load(FIRST_CALLERS), measure)
+        report.held = find_held(options.load(FIRST_CALLERS, speech), measure)
     if options.url is None:
         try:
             report.prediction = predict(options.checkpoint)
         except MissingExtra as e:
             logger.warning(f"No prediction: {e}")
     _print(Console(), report)
-    if options.json:
-        data = asdict(report) | {"memory_mb_per_session": report.memory_mb_per_session}
-        options.json.write_text(json.dumps(data, indent=2) + "\n")
-    if options.plot:
-        _plot(report, options.plot)
+    try:
+        if options.json:
+            data = asdict(report) | {"memory_mb_per_session": report.memory_mb_per_session}
+            options.json.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+        if options.plot:
+            _plot(report, options.plot)
+    except OSError as error:
+        name = file_name(Path(error.filename)) if error.filename else "a file"
+        raise DuplexError(f"{name} cannot be written: {error.strerror or error}") from error
     return report
+
+
+def _check_options(options: BenchOptions) -> np.ndarray | None:
+    """Refuse what cannot be done before minutes are spent on it; return what the callers say."""
+    if options.callers and min(options.callers) < 1:
+        raise DuplexError("--callers takes numbers from 1 on")
+    check_outputs((options.json, options.plot), inputs=(options.speech,))
+    if options.plot is not None:
+        from pipecat_duplex.commands.converse.plot import require_matplotlib
+
+        require_matplotlib()
+    if options.url is not None:
+        from pipecat_duplex.remote import RemoteBackend
+
+        RemoteBackend(options.url)  # refuses an address that means nothing
+    if options.speech is None:
+        return None
+    speech = read_audio(options.speech).pcm
+    if len(speech) < STEP_SAMPLES:
+        raise DuplexError(f"--speech takes {STEP_SECS:g} s of audio or more")
+    return speech
 
 
 def find_held(first: LoadOptions, measure: Callable[[LoadOptions], Load]) -> int:
@@ -170,7 +207,7 @@ def find_held(first: LoadOptions, measure: Callable[[LoadOptions], Load]) -> int
 def _print(console: Console, report: BenchReport) -> None:
     console.print(loads_table(report.loads, report.target, report.playout_ms))
     for error in dict.fromkeys(error for load in report.loads for error in load.errors):
-        console.print(f"error: {error}", style="red")
+        console.print(f"error: {escape(error)}", style="red")
     best = [load for load in report.loads if load.callers == report.held and load.batch_ms]
     if best:
         times = ", ".join(f"{size}: {ms:.0f}" for size, ms in best[-1].batch_ms.items())
@@ -208,7 +245,8 @@ def loads_table(loads: list[Load], target: str, playout_ms: float) -> Table:
     table = Table(
         box=box.SIMPLE,
         padding=(0, 1, 0, 0),
-        title=f"{target}: late is an answer more than {playout_ms:g} ms after its step was spoken",
+        title=f"{escape(target)}: late is an answer more than {playout_ms:g} ms after its step was "
+        "spoken",
         caption="ms: delay of 50/95/99 % of the answers, computing time of 50/99 % of the steps; "
         "lag: how late the callers themselves were in 1 % of their steps",
     )
@@ -232,9 +270,6 @@ def loads_table(loads: list[Load], target: str, playout_ms: float) -> Table:
 
 
 def _plot(report: BenchReport, path: Path) -> None:
-    from pipecat_duplex.commands.converse.plot import require_matplotlib
-
-    require_matplotlib()
     import matplotlib
 
     matplotlib.use("Agg")
@@ -267,5 +302,5 @@ def _plot(report: BenchReport, path: Path) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend()
     figure.tight_layout()
-    figure.savefig(path)
+    figure.savefig(path, format="png")
     pyplot.close(figure)

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from loguru import logger
 
-from pipecat_duplex.commands.audio_file import read_audio
 from pipecat_duplex.commands.bench.callers import (
     PLAYOUT_SECS,
     WARM_UP_SECS,
@@ -21,6 +20,7 @@ from pipecat_duplex.commands.bench.callers import (
     murmur,
     run_callers,
 )
+from pipecat_duplex.session import DuplexError
 
 if TYPE_CHECKING:
     from pipecat_duplex.engine.engine import Runtime
@@ -48,7 +48,8 @@ class LoadOptions:
         checkpoint: The model, run in a process together with the callers.
         runtime: What runs the model, in the engine's words.
         url: A server to call instead.
-        speech: What the callers say; a murmur if None.
+        api_key: Shown to the server.
+        speech: What the callers say, float32, 24 kHz; a murmur if None.
         come_and_go: Whether callers hang up and call again.
         playout_ms: When a caller's player plays an answer, counted from the end of the step.
     """
@@ -58,7 +59,8 @@ class LoadOptions:
     checkpoint: str = "embedded"
     runtime: "Runtime | None" = None
     url: str | None = None
-    speech: Path | None = None
+    api_key: str | None = field(default=None, repr=False)
+    speech: np.ndarray | None = field(default=None, repr=False, compare=False)
     come_and_go: bool = True
     playout_ms: float = 1000 * PLAYOUT_SECS
 
@@ -136,6 +138,26 @@ def keep_quiet() -> None:
     logger.add(sys.stderr, level="WARNING", format="{level}: {message}")
 
 
+def fresh_processes(number: int) -> ProcessPoolExecutor:
+    """Return processes that have nothing of this one.
+
+    Args:
+        number: How many.
+
+    Raises:
+        DuplexError: The system has no shared memory for them.
+    """
+    context = multiprocessing.get_context("spawn")
+    try:
+        return ProcessPoolExecutor(number, context, initializer=keep_quiet)
+    except (ImportError, OSError, NotImplementedError) as error:
+        raise DuplexError(
+            "the callers run in processes of their own, which need semaphores in shared memory, "
+            f"and this system has none ({error}): mount a writable /dev/shm, such as with "
+            "'docker run --shm-size=64m'"
+        ) from error
+
+
 def measure_load(options: LoadOptions) -> Load:
     """Measure a load. Blocks.
 
@@ -146,7 +168,8 @@ def measure_load(options: LoadOptions) -> Load:
         options: What the load is.
 
     Raises:
-        DuplexError: The checkpoint, the speech or the server's address is not good.
+        DuplexError: The checkpoint or the server's address is not good, or there can be no
+            processes.
     """
     if options.url is None:
         shares, measure = [options.callers], _measure_engine
@@ -155,8 +178,7 @@ def measure_load(options: LoadOptions) -> Load:
         shares = [len(s) for s in np.array_split(np.arange(options.callers), processes)]
         measure = _measure_server
     start_time = time.time() + START_SECS
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(len(shares), context, initializer=keep_quiet) as processes:
+    with fresh_processes(len(shares)) as processes:
         futures = [
             processes.submit(measure, options, share, number, start_time)
             for number, share in enumerate(shares)
@@ -204,7 +226,7 @@ async def _run_server(options: LoadOptions, callers: int, seed: int, start_time:
     from pipecat_duplex.remote import RemoteBackend
 
     assert options.url is not None
-    backend = RemoteBackend(options.url)
+    backend = RemoteBackend(options.url, api_key=options.api_key)
     await asyncio.sleep(max(0.0, start_time - time.time()))
     started_secs, cpu_secs = time.monotonic(), time.process_time()
     try:
@@ -216,7 +238,7 @@ async def _run_server(options: LoadOptions, callers: int, seed: int, start_time:
 
 
 async def _run_callers(backend, options: LoadOptions, callers: int, seed: int) -> CallLog:
-    speech = murmur() if options.speech is None else read_audio(options.speech).pcm
+    speech = murmur() if options.speech is None else options.speech
     return await run_callers(
         backend,
         callers,

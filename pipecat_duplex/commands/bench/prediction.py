@@ -1,12 +1,10 @@
 """What a device should carry, by the sizes of the checkpoint and the device's own speed."""
 
-import multiprocessing
 import time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipecat_duplex.commands.bench.load import keep_quiet
+from pipecat_duplex.commands.bench.load import fresh_processes
 from pipecat_duplex.session import STEP_SAMPLES, STEP_SECS
 
 if TYPE_CHECKING:
@@ -55,8 +53,7 @@ def predict(checkpoint: str) -> Prediction:
         MissingExtra: There is no torch to count and measure with.
         CheckpointError: The checkpoint cannot be loaded.
     """
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, context, initializer=keep_quiet) as process:
+    with fresh_processes(1) as process:
         return process.submit(_predict, checkpoint).result()
 
 

@@ -5,9 +5,10 @@ import math
 import secrets
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
+from urllib.parse import urlsplit
 
 import numpy as np
 from rich.console import Console
@@ -21,6 +22,7 @@ from pipecat_duplex.commands.converse.file_transport import FileInputTransport, 
 from pipecat_duplex.commands.converse.pacing import LockStep, RealTime, WatchedBackend
 from pipecat_duplex.commands.converse.pipeline import run_pipeline
 from pipecat_duplex.commands.converse.recording import Figures, Recording, count, write_events
+from pipecat_duplex.commands.outputs import check_outputs, file_name
 from pipecat_duplex.conversation.clock import ClockSettings
 from pipecat_duplex.service.service import DuplexLLMService, DuplexLLMSettings
 from pipecat_duplex.session import (
@@ -52,6 +54,8 @@ class ConverseOptions:
         events: Where the events go, one JSON object a line.
         plot: Where the picture goes.
         checkpoint: The model.
+        url: A server to talk with instead, at the wall clock's pace.
+        api_key: Shown to the server.
         seed: Makes the conversation repeatable. ``None`` draws one.
         greedy: Whether the most likely token is always taken.
         realtime: Whether to go by the wall clock instead of as fast as possible.
@@ -64,10 +68,22 @@ class ConverseOptions:
     events: Path | None = None
     plot: Path | None = None
     checkpoint: str = "embedded"
+    url: str | None = None
+    api_key: str | None = field(default=None, repr=False)
     seed: int | None = None
     greedy: bool = False
     realtime: bool = False
     tail_secs: float = TAIL_SECS
+
+    @property
+    def model(self) -> str:
+        """What the recording talks with, for people: a URL may hold a key, so it is its host."""
+        return self.checkpoint if self.url is None else urlsplit(self.url).netloc.rpartition("@")[2]
+
+    @property
+    def by_the_clock(self) -> bool:
+        """Whether audio goes in as a microphone would record it. A server expects nothing else."""
+        return self.realtime or self.url is not None
 
 
 @dataclass(frozen=True)
@@ -116,7 +132,9 @@ def run_converse(
         console=screen,
         transient=True,
     )
-    task = progress.add_task("loading the model", total=None, said="")
+    task = progress.add_task(
+        "loading the model" if options.url is None else "calling", total=None, said=""
+    )
 
     def show(done_secs: float, total_secs: float, said: str) -> None:
         progress.update(
@@ -157,6 +175,14 @@ async def converse(
     user = read_audio(options.audio)
     if backend is not None:
         return await _converse(options, user, backend, None, on_progress)
+    if options.url is not None:
+        from pipecat_duplex.remote import RemoteBackend
+
+        server = RemoteBackend(options.url, api_key=options.api_key)
+        try:
+            return await _converse(options, user, server, None, on_progress)
+        finally:
+            await server.close()
     from pipecat_duplex.engine import Engine
 
     engine = await Engine.load(options.checkpoint)
@@ -177,13 +203,13 @@ async def _converse(
     tail = np.zeros(round(options.tail_secs * SAMPLE_RATE_HZ), np.float32)
     recording = Recording(np.concatenate([user.pcm, tail]))
     watched = WatchedBackend(backend)
-    pacer = RealTime(watched) if options.realtime else LockStep(watched)
+    pacer = RealTime(watched) if options.by_the_clock else LockStep(watched)
     service = DuplexLLMService(
-        checkpoint=options.checkpoint,
+        checkpoint=options.model,
         backend=watched,
         settings=_settings(options.greedy, seed),
         # In lock step no audio is ever late.
-        clock=None if options.realtime else ClockSettings(patience_secs=math.inf),
+        clock=None if options.by_the_clock else ClockSettings(patience_secs=math.inf),
         now_secs=pacer.now_secs,
     )
     recording.watch(service)
@@ -196,13 +222,13 @@ async def _converse(
         recording.add("error", len(watched.timings) * STEP_SECS, message=message)
 
     microphone = FileInputTransport(recording.user_pcm, pacer, on_step)
-    loudspeaker = FileOutputTransport(recording.take_frame, realtime=options.realtime)
+    loudspeaker = FileOutputTransport(recording.take_frame, realtime=options.by_the_clock)
     started_secs = asyncio.get_running_loop().time()
     await run_pipeline(microphone, service, loudspeaker, feed=microphone.feed, on_error=on_error)
     elapsed_secs = asyncio.get_running_loop().time() - started_secs
     recording.finish()
     figures = count(recording)
-    summary = asdict(figures) | {"checkpoint": options.checkpoint, "trained": trained, "seed": seed}
+    summary = asdict(figures) | {"checkpoint": options.model, "trained": trained, "seed": seed}
     recording.add("summary", recording.secs, **summary)
     return ConverseReport(
         recording, figures, watched.timings, elapsed_secs, seed, trained, watched.failure
@@ -229,15 +255,7 @@ def _check_options(options: ConverseOptions) -> None:
     """Refuse what cannot be done before an hour is spent on it."""
     if not 0 <= options.tail_secs <= MAX_TAIL_SECS:
         raise DuplexError(f"--tail takes 0 to {MAX_TAIL_SECS:.0f} seconds")
-    for path in (options.out, options.events, options.plot):
-        if path is None:
-            continue
-        if path.is_dir():
-            raise DuplexError(f"{path} is a folder: name a file in it")
-        if not path.absolute().parent.is_dir():
-            raise DuplexError(f"there is no folder {path.parent}: make it first")
-        if path.exists() and options.audio.exists() and path.samefile(options.audio):
-            raise DuplexError(f"{path} is the recording itself: write somewhere else")
+    check_outputs((options.out, options.events, options.plot), inputs=(options.audio,))
     if options.stereo and options.out is None:
         raise DuplexError("--stereo says what --out holds: give --out a file as well")
     if options.plot is not None:
@@ -259,7 +277,8 @@ def _write(options: ConverseOptions, report: ConverseReport) -> None:
 
             plot_conversation(recording, options.plot)
     except OSError as error:
-        raise DuplexError(f"{error.filename or 'a file'} cannot be written: {error}") from error
+        name = file_name(Path(error.filename)) if error.filename else "a file"
+        raise DuplexError(f"{name} cannot be written: {error.strerror or error}") from error
 
 
 def _print_summary(options: ConverseOptions, report: ConverseReport) -> None:
@@ -299,10 +318,10 @@ def _print_summary(options: ConverseOptions, report: ConverseReport) -> None:
     )
     if report.seed is not None:
         table.add_row("seed", f"{report.seed} says the same again")
-    files = [str(path) for path in (options.out, options.events, options.plot) if path]
+    files = [file_name(path) for path in (options.out, options.events, options.plot) if path]
     if files:
         table.add_row("written", Text(", ".join(files)))
     console.print(table)
     if report.trained is False:
-        line = f"The weights of '{options.checkpoint}' are random: the agent babbles."
+        line = f"The weights of '{options.model}' are random: the agent babbles."
         console.print(Text(line, style="yellow"))

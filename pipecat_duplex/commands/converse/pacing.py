@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator
+from contextlib import suppress
 from typing import Protocol
 
 import numpy as np
@@ -21,6 +22,10 @@ from pipecat_duplex.session.history import History
 
 STALL_SECS = 120.0
 """A model that gives nothing for this long is given up."""
+
+
+LAST_STEPS_SECS = 2.0
+"""How long what was said last is waited for at the wall clock's pace."""
 
 
 class WatchedBackend:
@@ -141,8 +146,16 @@ class _WatchedSession:
         """None: a run that is watched ends with its session."""
         return None
 
-    async def say(self, text: str, *, cut_in: bool = False) -> int:
-        return await self._session.say(text, cut_in=cut_in)
+    async def say(
+        self, text: str | AsyncIterable[str], *, cut_in: bool = False, more: bool = False
+    ) -> int:
+        return await self._session.say(text, cut_in=cut_in, more=more)
+
+    async def say_more(self, utterance_id: int, text: str, *, more: bool = True) -> None:
+        await self._session.say_more(utterance_id, text, more=more)
+
+    async def hold(self, held: bool = True) -> None:
+        await self._session.hold(held)
 
     async def hush(self) -> None:
         await self._session.hush()
@@ -235,4 +248,7 @@ class RealTime:
     async def wait_end(self, steps: int) -> None:
         """Wait until the steps on their way have come out; some may have been dropped as late."""
         await asyncio.sleep(STEP_SECS)
-        await self._backend.wait_for_sent()
+        # A server that speaks Opus keeps the rest of the last packet, and so its last step.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LAST_STEPS_SECS):
+                await self._backend.wait_for_sent()

@@ -15,6 +15,7 @@ from pipecat_duplex.engine.model import ChooseWord, ModelSummary, SlotOutput, St
 from pipecat_duplex.engine.prefix import Prefix
 from pipecat_duplex.engine.torch.checkpoint import Checkpoint, load_checkpoint
 from pipecat_duplex.engine.torch.prefill import SoloStates
+from pipecat_duplex.engine.torch.quantization import Quantization, keep_rings_in
 from pipecat_duplex.engine.torch.sampling import SlotLMGen
 from pipecat_duplex.session import STEP_SAMPLES, SessionConfig
 
@@ -71,20 +72,30 @@ class BatchedModel(StepModel):
     # CUDA graphs are captured at the second run of each part; the first step decodes nothing.
     warm_up_steps = 4
 
-    def __init__(self, checkpoint: Checkpoint, slots: int, cpu_threads: int | None = None):
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        slots: int,
+        cpu_threads: int | None = None,
+        memory_dtype: torch.dtype | None = None,
+    ):
         """Initialize with every slot free.
 
         Args:
             checkpoint: What to run.
             slots: Number of conversations at a time, ``B``.
             cpu_threads: Threads that share the work of a step, on a CPU. None is torch's setting.
+            memory_dtype: Number format of the language model's keys and values; None is the
+                model's own.
         """
         self.slots = slots
+        self._memory_dtype = memory_dtype or checkpoint.lm.dtype
         self._cpu_threads = cpu_threads
         self.summary: ModelSummary = checkpoint.summary
         self.vocabulary = checkpoint.vocabulary
         self._mimi = checkpoint.mimi
-        self._lm_gen = SlotLMGen(checkpoint.lm, slots)
+        plain_memory = self._memory_dtype == checkpoint.lm.dtype
+        self._lm_gen = SlotLMGen(checkpoint.lm, slots, plain_memory=plain_memory)
         self._device = checkpoint.lm.device
         self._on_gpu = self._device.type == "cuda"
         self._delay_steps = self._lm_gen.max_delay
@@ -227,6 +238,8 @@ class BatchedModel(StepModel):
         self._streaming = ExitStack()
         self._streaming.enter_context(self._mimi.streaming(self.slots))
         self._streaming.enter_context(self._lm_gen.streaming(self.slots))
+        lm = self._lm_gen.lm_model
+        keep_rings_in(lm.transformer, self._memory_dtype, lm.dtype)
         # The codec's two halves run for different slots: a newcomer is encoded, not decoded.
         encoder, decoder = _codec_halves(self._mimi)
         self._encoder = MaskedModules(encoder, self.slots)
@@ -291,7 +304,13 @@ def _passes(steps: torch.Tensor, length: int) -> Sequence[torch.Tensor]:
 
 
 def load_model(
-    name: str | Path, slots: int, device: str | None = None, cpu_threads: int = 1
+    name: str | Path,
+    slots: int,
+    device: str | None = None,
+    cpu_threads: int = 1,
+    *,
+    dtype: str | None = None,
+    quantization: Quantization | None = None,
 ) -> BatchedModel:
     """Load a checkpoint and give it slots.
 
@@ -300,12 +319,15 @@ def load_model(
         slots: Number of conversations at a time.
         device: In torch's words. None is CUDA if there is a GPU, else the CPU.
         cpu_threads: Threads that share the work of a step, on a CPU.
+        dtype: Number format of the language model, ``float32`` or ``bfloat16``.
+        quantization: How to keep the weights of its linear layers, if not in full.
 
     Raises:
         CheckpointError: The checkpoint cannot be found or loaded.
     """
     with torch.inference_mode():
-        return BatchedModel(load_checkpoint(name, device), slots, cpu_threads)
+        loaded = load_checkpoint(name, device, dtype=dtype, quantization=quantization)
+        return BatchedModel(loaded, slots, cpu_threads)
 
 
 def _codec_halves(mimi: MimiModel) -> tuple[list[StreamingModule], list[StreamingModule]]:

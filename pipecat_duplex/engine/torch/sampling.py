@@ -155,12 +155,13 @@ class SlotSampler:
 class SlotLMGen(LMGen):
     """moshi's generation, sampling per slot and with slots that keep their own time."""
 
-    def __init__(self, lm: LMModel, slots: int):
+    def __init__(self, lm: LMModel, slots: int, *, plain_memory: bool = True):
         """Initialize with every slot greedy.
 
         Args:
             lm: The language model.
             slots: Number of slots, ``B``.
+            plain_memory: Whether keys and values are kept in the model's own number format.
         """
         super().__init__(
             lm,
@@ -176,7 +177,7 @@ class SlotLMGen(LMGen):
             codebooks=lm.dep_q,
             device=lm.device,
         )
-        self._light = can_run(lm)
+        self._light = plain_memory and can_run(lm)
         self._depth = DepthTransformer(lm, slots) if self._light else None
         self._text_logits: torch.Tensor | None = None
         self._talkers: Collection[int] = ()
