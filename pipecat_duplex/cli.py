@@ -201,6 +201,10 @@ def serve(
         Literal["text", "json"], typer.Option(help="One line a session, in words or in JSON.")
     ] = "text",
     device: Annotated[str | None, typer.Option(help="'cpu' or 'cuda'.")] = None,
+    quantize: Annotated[
+        Literal["int8", "int4"] | None,
+        typer.Option(help="Keep the weights in fewer bits, for a small GPU (docs/gpu.md)."),
+    ] = None,
     voices: Annotated[
         Path | None, typer.Option(help="Folder of recordings that callers may name as a voice.")
     ] = None,
@@ -240,6 +244,7 @@ def serve(
             drain_secs=drain_secs,
             log_format=log_format,
             device=device,
+            quantize=quantize,
             voices=voices,
             default_voice=default_voice,
             static=static,

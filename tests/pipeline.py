@@ -178,6 +178,7 @@ async def converse(
     processors: Sequence[FrameProcessor] = (),
     gaps: Sequence[tuple[float, float]] = (),
     inject: dict[float, Callable[[], Frame]] | None = None,
+    lobby_secs: float = 0.0,
     **service_args,
 ) -> Conversation:
     """Hold a conversation in a real pipeline.
@@ -193,6 +194,7 @@ async def converse(
         processors: Processors behind the output transport.
         gaps: Stretches (start and end in seconds) in which no packet is sent.
         inject: Frames to queue once the user's audio has come to these seconds.
+        lobby_secs: The user comes only after this time.
         **service_args: For the service.
 
     Returns:
@@ -225,6 +227,7 @@ async def converse(
         nonlocal fed_secs
         live = True
         await tap.started.wait()
+        await asyncio.sleep(lobby_secs)
         chunk = round(rate_hz * CHUNK_SECS)
         begun_secs = time.monotonic()
         for first in range(0, len(audio) - chunk + 1, chunk):

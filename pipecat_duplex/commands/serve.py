@@ -68,6 +68,7 @@ class ServeOptions:
         drain_secs: How long running sessions may go on after SIGTERM.
         log_format: One line a session, in words or in JSON.
         device: Where the model runs, in torch's words. ``None`` is CUDA if there is a GPU.
+        quantize: Keeps the model's weights in fewer bits, on torch.
         voices: A folder of recordings that callers may name as the agent's voice.
         default_voice: The voice of callers who name one that is not there: one of the folder, or
             ``""`` for the model's own. ``None`` refuses them.
@@ -87,6 +88,7 @@ class ServeOptions:
     drain_secs: float = 30.0
     log_format: Literal["text", "json"] = "text"
     device: str | None = None
+    quantize: Literal["int8", "int4"] | None = None
     voices: Path | None = None
     default_voice: str | None = None
     static: Path | None = None
@@ -209,7 +211,11 @@ async def _serve(
         from pipecat_duplex.engine import Engine
 
         backend = await Engine.load(
-            options.checkpoint, slots=options.slots, device=options.device, voices=options.voices
+            options.checkpoint,
+            slots=options.slots,
+            device=options.device,
+            quantize=options.quantize,
+            voices=options.voices,
         )
     server = DuplexServer(
         backend, slots=options.slots, settings=_make_settings(options), static=options.static

@@ -42,7 +42,7 @@ class AgentYieldedFrame(SystemFrame):
     Broadcast just before the interruption that it causes.
 
     Parameters:
-        text: What was heard of the agent's utterance.
+        text: What the agent had said of its utterance.
         time_secs: When the agent fell silent, in seconds of the user's audio.
         delay_secs: From the user's first sound over the agent to the agent's silence.
     """

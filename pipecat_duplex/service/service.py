@@ -91,6 +91,7 @@ from pipecat_duplex.session import (
 )
 from pipecat_duplex.session.continued import ContinuedSession, MoveNews, restore_or_close
 from pipecat_duplex.session.history import History
+from pipecat_duplex.session.retry import Pauses, Retry
 from pipecat_duplex.session.saying import Saying
 
 # How long a yield waits for the user aggregator to open the user's turn, so that observers see
@@ -101,8 +102,7 @@ METRICS_STEPS = 12
 
 DEFAULT_CHECKPOINT = "embedded"
 
-FIRST_REOPEN_PAUSE_SECS = 0.25
-MAX_REOPEN_PAUSE_SECS = 2.0
+REOPEN = Pauses(first_secs=0.25, max_secs=2.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +248,7 @@ class DuplexLLMService(LLMService):
             self._backend = _connect_to(url, api_key)
         self._load_error: DuplexError | None = None
         self._unread_context = ""
+        self._somebody_came = asyncio.Event()
         self._vad_analyzer = vad_analyzer
         self._activity: UserActivity | None = None
         self._now_secs = now_secs
@@ -542,11 +543,36 @@ class DuplexLLMService(LLMService):
                     await self._announce_end(session)
                 return
             except SessionEnded as e:
-                await self._end_failed_session(session, e)
-            fresh = None if self._limit_reached() else await self._reopen()
+                fresh = await self._next_session(session, e)
             if fresh is None:
                 return
             session = fresh
+
+    async def _next_session(
+        self, session: DuplexSession, error: SessionEnded
+    ) -> DuplexSession | None:
+        """Return the session that takes the place of one that ended; None if there is none."""
+        if self._reopen_secs and not self._somebody_came.is_set():
+            await self._end_unused_session(session, error)
+            await self._somebody_came.wait()
+            return await self._open_again()
+        await self._end_failed_session(session, error)
+        return None if self._limit_reached() else await self._reopen()
+
+    async def _end_unused_session(self, session: DuplexSession, error: SessionEnded):
+        """End a session in which nobody came. What was to be said waits for the caller."""
+        await self._leave_session(session)
+        self._given_words.take_back()
+        logger.info(f"{self}: {error}; another one is opened when somebody comes")
+        await self._call_event_handler("on_session_ended", error.session_id, error.reason)
+
+    async def _leave_session(self, session: DuplexSession):
+        self._session = None
+        task, self._input_task = self._input_task, None
+        if task:
+            await self.cancel_task(task)
+        await self._finish_turns()
+        await session.close()
 
     async def _announce_end(self, session: DuplexSession):
         left_secs = session.secs_left
@@ -557,12 +583,7 @@ class DuplexLLMService(LLMService):
         await self._call_event_handler("on_session_ending", left_secs)
 
     async def _end_failed_session(self, session: DuplexSession, error: SessionEnded):
-        self._session = None
-        task, self._input_task = self._input_task, None
-        if task:
-            await self.cancel_task(task)
-        await self._finish_turns()
-        await session.close()
+        await self._leave_session(session)
         over = self._limit_reached() or not self._reopen_secs
         await self.push_error(str(error), exception=error, force_treat_as_permanent=over)
         await self._tell_unspoken()
@@ -573,28 +594,29 @@ class DuplexLLMService(LLMService):
         return limit_secs is not None and self._handled_steps * STEP_SECS >= limit_secs
 
     async def _reopen(self) -> DuplexSession | None:
-        """Open a fresh session; None if none can be had in time."""
+        """Open a fresh session, which begins at second 0; None if none can be had in time."""
+        session = await self._open_again()
+        if session is not None:
+            self._begin_conversation()
+            self._user_audio.start(self._now_secs())
+        return session
+
+    async def _open_again(self) -> DuplexSession | None:
         if self._backend is None or not self._reopen_secs:
             return None
-        give_up_secs = time.monotonic() + self._reopen_secs
-        pause_secs = FIRST_REOPEN_PAUSE_SECS
+        retry = Retry(self._reopen_secs, REOPEN)
         while True:
             try:
-                session = await self._open_session(self._backend)
-                break
+                return await self._open_session(self._backend)
             except (DuplexError, ValueError) as e:
-                if time.monotonic() + pause_secs > give_up_secs:
-                    await self.push_error(
-                        f"Cannot open a fresh session: {e}",
-                        exception=e,
-                        force_treat_as_permanent=True,
-                    )
-                    return None
-            await asyncio.sleep(pause_secs)
-            pause_secs = min(2 * pause_secs, MAX_REOPEN_PAUSE_SECS)
-        self._begin_conversation()
-        self._user_audio.start(self._now_secs())
-        return session
+                problem = e
+            if not await retry.pause():
+                await self.push_error(
+                    f"Cannot open a fresh session: {problem}",
+                    exception=problem,
+                    force_treat_as_permanent=True,
+                )
+                return None
 
     #
     # words put in the agent's mouth
@@ -671,9 +693,11 @@ class DuplexLLMService(LLMService):
             await self._try_to_say(Saying(frame.text, bool(frame.append_to_context)))
             return
         if isinstance(frame, InputAudioRawFrame):
+            self._somebody_came.set()
             self._input.put_nowait(frame)
         elif isinstance(frame, ClientConnectedFrame):
             # From here on somebody listens, muted or not: the conversation runs.
+            self._somebody_came.set()
             self._user_audio.start(self._now_secs())
         elif isinstance(frame, InterruptionFrame):
             self._interrupted = True
@@ -867,7 +891,7 @@ class DuplexLLMService(LLMService):
         await self._call_event_handler("on_agent_started", event)
 
     async def _handle_yield(self, event: Yielded):
-        text = self._captions.text
+        text = self._monologue.utterance
         self._cut_captions()
         await self._given_words.hush(self._session)
         if not self._user_turn_proposed:
@@ -891,7 +915,7 @@ class DuplexLLMService(LLMService):
         elif not self._user_turn_proposed:
             # The user spoke over the agent's last words and goes on: their turn now.
             await self._propose_user_turn()
-        await self._call_event_handler("on_agent_stopped", event, self._captions.text)
+        await self._call_event_handler("on_agent_stopped", event, self._monologue.utterance)
 
     async def _handle_interrupted(self):
         """Somebody else broadcast an interruption: what was pushed is gone."""
