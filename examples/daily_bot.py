@@ -33,10 +33,14 @@ from pipecat.frames.frames import (
 from pipecat.pipeline.pipeline import Pipeline
 from pipecat.pipeline.worker import PipelineParams, PipelineWorker
 from pipecat.processors.aggregators.llm_context import LLMContext
-from pipecat.processors.aggregators.llm_response_universal import LLMContextAggregatorPair
+from pipecat.processors.aggregators.llm_response_universal import (
+    LLMContextAggregatorPair,
+    LLMUserAggregatorParams,
+)
 from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
 from pipecat.runner.types import DailyRunnerArguments
 from pipecat.transports.daily.transport import DailyParams, DailyTransport
+from pipecat.turns.user_turn_strategies import ExternalUserTurnStrategies
 from pipecat.workers.runner import WorkerRunner
 
 from pipecat_duplex import (
@@ -112,7 +116,13 @@ def create_transport(room_url: str, token: str | None) -> DailyTransport:
 async def run_bot(transport: DailyTransport, *, handle_sigint: bool = False):
     """Stay in a room until the last participant has left."""
     duplex = DuplexLLMService(backend=await shared_backend())
-    user_aggregator, assistant_aggregator = LLMContextAggregatorPair(LLMContext())
+    user_aggregator, assistant_aggregator = LLMContextAggregatorPair(
+        LLMContext(),
+        # The service proposes these itself; Pipecat's default loads a turn model for each room.
+        user_params=LLMUserAggregatorParams(
+            user_turn_strategies=ExternalUserTurnStrategies(enable_interruptions=False)
+        ),
+    )
     pipeline = Pipeline(
         [
             transport.input(),

@@ -4,6 +4,7 @@ Nothing heavy is imported here: ``--help`` answers at once, with neither Pipecat
 """
 
 import functools
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -66,12 +67,13 @@ def _start_logging(verbose: bool) -> None:
     """
     logger.remove()
     if verbose:
-        logger.add(_write_log, level="DEBUG", colorize=sys.stderr.isatty())
+        logger.add(_write_log, level="DEBUG", colorize=sys.stderr.isatty(), diagnose=False)
     else:
         logger.add(
             _write_log,
             level="WARNING",
             format="{level}: {message}",
+            diagnose=False,  # No values of variables: among them are keys.
             filter=lambda record: (record["name"] or "").startswith("pipecat_duplex"),
         )
 
@@ -180,7 +182,7 @@ def serve(
     api_key: Annotated[
         list[str] | None,
         typer.Option(
-            envvar="PIPECAT_DUPLEX_API_KEY", help="Callers must show it; may be given again."
+            help="Callers must show it; may be given again. Or one in PIPECAT_DUPLEX_API_KEY."
         ),
     ] = None,
     allow_origin: Annotated[
@@ -199,22 +201,42 @@ def serve(
         Literal["text", "json"], typer.Option(help="One line a session, in words or in JSON.")
     ] = "text",
     device: Annotated[str | None, typer.Option(help="'cpu' or 'cuda'.")] = None,
+    quantize: Annotated[
+        Literal["int8", "int4"] | None,
+        typer.Option(help="Keep the weights in fewer bits, for a small GPU (docs/gpu.md)."),
+    ] = None,
     voices: Annotated[
         Path | None, typer.Option(help="Folder of recordings that callers may name as a voice.")
+    ] = None,
+    default_voice: Annotated[
+        str | None,
+        typer.Option(help="The voice where a caller names an unknown one; '' is the model's own."),
+    ] = None,
+    static: Annotated[
+        Path | None, typer.Option(help="Folder of a web page to serve beside the API.")
+    ] = None,
+    max_calls_per_address: Annotated[
+        int | None, typer.Option(min=1, help="Calls of one address at a time.")
     ] = None,
     verbose: Verbose = False,
 ) -> None:
     """Serve the model to callers elsewhere, in Moshi's protocol."""
     _start_logging(verbose)
-    from pipecat_duplex.commands.serve import ServeOptions, run_serve
+    from pipecat_duplex.commands.serve import (
+        EmptyKey,
+        ServeOptions,
+        read_api_keys,
+        refuse_all,
+        run_serve,
+    )
 
-    run_serve(
-        ServeOptions(
+    def options(api_keys: tuple[str, ...]) -> ServeOptions:
+        return ServeOptions(
             checkpoint=checkpoint,
             slots=slots,
             host=host,
             port=port,
-            api_keys=tuple(api_key or ()),
+            api_keys=api_keys,
             allowed_origins=tuple(allow_origin or ()),
             tls_cert=tls_cert,
             tls_key=tls_key,
@@ -222,9 +244,19 @@ def serve(
             drain_secs=drain_secs,
             log_format=log_format,
             device=device,
+            quantize=quantize,
             voices=voices,
+            default_voice=default_voice,
+            static=static,
+            max_calls_per_address=max_calls_per_address,
         )
-    )
+
+    try:
+        api_keys = read_api_keys(api_key or (), os.environ)
+    except EmptyKey as problem:
+        refuse_all(options(()), problem)
+    else:
+        raise typer.Exit(run_serve(options(api_keys)))
 
 
 @app.command()

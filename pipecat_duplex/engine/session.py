@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pipecat_duplex.engine.model import Loaded
+from pipecat_duplex.engine.persona import Persona
 from pipecat_duplex.engine.preparation import Preparation
 from pipecat_duplex.engine.speech import MAX_WAITING, Speaker, Utterance
 from pipecat_duplex.session import (
@@ -67,6 +68,8 @@ class EngineSession(DuplexSession):
         self.waiting: deque[Frame] = deque()
         self.speaker = Speaker()
         self.preparation: Preparation | None = None
+        self._persona: Persona | None = None
+        self._restored = False
         self._loaded = loaded
         self._utterances = 0
         self._cutters: dict[int, WordCutter] = {}
@@ -144,31 +147,35 @@ class EngineSession(DuplexSession):
         """
         return self._inbox.steps()
 
-    async def prepare(self, history: History | None = None) -> None:
+    async def prepare(self, persona: Persona | None, history: History | None = None) -> None:
         """Let the model take up the session's persona, and what was said elsewhere.
 
         Args:
+            persona: Who the agent is.
             history: What was said elsewhere.
 
         Raises:
-            InvalidHistory: The model cannot go on with it.
-            DuplexError: The session has begun already, or the persona cannot be had.
+            DuplexError: The session has begun already.
             SessionEnded: The session is over.
         """
         self._inbox.check_open()
-        if self._sent or self.preparation is not None:
+        if self._sent or self.preparation is not None or self._restored:
             raise DuplexError("a history is taken up before the first step, and once")
-        if history is not None:
-            summary = self._loaded.summary
-            history.check(summary.fingerprint, summary.text_tokens, summary.audio_tokens)
+        self._persona, self._restored = persona, history is not None
         done = self.loop.create_future()
-        self.preparation = Preparation(history, done)
+        self.preparation = Preparation(self._id, self.config, persona, history, done)
         self._wake_engine()
         await done
 
     async def restore(self, history: History) -> None:
-        """Go on with a conversation; see :class:`~pipecat_duplex.session.DuplexSession`."""
-        await self.prepare(history)
+        """Go on with a conversation; see :class:`~pipecat_duplex.session.DuplexSession`.
+
+        Of a history that is longer than the model's context, the last part is taken.
+        """
+        self._inbox.check_open()
+        summary = self._loaded.summary
+        history.check(summary.fingerprint, summary.text_tokens, summary.audio_tokens)
+        await self.prepare(self._persona, history.last(summary.context_steps))
 
     def finish_preparation(self, preparation: Preparation) -> None:
         """Take note that the engine has prepared the slot, or could not."""
@@ -264,4 +271,4 @@ def _steps_in(max_secs: float | None) -> int | None:
     """The number of steps that hold this much audio, rounded up."""
     if max_secs is None:
         return None
-    return math.ceil(max_secs / STEP_SECS - 1e-6)
+    return max(1, math.ceil(max_secs / STEP_SECS - 1e-6))

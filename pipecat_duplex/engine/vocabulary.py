@@ -75,9 +75,18 @@ class Vocabulary:
     def _spell(self, written: str) -> list[SpelledWord]:
         return [
             SpelledWord(word, tokens)
-            for word in spoken_words(written)
+            for spoken in spoken_words(written)
+            for word in self._part_hyphens(spoken)
             if (tokens := self._spell_word(word))
         ]
+
+    def _part_hyphens(self, word: str) -> list[str]:
+        """Part a hyphened word that a model of whole words does not know as one."""
+        if not self._words_only or not re.search(r"\w[-‐‑]\w", word):
+            return [word]
+        if len(self._spell_word(word)) == 1:
+            return [word]
+        return re.split(r"(?<=[-‐‑])(?=\w)", word)
 
     def _spell_word(self, word: str) -> tuple[int, ...]:
         if self._words_only:

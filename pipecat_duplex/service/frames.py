@@ -7,7 +7,7 @@ from pipecat.frames.frames import DataFrame, SystemFrame, TTSTextFrame
 from pipecat.metrics.metrics import MetricsData
 
 if hasattr(pipecat_frames, "UserBackchannelFrame"):  # From Pipecat 1.13 on.
-    UserBackchannelFrame = pipecat_frames.UserBackchannelFrame
+    UserBackchannelFrame = pipecat_frames.UserBackchannelFrame  # pyright: ignore
 else:
 
     @dataclass
@@ -61,7 +61,7 @@ class AgentYieldedFrame(SystemFrame):
     Broadcast just before the interruption that it causes.
 
     Parameters:
-        text: What was heard of the agent's utterance.
+        text: What the agent had said of its utterance.
         time_secs: When the agent fell silent, in seconds of the user's audio.
         delay_secs: From the user's first sound over the agent to the agent's silence.
     """

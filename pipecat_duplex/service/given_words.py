@@ -97,6 +97,12 @@ class GivenWords:
         """Let a saying wait for a session, before all that wait already."""
         self._waiting.insert(0, saying)
 
+    def take_back(self) -> None:
+        """Let what the session took and has not begun to say wait for another one, first."""
+        self._waiting[:0] = [saying for _, saying in self._taken.items()]
+        self._taken.clear()
+        self._all_said.set()
+
     def take_waiting(self) -> list[Saying]:
         """Return what waits for a session, oldest first; it waits no longer."""
         waiting, self._waiting = self._waiting, []

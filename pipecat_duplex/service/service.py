@@ -25,6 +25,7 @@ from pipecat.frames.frames import (
     MetricsFrame,
     ProposedUserStartedSpeakingFrame,
     ProposedUserStoppedSpeakingFrame,
+    SpeechControlParamsFrame,
     StartFrame,
     TTSAudioRawFrame,
     TTSSpeakFrame,
@@ -80,6 +81,7 @@ from pipecat_duplex.service.frames import (
 from pipecat_duplex.service.given_words import MAX_FINISH_SECS, GivenWords
 from pipecat_duplex.service.llm_upstream import LlmUpstream, Words, llm_upstream_of
 from pipecat_duplex.service.settings import DEFAULT_FILLER_AFTER_MS, DuplexLLMSettings
+from pipecat_duplex.service.tracing import TracedConversation
 from pipecat_duplex.service.turn_strategies import DuplexUserTurnStrategies
 from pipecat_duplex.session import (
     SAMPLE_RATE_HZ,
@@ -95,6 +97,7 @@ from pipecat_duplex.session import (
 )
 from pipecat_duplex.session.continued import ContinuedSession, MoveNews, restore_or_close
 from pipecat_duplex.session.history import History
+from pipecat_duplex.session.retry import Pauses, Retry
 from pipecat_duplex.session.saying import Saying
 
 # How long a yield waits for the user aggregator to open the user's turn, so that observers see
@@ -105,8 +108,7 @@ METRICS_STEPS = 12
 
 DEFAULT_CHECKPOINT = "embedded"
 
-FIRST_REOPEN_PAUSE_SECS = 0.25
-MAX_REOPEN_PAUSE_SECS = 2.0
+REOPEN = Pauses(first_secs=0.25, max_secs=2.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +120,7 @@ class _UserSide:
     voice: UserVoice
 
 
-class DuplexLLMService(LLMService):
+class DuplexLLMService(TracedConversation, LLMService):
     """A full-duplex speech-text model as a Pipecat service.
 
     User audio goes in; agent audio, words, turn frames and interruptions come out. The model
@@ -242,7 +244,7 @@ class DuplexLLMService(LLMService):
         checkpoint = _chosen_checkpoint(checkpoint, settings, loads_model=loads_model)
         all_settings = self.Settings.defaults(checkpoint)
         if settings is not None:
-            all_settings.apply_update(settings)
+            all_settings.apply_update(settings)  # pyright: ignore[reportArgumentType]
         all_settings.check_words()
         super().__init__(settings=all_settings, **kwargs)
         if settings is not None:
@@ -255,6 +257,8 @@ class DuplexLLMService(LLMService):
             self._backend = _connect_to(url, api_key)
         self._load_error: DuplexError | None = None
         self._unread_context = ""
+        self._vad_in_front = False
+        self._somebody_came = asyncio.Event()
         self._vad_analyzer = vad_analyzer
         self._activity: UserActivity | None = None
         self._now_secs = now_secs
@@ -271,6 +275,7 @@ class DuplexLLMService(LLMService):
         self._upstream = LlmUpstream(self, patience_secs)
         self._hold_secs: float | None = None
         self._held = False
+        self._take_word_settings()
         self._continued: ContinuedSession | None = None
         self._history = history
         self._out_rate_hz = SAMPLE_RATE_HZ
@@ -406,7 +411,7 @@ class DuplexLLMService(LLMService):
                 f"Cannot open a session: {e}", exception=e, force_treat_as_permanent=True
             )
             return
-        self._session_task = self.create_task(self._run_sessions(self._session))
+        self._session_task = self.create_task(self._converse(self._session))
 
     async def stop(self, frame: EndFrame):
         """Close the session, and every bracket that is open.
@@ -433,15 +438,17 @@ class DuplexLLMService(LLMService):
 
     async def cleanup(self):
         """Release the session, the voice detector and, if it is the service's own, the engine."""
-        await super().cleanup()
-        await self._upstream.stop()
-        await self._close_session()
-        if self._activity:
-            await self._activity.cleanup()
-            self._activity = None
-        if self._owns_backend and self._backend:
-            backend, self._backend = self._backend, None
-            await backend.close()
+        try:
+            await self._upstream.stop()
+            await self._close_session()
+            activity, self._activity = self._activity, None
+            if activity:
+                await activity.cleanup()
+            if self._owns_backend and self._backend:
+                backend, self._backend = self._backend, None
+                await backend.close()
+        finally:
+            await super().cleanup()
 
     async def _load_engine(self):
         try:
@@ -566,6 +573,18 @@ class DuplexLLMService(LLMService):
             await self._tell_unspoken()
             await self._call_event_handler("on_session_ended", session.id, None)
 
+    async def _converse(self, session: DuplexSession):
+        """Hold the conversation; a fault of ours ends it in words, and frees the session."""
+        try:
+            await self._run_sessions(session)
+        except Exception as e:
+            logger.opt(exception=e).error(f"{self}: the conversation failed")
+            self._session_task = None
+            await self._close_session()
+            await self.push_error(
+                f"The conversation failed: {e}", exception=e, force_treat_as_permanent=True
+            )
+
     async def _run_sessions(self, session: DuplexSession):
         """Hold the conversation, with a fresh session when one fails."""
         greeting = assert_given(self._settings.greeting)
@@ -576,6 +595,7 @@ class DuplexLLMService(LLMService):
             await self._apply_hold()
             logger.info(f"{self}: session {session.id} started")
             await self._call_event_handler("on_session_started", session.id)
+            await self.trace_session(session.id)
             await self._say_waiting()
             self._input_task = self.create_task(self._run_input(session))
             try:
@@ -584,11 +604,36 @@ class DuplexLLMService(LLMService):
                     await self._announce_end(session)
                 return
             except SessionEnded as e:
-                await self._end_failed_session(session, e)
-            fresh = None if self._limit_reached() else await self._reopen()
+                fresh = await self._next_session(session, e)
             if fresh is None:
                 return
             session = fresh
+
+    async def _next_session(
+        self, session: DuplexSession, error: SessionEnded
+    ) -> DuplexSession | None:
+        """Return the session that takes the place of one that ended; None if there is none."""
+        if self._reopen_secs and not self._somebody_came.is_set():
+            await self._end_unused_session(session, error)
+            await self._somebody_came.wait()
+            return await self._open_again()
+        await self._end_failed_session(session, error)
+        return None if self._limit_reached() else await self._reopen()
+
+    async def _end_unused_session(self, session: DuplexSession, error: SessionEnded):
+        """End a session in which nobody came. What was to be said waits for the caller."""
+        await self._leave_session(session)
+        self._given_words.take_back()
+        logger.info(f"{self}: {error}; another one is opened when somebody comes")
+        await self._call_event_handler("on_session_ended", error.session_id, error.reason)
+
+    async def _leave_session(self, session: DuplexSession):
+        self._session = self._given_words.session = None
+        task, self._input_task = self._input_task, None
+        if task:
+            await self.cancel_task(task)
+        await self._finish_turns()
+        await session.close()
 
     async def _announce_end(self, session: DuplexSession):
         left_secs = session.secs_left
@@ -599,12 +644,7 @@ class DuplexLLMService(LLMService):
         await self._call_event_handler("on_session_ending", left_secs)
 
     async def _end_failed_session(self, session: DuplexSession, error: SessionEnded):
-        self._session = self._given_words.session = None
-        task, self._input_task = self._input_task, None
-        if task:
-            await self.cancel_task(task)
-        await self._finish_turns()
-        await session.close()
+        await self._leave_session(session)
         over = self._limit_reached() or not self._reopen_secs
         await self.push_error(str(error), exception=error, force_treat_as_permanent=over)
         await self._tell_unspoken()
@@ -615,28 +655,29 @@ class DuplexLLMService(LLMService):
         return limit_secs is not None and self._handled_steps * STEP_SECS >= limit_secs
 
     async def _reopen(self) -> DuplexSession | None:
-        """Open a fresh session; None if none can be had in time."""
+        """Open a fresh session, which begins at second 0; None if none can be had in time."""
+        session = await self._open_again()
+        if session is not None:
+            self._begin_conversation()
+            self._user_audio.start(self._now_secs())
+        return session
+
+    async def _open_again(self) -> DuplexSession | None:
         if self._backend is None or not self._reopen_secs:
             return None
-        give_up_secs = time.monotonic() + self._reopen_secs
-        pause_secs = FIRST_REOPEN_PAUSE_SECS
+        retry = Retry(self._reopen_secs, REOPEN)
         while True:
             try:
-                session = await self._open_session(self._backend)
-                break
+                return await self._open_session(self._backend)
             except (DuplexError, ValueError) as e:
-                if time.monotonic() + pause_secs > give_up_secs:
-                    await self.push_error(
-                        f"Cannot open a fresh session: {e}",
-                        exception=e,
-                        force_treat_as_permanent=True,
-                    )
-                    return None
-            await asyncio.sleep(pause_secs)
-            pause_secs = min(2 * pause_secs, MAX_REOPEN_PAUSE_SECS)
-        self._begin_conversation()
-        self._user_audio.start(self._now_secs())
-        return session
+                problem = e
+            if not await retry.pause():
+                await self.push_error(
+                    f"Cannot open a fresh session: {problem}",
+                    exception=problem,
+                    force_treat_as_permanent=True,
+                )
+                return None
 
     #
     # words put in the agent's mouth
@@ -764,10 +805,15 @@ class DuplexLLMService(LLMService):
             await self._try_to_say(Saying(frame.text, bool(frame.append_to_context)))
             return
         if isinstance(frame, InputAudioRawFrame):
+            self._somebody_came.set()
             self._input.put_nowait(frame)
         elif isinstance(frame, ClientConnectedFrame):
             # From here on somebody listens, muted or not: the conversation runs.
+            self._somebody_came.set()
             self._user_audio.start(self._now_secs())
+        elif isinstance(frame, SpeechControlParamsFrame) and frame.vad_params is not None:
+            # A detector in front of the service tells of the user's voice: once is enough.
+            self._vad_in_front = True
         elif isinstance(frame, InterruptionFrame):
             self._interrupted = True
             # At once: words that come after it belong to the next answer.
@@ -973,11 +1019,12 @@ class DuplexLLMService(LLMService):
             await self._call_event_handler("on_backchannel", event)
 
     async def _handle_user_started(self, event: UserStarted):
-        await self.broadcast_frame(
-            VADUserStartedSpeakingFrame,
-            start_secs=event.voice_secs,
-            timestamp=self._wall_secs(),
-        )
+        if not self._vad_in_front:
+            await self.broadcast_frame(
+                VADUserStartedSpeakingFrame,
+                start_secs=event.voice_secs,
+                timestamp=self._wall_secs(),
+            )
         # Over the agent it may be a backchannel. Observers take any user turn that opens while
         # the agent speaks for an interruption, so the turn waits for the yield.
         if not event.over_agent:
@@ -988,9 +1035,10 @@ class DuplexLLMService(LLMService):
 
     async def _handle_user_stopped(self, event: UserStopped):
         noticed_secs = self._wall_secs()
-        await self.broadcast_frame(
-            VADUserStoppedSpeakingFrame, stop_secs=event.quiet_secs, timestamp=noticed_secs
-        )
+        if not self._vad_in_front:
+            await self.broadcast_frame(
+                VADUserStoppedSpeakingFrame, stop_secs=event.quiet_secs, timestamp=noticed_secs
+            )
         if not self._upstream.waits_for_wish:
             await self.end_user_turn()
         if not self._speaking:
@@ -1012,7 +1060,7 @@ class DuplexLLMService(LLMService):
         await self._call_event_handler("on_agent_started", event)
 
     async def _handle_yield(self, event: Yielded):
-        text = self._captions.text
+        text = self._monologue.utterance
         self._cut_captions()
         await self._upstream.cut_off()
         await self._given_words.hush(self._session)
@@ -1039,7 +1087,9 @@ class DuplexLLMService(LLMService):
         elif not self._user_turn_proposed:
             # The user spoke over the agent's last words and goes on: their turn now.
             await self._propose_user_turn()
-        await self._call_event_handler("on_agent_stopped", event, self._captions.text)
+        text = self._monologue.utterance
+        await self.trace_utterance(text, yielded=event.yielded)
+        await self._call_event_handler("on_agent_stopped", event, text)
 
     async def _handle_interrupted(self):
         """Somebody else broadcast an interruption: what was pushed is gone."""

@@ -1,9 +1,12 @@
 """The default voice detector: Pipecat's Silero, by the time of the audio."""
 
+import copy
+import functools
 import time
+from typing import Any
 
 from pipecat.audio.vad.silero import SileroVADAnalyzer
-from pipecat.audio.vad.vad_analyzer import VADParams, VADState
+from pipecat.audio.vad.vad_analyzer import VADAnalyzer, VADParams, VADState
 
 RESET_SECS = 2.0
 QUIET_CONFIDENCE = 0.1
@@ -12,6 +15,12 @@ QUIET_CONFIDENCE = 0.1
 # It only observes, so it may be more sensitive than one that decides when an agent speaks, and it
 # may wait out the pauses in a sentence: an answer ends the user's turn by itself.
 PARAMS = VADParams(confidence=0.5, start_secs=0.2, stop_secs=0.4, min_volume=0.3)
+
+
+@functools.cache
+def _load_silero() -> dict[str, Any]:
+    """Return what a Silero detector of Pipecat's consists of, loaded once."""
+    return vars(SileroVADAnalyzer())
 
 
 class VoiceDetector(SileroVADAnalyzer):
@@ -29,7 +38,12 @@ class VoiceDetector(SileroVADAnalyzer):
             params: When a voice counts.
             **kwargs: Arguments of the parent class.
         """
-        super().__init__(params=params, **kwargs)
+        # The parent class would load its model anew for each conversation, which takes 100 ms and
+        # 28 MB. What conversations have of their own is a state that is handed to the model.
+        VADAnalyzer.__init__(self, params=params, **kwargs)
+        for name, value in _load_silero().items():
+            self.__dict__.setdefault(name, copy.copy(value))
+        self._model.reset_states()
         self._counts_audio = hasattr(self, "_maybe_reset_model")
         self._secs_since_reset = 0.0
 

@@ -7,9 +7,13 @@ from pipecat.frames.frames import ErrorFrame
 from pipecat.pipeline.pipeline import Pipeline
 from pipecat.pipeline.worker import PipelineParams, PipelineWorker
 from pipecat.processors.aggregators.llm_context import LLMContext
-from pipecat.processors.aggregators.llm_response_universal import LLMContextAggregatorPair
+from pipecat.processors.aggregators.llm_response_universal import (
+    LLMContextAggregatorPair,
+    LLMUserAggregatorParams,
+)
 from pipecat.transports.base_input import BaseInputTransport
 from pipecat.transports.base_output import BaseOutputTransport
+from pipecat.turns.user_turn_strategies import ExternalUserTurnStrategies
 from pipecat.workers.runner import WorkerRunner
 
 from pipecat_duplex.service.service import DuplexLLMService
@@ -41,7 +45,13 @@ async def run_pipeline(
     Raises:
         DuplexError: The pipeline ended before everything was fed.
     """
-    aggregators = LLMContextAggregatorPair(LLMContext())
+    aggregators = LLMContextAggregatorPair(
+        LLMContext(),
+        # The service proposes these itself; Pipecat's default loads a turn model for each run.
+        user_params=LLMUserAggregatorParams(
+            user_turn_strategies=ExternalUserTurnStrategies(enable_interruptions=False)
+        ),
+    )
     worker = PipelineWorker(
         Pipeline([microphone, aggregators.user(), service, loudspeaker, aggregators.assistant()]),
         params=PipelineParams(

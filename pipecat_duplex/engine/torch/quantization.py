@@ -7,7 +7,6 @@ checkpoints. ``int4`` is NF4 in blocks of 64. Both are made while loading, from 
 from collections.abc import Callable
 from typing import Literal
 
-import bitsandbytes as bnb
 import torch
 from moshi.models.lm import LMModel
 from moshi.modules.streaming import StreamingModule
@@ -109,6 +108,8 @@ def _replace(
 
 
 def _int4(linear: nn.Linear) -> nn.Module:
+    import bitsandbytes as bnb  # says on import what it lacks: only who asks for it hears that
+
     weight = linear.weight
     quantized = bnb.nn.Linear4bit(  # pyright: ignore[reportPrivateImportUsage]
         linear.in_features,
