@@ -22,6 +22,7 @@ from pipecat.frames.frames import (
     MetricsFrame,
     ProposedUserStartedSpeakingFrame,
     ProposedUserStoppedSpeakingFrame,
+    SpeechControlParamsFrame,
     StartFrame,
     TTSAudioRawFrame,
     TTSSpeakFrame,
@@ -77,6 +78,7 @@ from pipecat_duplex.service.frames import (
 )
 from pipecat_duplex.service.given_words import MAX_FINISH_SECS, GivenWords
 from pipecat_duplex.service.settings import DuplexLLMSettings
+from pipecat_duplex.service.tracing import TracedConversation
 from pipecat_duplex.session import (
     SAMPLE_RATE_HZ,
     STEP_SECS,
@@ -114,7 +116,7 @@ class _UserSide:
     voice: UserVoice
 
 
-class DuplexLLMService(LLMService):
+class DuplexLLMService(TracedConversation, LLMService):
     """A full-duplex speech-text model as a Pipecat service.
 
     User audio goes in; agent audio, words, turn frames and interruptions come out. The model
@@ -248,6 +250,7 @@ class DuplexLLMService(LLMService):
             self._backend = _connect_to(url, api_key)
         self._load_error: DuplexError | None = None
         self._unread_context = ""
+        self._vad_in_front = False
         self._somebody_came = asyncio.Event()
         self._vad_analyzer = vad_analyzer
         self._activity: UserActivity | None = None
@@ -378,7 +381,7 @@ class DuplexLLMService(LLMService):
                 f"Cannot open a session: {e}", exception=e, force_treat_as_permanent=True
             )
             return
-        self._session_task = self.create_task(self._run_sessions(self._session))
+        self._session_task = self.create_task(self._converse(self._session))
 
     async def stop(self, frame: EndFrame):
         """Close the session, and every bracket that is open.
@@ -403,14 +406,16 @@ class DuplexLLMService(LLMService):
 
     async def cleanup(self):
         """Release the session, the voice detector and, if it is the service's own, the engine."""
-        await super().cleanup()
-        await self._close_session()
-        if self._activity:
-            await self._activity.cleanup()
-            self._activity = None
-        if self._owns_backend and self._backend:
-            backend, self._backend = self._backend, None
-            await backend.close()
+        try:
+            await self._close_session()
+            activity, self._activity = self._activity, None
+            if activity:
+                await activity.cleanup()
+            if self._owns_backend and self._backend:
+                backend, self._backend = self._backend, None
+                await backend.close()
+        finally:
+            await super().cleanup()
 
     async def _load_engine(self):
         try:
@@ -526,6 +531,18 @@ class DuplexLLMService(LLMService):
             await self._tell_unspoken()
             await self._call_event_handler("on_session_ended", session.id, None)
 
+    async def _converse(self, session: DuplexSession):
+        """Hold the conversation; a fault of ours ends it in words, and frees the session."""
+        try:
+            await self._run_sessions(session)
+        except Exception as e:
+            logger.opt(exception=e).error(f"{self}: the conversation failed")
+            self._session_task = None
+            await self._close_session()
+            await self.push_error(
+                f"The conversation failed: {e}", exception=e, force_treat_as_permanent=True
+            )
+
     async def _run_sessions(self, session: DuplexSession):
         """Hold the conversation, with a fresh session when one fails."""
         greeting = assert_given(self._settings.greeting)
@@ -535,6 +552,7 @@ class DuplexLLMService(LLMService):
             self._session = session
             logger.info(f"{self}: session {session.id} started")
             await self._call_event_handler("on_session_started", session.id)
+            await self.trace_session(session.id)
             await self._say_waiting()
             self._input_task = self.create_task(self._run_input(session))
             try:
@@ -699,6 +717,9 @@ class DuplexLLMService(LLMService):
             # From here on somebody listens, muted or not: the conversation runs.
             self._somebody_came.set()
             self._user_audio.start(self._now_secs())
+        elif isinstance(frame, SpeechControlParamsFrame) and frame.vad_params is not None:
+            # A detector in front of the service tells of the user's voice: once is enough.
+            self._vad_in_front = True
         elif isinstance(frame, InterruptionFrame):
             self._interrupted = True
         elif isinstance(frame, UserStartedSpeakingFrame):
@@ -858,11 +879,12 @@ class DuplexLLMService(LLMService):
             await self._call_event_handler("on_backchannel", event)
 
     async def _handle_user_started(self, event: UserStarted):
-        await self.broadcast_frame(
-            VADUserStartedSpeakingFrame,
-            start_secs=event.voice_secs,
-            timestamp=self._wall_secs(),
-        )
+        if not self._vad_in_front:
+            await self.broadcast_frame(
+                VADUserStartedSpeakingFrame,
+                start_secs=event.voice_secs,
+                timestamp=self._wall_secs(),
+            )
         # Over the agent it may be a backchannel. Observers take any user turn that opens while
         # the agent speaks for an interruption, so the turn waits for the yield.
         if not event.over_agent:
@@ -872,9 +894,10 @@ class DuplexLLMService(LLMService):
 
     async def _handle_user_stopped(self, event: UserStopped):
         noticed_secs = self._wall_secs()
-        await self.broadcast_frame(
-            VADUserStoppedSpeakingFrame, stop_secs=event.quiet_secs, timestamp=noticed_secs
-        )
+        if not self._vad_in_front:
+            await self.broadcast_frame(
+                VADUserStoppedSpeakingFrame, stop_secs=event.quiet_secs, timestamp=noticed_secs
+            )
         await self._end_user_turn()
         if not self._speaking:
             await self.start_ttfb_metrics(start_time=noticed_secs - event.quiet_secs)
@@ -915,7 +938,9 @@ class DuplexLLMService(LLMService):
         elif not self._user_turn_proposed:
             # The user spoke over the agent's last words and goes on: their turn now.
             await self._propose_user_turn()
-        await self._call_event_handler("on_agent_stopped", event, self._monologue.utterance)
+        text = self._monologue.utterance
+        await self.trace_utterance(text, yielded=event.yielded)
+        await self._call_event_handler("on_agent_stopped", event, text)
 
     async def _handle_interrupted(self):
         """Somebody else broadcast an interruption: what was pushed is gone."""
