@@ -4,6 +4,7 @@ Nothing heavy is imported here: ``--help`` answers at once, with neither Pipecat
 """
 
 import functools
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -72,13 +73,14 @@ def _start_logging(verbose: bool) -> None:
     """
     logger.remove()
     if verbose:
-        logger.add(_write_log, level="DEBUG", colorize=sys.stderr.isatty())
+        logger.add(_write_log, level="DEBUG", colorize=sys.stderr.isatty(), diagnose=False)
     else:
         logger.add(
             _write_log,
             level="INFO",
             format=_log_format,
             filter=_is_worth_showing,
+            diagnose=False,  # No values of variables: among them are keys.
         )
 
 
@@ -197,7 +199,7 @@ def serve(
     api_key: Annotated[
         list[str] | None,
         typer.Option(
-            envvar="PIPECAT_DUPLEX_API_KEY", help="Callers must show it; may be given again."
+            help="Callers must show it; may be given again. Or one in PIPECAT_DUPLEX_API_KEY."
         ),
     ] = None,
     allow_origin: Annotated[
@@ -223,19 +225,35 @@ def serve(
     voices: Annotated[
         Path | None, typer.Option(help="Folder of recordings that callers may name as a voice.")
     ] = None,
+    default_voice: Annotated[
+        str | None,
+        typer.Option(help="The voice where a caller names an unknown one; '' is the model's own."),
+    ] = None,
+    static: Annotated[
+        Path | None, typer.Option(help="Folder of a web page to serve beside the API.")
+    ] = None,
+    max_calls_per_address: Annotated[
+        int | None, typer.Option(min=1, help="Calls of one address at a time.")
+    ] = None,
     verbose: Verbose = False,
 ) -> None:
     """Serve the model to callers elsewhere, in Moshi's protocol."""
     _start_logging(verbose)
-    from pipecat_duplex.commands.serve import ServeOptions, run_serve
+    from pipecat_duplex.commands.serve import (
+        EmptyKey,
+        ServeOptions,
+        read_api_keys,
+        refuse_all,
+        run_serve,
+    )
 
-    run_serve(
-        ServeOptions(
+    def options(api_keys: tuple[str, ...]) -> ServeOptions:
+        return ServeOptions(
             checkpoint=checkpoint,
             slots=slots,
             host=host,
             port=port,
-            api_keys=tuple(api_key or ()),
+            api_keys=api_keys,
             allowed_origins=tuple(allow_origin or ()),
             tls_cert=tls_cert,
             tls_key=tls_key,
@@ -245,8 +263,17 @@ def serve(
             device=device,
             quantize=quantize,
             voices=voices,
+            default_voice=default_voice,
+            static=static,
+            max_calls_per_address=max_calls_per_address,
         )
-    )
+
+    try:
+        api_keys = read_api_keys(api_key or (), os.environ)
+    except EmptyKey as problem:
+        refuse_all(options(()), problem)
+    else:
+        raise typer.Exit(run_serve(options(api_keys)))
 
 
 @app.command()
@@ -313,6 +340,98 @@ def doctor(
     from pipecat_duplex.commands.doctor import run_doctor
 
     raise typer.Exit(run_doctor(checkpoint=checkpoint, as_json=as_json))
+
+
+fleet = typer.Typer(help="Run workers on a Ray cluster: see docs/fleet.md.", no_args_is_help=True)
+app.add_typer(fleet, name="fleet")
+
+Cluster = Annotated[str, typer.Option(help="The cluster, as for `ray.init`.")]
+
+
+@fleet.command()
+@_readable_errors
+def up(
+    workers: Annotated[int, typer.Option(min=1, help="How many.")] = 2,
+    checkpoint: Checkpoint = "embedded",
+    slots: Annotated[int, typer.Option(min=1, help="Calls at a time, of each worker.")] = 8,
+    cpus: Annotated[int, typer.Option(min=0, help="Processor cores of each worker.")] = 2,
+    gpus: Annotated[int, typer.Option(min=0, max=1, help="GPUs of each worker.")] = 0,
+    drain_secs: Annotated[
+        float, typer.Option(min=0, help="How long calls may stay that cannot move.")
+    ] = 30.0,
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar="PIPECAT_DUPLEX_API_KEY", help="Callers must show it; may be given again."
+        ),
+    ] = None,
+    registry_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Where bots find the workers.")
+    ] = 8990,
+    cluster: Cluster = "auto",
+    verbose: Verbose = False,
+) -> None:
+    """Start a fleet; one that runs is replaced worker by worker, and its calls move."""
+    _start_logging(verbose)
+    from pipecat_duplex.commands.fleet import WorkerOptions, run_up
+
+    options = WorkerOptions(
+        checkpoint=checkpoint,
+        slots=slots,
+        cpus=cpus,
+        gpus=gpus,
+        drain_secs=drain_secs,
+        api_keys=tuple(api_key or ()),
+    )
+    run_up(cluster, options, workers=workers, registry_port=registry_port)
+
+
+@fleet.command()
+@_readable_errors
+def status(cluster: Cluster = "auto", verbose: Verbose = False) -> None:
+    """See the workers and their calls."""
+    _start_logging(verbose)
+    from pipecat_duplex.commands.fleet import run_status
+
+    run_status(cluster)
+
+
+@fleet.command()
+@_readable_errors
+def scale(
+    workers: Annotated[int, typer.Argument(min=0, help="How many workers there shall be.")],
+    cluster: Cluster = "auto",
+    verbose: Verbose = False,
+) -> None:
+    """Have more workers, or fewer: calls move first."""
+    _start_logging(verbose)
+    from pipecat_duplex.commands.fleet import run_scale
+
+    run_scale(cluster, workers)
+
+
+@fleet.command()
+@_readable_errors
+def drain(
+    node: Annotated[str, typer.Argument(help="The machine: its address, name or id.")],
+    cluster: Cluster = "auto",
+    verbose: Verbose = False,
+) -> None:
+    """Take a machine's workers away; their calls move to others."""
+    _start_logging(verbose)
+    from pipecat_duplex.commands.fleet import run_drain
+
+    run_drain(cluster, node)
+
+
+@fleet.command()
+@_readable_errors
+def down(cluster: Cluster = "auto", verbose: Verbose = False) -> None:
+    """End the fleet."""
+    _start_logging(verbose)
+    from pipecat_duplex.commands.fleet import run_down
+
+    run_down(cluster)
 
 
 if __name__ == "__main__":

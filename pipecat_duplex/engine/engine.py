@@ -1,7 +1,6 @@
 """The engine: a model in this process that serves many conversations at once."""
 
 import asyncio
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -11,14 +10,16 @@ from pipecat_duplex.engine.checkpoint import find_folder, has_graphs, split_hub_
 from pipecat_duplex.engine.loop import StepLoop
 from pipecat_duplex.engine.machine import count_cores
 from pipecat_duplex.engine.model import Loaded, ModelSummary, StepModel
-from pipecat_duplex.engine.persona import find_voices, known_voice
+from pipecat_duplex.engine.persona import Persona, Voices, read_persona
 from pipecat_duplex.engine.session import EngineSession
+from pipecat_duplex.engine.share import LoopShare
 from pipecat_duplex.engine.stats import WINDOW_STEPS, EngineStats
 from pipecat_duplex.session import (
     AtCapacity,
     BackendHealth,
     DuplexBackend,
     DuplexError,
+    InvalidPrompt,
     SessionConfig,
 )
 
@@ -48,7 +49,7 @@ class Engine(DuplexBackend):
         session = await engine.open(SessionConfig(seed=1))
     """
 
-    def __init__(self, step_loop: StepLoop, loaded: Loaded, slots: int, voices: Mapping[str, Path]):
+    def __init__(self, step_loop: StepLoop, loaded: Loaded, slots: int, voices: Voices):
         """Initialize around a running loop; use :meth:`load`."""
         self._step_loop = step_loop
         self._loaded = loaded
@@ -56,6 +57,7 @@ class Engine(DuplexBackend):
         self._summary = loaded.summary
         self._slots = slots
         self._closed = False
+        self._share = LoopShare()
 
     @classmethod
     async def load(
@@ -118,7 +120,7 @@ class Engine(DuplexBackend):
             runtime = "torch"
         if runtime == "onnx" and device not in (None, "cpu"):
             raise ValueError(f"ONNX Runtime runs on the CPU here, not on {device!r}")
-        found = find_voices(Path(voices) if voices is not None else None)
+        found = Voices(Path(voices) if voices is not None else None)
 
         def load_model() -> StepModel:
             if (runtime or _choose_runtime(checkpoint, device)) == "onnx":
@@ -136,7 +138,7 @@ class Engine(DuplexBackend):
                 quantization=quantize,
             )
 
-        step_loop = StepLoop(load_model, slots, gather_ms / 1000, found)
+        step_loop = StepLoop(load_model, slots, gather_ms / 1000)
         try:
             loaded = await asyncio.wrap_future(step_loop.start())
         except asyncio.CancelledError:
@@ -193,16 +195,19 @@ class Engine(DuplexBackend):
 
         Raises:
             AtCapacity: No slot is free; raised at once.
+            InvalidPrompt: There is no such voice, it cannot be read, or role and voice are longer
+                than the model's context.
             DuplexError: The engine is closed or has failed.
         """
         self._check_running()
         sampling = config.sampling(self._summary.sampling)
         config = config.model_copy(update=sampling._asdict())
         if config.voice_prompt:
-            known_voice(config.voice_prompt, self._voices)
+            self._voices.key(config.voice_prompt)
         session = EngineSession(
             config,
             self._loaded,
+            share=self._share,
             wake_engine=self._step_loop.wake,
             leave_slot=self._leave_slot,
         )
@@ -215,12 +220,24 @@ class Engine(DuplexBackend):
             )
         if config.text_prompt or config.voice_prompt:
             try:
-                await session.prepare()
+                await session.prepare(await self._read_persona(config))
             except BaseException:
                 await session.close()
                 raise
         logger.debug(f"Session {session.id} opened, seed {session.config.seed}")
         return session
+
+    async def _read_persona(self, config: SessionConfig) -> Persona:
+        """Read a role and a voice in a thread: a file and a long text take their time."""
+        vocabulary = self._loaded.vocabulary
+        persona = await asyncio.to_thread(read_persona, config, vocabulary, self._voices)
+        context = self._summary.context_steps
+        if persona.frames > context:
+            raise InvalidPrompt(
+                f"the persona takes {persona.frames} steps, and the model looks back on {context}: "
+                "give it a shorter role or voice"
+            )
+        return persona
 
     async def close(self) -> None:
         """End every session and free the model. May be called any number of times."""

@@ -160,6 +160,7 @@ class Speaker:
         self._closing_steps = 0
         self._stall_steps = 0
         self._quiet_steps = OWN_STOP_STEPS
+        self._padding_steps = 0
         self._first_steps = FIRST_STEPS
         self._ear = UserEar()
         self._user_spoke_before = False
@@ -175,6 +176,11 @@ class Speaker:
     def waiting(self) -> int:
         """Utterances that have not begun."""
         return len(self._queue)
+
+    @property
+    def untold(self) -> int:
+        """Utterances that have ended, which no step has told yet."""
+        return len(self._ended)
 
     def say(self, utterance: Utterance, *, cut_in: bool = False) -> None:
         """Queue an utterance.
@@ -239,6 +245,7 @@ class Speaker:
         is_word = text_token not in (TEXT_PADDING, TEXT_END_OF_PADDING)
         speaks = is_word or agent_level_db >= SOUND_LEVEL_DB
         self._quiet_steps = 0 if speaks else self._quiet_steps + 1
+        self._padding_steps = 0 if is_word else self._padding_steps + 1
         self._ear.observe(user_level_db)
 
     def choose(self, sampled: int) -> int:
@@ -273,7 +280,7 @@ class Speaker:
             return SpokenStep(chosen.utterance_id, tuple(ended), chosen.wish)
 
     def _begin(self) -> None:
-        quiet = self._quiet_steps >= OWN_STOP_STEPS
+        quiet = self._is_quiet
         ready = next((each for each in self._queue if each.can_begin), None)
         if ready is None or not (quiet or self._cuts_in):
             return
@@ -285,10 +292,15 @@ class Speaker:
             return
         self._cuts_in = False
         self._piece = self._pause_steps = self._closing_steps = self._stall_steps = 0
-        # From silence there is no word to wait for.
-        self._pause_steps = MAX_PAUSE_STEPS if quiet else 0
+        # From silence there is no word to wait for; padding that has passed is waited for no more.
+        self._pause_steps = MAX_PAUSE_STEPS if quiet else self._padding_steps
         self._mode = _Mode.BOUNDARY
         self._user_spoke_before = self._ear.hears_user
+
+    @property
+    def _is_quiet(self) -> bool:
+        """Whether the model's own utterance is over."""
+        return self._quiet_steps >= OWN_STOP_STEPS
 
     def _force(self, sampled: int) -> int:
         if self._first_steps:
@@ -308,7 +320,8 @@ class Speaker:
         if self._word == len(self._now.words):
             return self._stall(sampled)
         if sampled == TEXT_PADDING:
-            if self._pause_steps < MAX_PAUSE_STEPS:
+            cuts_in_at_the_end = self._word == 0 and self._is_quiet
+            if self._pause_steps < MAX_PAUSE_STEPS and not cuts_in_at_the_end:
                 self._pause_steps += 1
                 return TEXT_PADDING
             if self._word and self._ear.hears_user and not self._user_spoke_before:

@@ -44,6 +44,12 @@ MAX_SHORT_BYTES = 64 * 1024
 MAX_TEXT_BYTES = 4096
 """Longest text, error or piece."""
 
+MAX_TOLD_BYTES = 256 * 1024
+"""Longest text of what was spoken, and of what was not: words that came bit by bit go beyond."""
+
+MAX_UNSAYABLE = 64
+"""Most words that a note tells of as left out."""
+
 _PCM_BYTES = 4 * STEP_SAMPLES
 _TOKENS = struct.Struct(f"<I{STREAMS}H")
 _STEP_HEADER = struct.Struct("<Iiff")
@@ -54,7 +60,7 @@ _LONG_KINDS = (Kind.SAY, Kind.SPEECH)
 def encode(message: Message) -> bytes:
     """Return the bytes of a message.
 
-    Errors and refusals longer than :data:`MAX_TEXT_BYTES` are shortened.
+    Reasons longer than :data:`MAX_TEXT_BYTES`, and what is told of words, are shortened.
     """
     kind, write = _WRITERS[type(message)]
     return bytes([kind]) + write(message)
@@ -227,11 +233,11 @@ def _write_note(message: SpeechNote) -> bytes:
 def _said_fields(said: Said) -> dict[str, Any]:
     fields: dict[str, Any] = {
         "utterance": said.utterance_id,
-        "spoken": said.spoken,
-        "unspoken": said.unspoken,
+        "spoken": shorten(said.spoken, MAX_TOLD_BYTES),
+        "unspoken": shorten(said.unspoken, MAX_TOLD_BYTES),
     }
     if said.unsayable:
-        fields["unsayable"] = list(said.unsayable)
+        fields["unsayable"] = [shorten(word) for word in said.unsayable[:MAX_UNSAYABLE]]
     return fields
 
 

@@ -1,24 +1,25 @@
 """One caller: a socket on one side, a session on the other."""
 
 import asyncio
+import contextlib
 import socket as sockets
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
 from loguru import logger
 
 from pipecat_duplex import protocol
-from pipecat_duplex.conversation.cutter import StepCutter
-from pipecat_duplex.protocol.opus import OpusDecoder, OpusEncoder
+from pipecat_duplex.protocol.opus import OpusEncoder
 from pipecat_duplex.server.call_log import CallDelays, CallRecord
+from pipecat_duplex.server.caller_audio import CallerAudio, TooFast, lag_beyond_step
+from pipecat_duplex.server.connections import Connection, Meter
+from pipecat_duplex.server.fair_clock import FairClock
 from pipecat_duplex.server.limit import RateLimit
 from pipecat_duplex.server.metrics import Metrics
 from pipecat_duplex.server.settings import ServerSettings
 from pipecat_duplex.session import (
-    SAMPLE_RATE_HZ,
     STEP_SECS,
     CannotSay,
     DuplexError,
@@ -47,6 +48,17 @@ MAX_HISTORY_BYTES = 2 * 1024 * 1024
 BURST_SECS = 4.0
 """Messages and bytes are counted over about this time."""
 
+OVERTIME_SECS = 2.0
+"""How much longer than its audio a session may take where the server has a limit."""
+
+MAX_REQUESTS = 256
+"""Words and histories that may wait for the session at a time."""
+
+WATCH_SECS = 0.25
+
+PING_PAYLOAD = protocol.encode(protocol.Ping()) + bytes(3)
+"""Some clients take WebSocket pings for messages: this one is a ping in Moshi's protocol too."""
+
 
 @dataclass(frozen=True, slots=True)
 class Ending:
@@ -65,6 +77,7 @@ class Ending:
 
 CLIENT_LEFT = Ending("client", WSCloseCode.OK, "the caller hung up")
 CLIENT_LOST = Ending("lost", WSCloseCode.ABNORMAL_CLOSURE, "the connection was lost")
+TOO_MUCH = Ending("rate", WSCloseCode.POLICY_VIOLATION, "too many messages, or too many bytes")
 DEAF = Ending("deaf", WSCloseCode.POLICY_VIOLATION, "the caller does not read what it is sent")
 
 
@@ -79,6 +92,7 @@ class Call:
         asked: protocol.SessionRequest,
         settings: ServerSettings,
         metrics: Metrics,
+        clock: FairClock,
     ):
         """Initialize.
 
@@ -89,6 +103,7 @@ class Call:
             asked: What the caller asked for.
             settings: What the server allows.
             metrics: Where steps are counted.
+            clock: The time by which the caller has to be.
         """
         self._socket = socket
         self._request = request
@@ -96,23 +111,22 @@ class Call:
         self._asked = asked
         self._settings = settings
         self._metrics = metrics
+        self._clock = clock
         self._stopped: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
-        now_secs = time.monotonic()
-        self._started_secs = self._audio_at_secs = self._pong_at_secs = now_secs
-        rate = settings.messages_per_sec
-        self._messages = RateLimit(rate, BURST_SECS * rate)
-        self._bytes = RateLimit(settings.bytes_per_sec, BURST_SECS * settings.bytes_per_sec)
-        self._audio = RateLimit(SAMPLE_RATE_HZ, settings.ahead_secs * SAMPLE_RATE_HZ)
-        self._uses_opus = asked.audio_format == "opus"
-        # Of this call only: no state of a codec outlives it.
-        self._decoder = OpusDecoder() if self._uses_opus else None
-        self._encoder = OpusEncoder() if self._uses_opus else None
-        self._cutter = StepCutter()
+        self._started_secs = time.monotonic()
+        now_secs = clock.now_secs()
+        self._began_secs = self._pong_at_secs = now_secs
+        self._audio = CallerAudio(asked.audio_format, settings.ahead_secs, now_secs)
+        self._encoder = OpusEncoder() if asked.audio_format == "opus" else None
         self._delays = CallDelays()
         self._requests: asyncio.Queue[protocol.Say | protocol.Hold | bytes] = asyncio.Queue()
         self._history = bytearray()
+        self._is_restoring = False
         self._greeted = False
+        self._text_told = False
         self._ends_at_secs: float | None = None
+        # When each of the messages that are being sent was begun.
+        self._sending: dict[object, float] = {}
 
     @property
     def moves(self) -> bool:
@@ -120,9 +134,14 @@ class Call:
         return self._asked.moves
 
     @property
+    def waiting_secs(self) -> float:
+        """How long the oldest step without an answer has waited."""
+        return self._audio.waiting_secs(self._clock.now_secs())
+
+    @property
     def lag_secs(self) -> float:
-        """Delay of the last step beyond a step's length."""
-        return max(0.0, self._delays.last_secs - STEP_SECS)
+        """Delay beyond a step's length: of the last step, or of one that has not come back."""
+        return lag_beyond_step(max(self._delays.last_secs, self.waiting_secs))
 
     async def warn(self, secs_left: float) -> None:
         """Tell the caller that the call will end.
@@ -135,7 +154,7 @@ class Call:
             return  # The greeting says so.
         try:
             await self._send_message(self._greeting().to_metadata())
-        except (TimeoutError, ConnectionError):
+        except ConnectionError:
             pass  # The call finds out by itself.
 
     def stop(self, ending: Ending) -> None:
@@ -149,13 +168,14 @@ class Call:
         Returns:
             What is to be said about it.
         """
-        self._shorten_buffers()
+        self._prepare_transport()
         pumps = [
             asyncio.ensure_future(pump)
             for pump in (
                 self._receive(),
                 self._send(),
                 self._watch(),
+                self._ping(),
                 self._answer_requests(),
                 self._stopped,
             )
@@ -179,31 +199,34 @@ class Call:
     async def _receive(self) -> Ending:
         while True:
             message = await self._socket.receive()
+            ending = None
             if message.type == WSMsgType.BINARY:
                 ending = self._take(message.data)
+            elif message.type == WSMsgType.TEXT:
+                self._note_text()
             elif message.type == WSMsgType.PING:
-                await self._socket.pong(message.data)
-                ending = self._check_rate(len(message.data))
+                with self._timed():
+                    await self._socket.pong(message.data)
             elif message.type == WSMsgType.PONG:
-                self._pong_at_secs = time.monotonic()
-                ending = self._check_rate(len(message.data))
+                self._pong_at_secs = self._clock.now_secs()
             else:
                 ending = self._explain_end(message)
             if ending is not None:
                 return ending
 
+    def _note_text(self) -> None:
+        """Ignore a text message, as moshi.server does, and say so once."""
+        if not self._text_told:
+            self._text_told = True
+            logger.info(f"Session {self._session.id}: text messages are ignored; use binary ones")
+
     def _take(self, data: bytes) -> Ending | None:
-        too_fast = self._check_rate(len(data))
-        if too_fast:
-            return too_fast
         try:
             message = protocol.parse(data)
-            if isinstance(message, protocol.Audio):
-                self._take_opus(message.data)
-            elif isinstance(message, protocol.Pcm):
-                self._take_pcm(message.pcm)
+            if isinstance(message, protocol.Audio | protocol.Pcm):
+                self._take_audio(message)
             elif isinstance(message, protocol.Say | protocol.Hold):
-                self._requests.put_nowait(message)
+                self._put_request(message)
             elif isinstance(message, protocol.HistoryPiece):
                 self._take_history(message.data)
         except protocol.TooLong as e:
@@ -212,40 +235,32 @@ class Call:
             return Ending("protocol", WSCloseCode.INVALID_TEXT, str(e))
         except SessionEnded:
             return None  # The steps that are still on their way come first, then the reason.
-        except _TooFast:
-            return Ending(
-                "rate",
-                WSCloseCode.POLICY_VIOLATION,
-                f"audio runs more than {self._settings.ahead_secs:g} s ahead of the clock",
-            )
+        except TooFast as e:
+            return Ending("rate", WSCloseCode.POLICY_VIOLATION, str(e))
         return None
 
-    def _take_opus(self, data: bytes) -> None:
-        if self._decoder is None:
-            raise protocol.WireError("audio in Opus, where raw audio was agreed on")
-        # Minutes of Opus silence fit into a small message: what is too much is not decoded.
-        room = max(0, int(self._audio.room(time.monotonic()))) + SAMPLE_RATE_HZ
-        pcm = self._decoder.decode(data, max_samples=room)
-        if not len(pcm):
-            return
-        self._count_audio(len(pcm))
-        for step in self._cutter.push(pcm):
-            self._session.send(step)
-
-    def _take_pcm(self, pcm: np.ndarray) -> None:
-        if self._uses_opus:
-            raise protocol.WireError("raw audio, which was not agreed on: ask for format=pcm")
-        self._count_audio(len(pcm))
-        self._session.send(pcm)
+    def _take_audio(self, message: protocol.Audio | protocol.Pcm) -> None:
+        now_secs = self._clock.now_secs()
+        for pcm in self._audio.take(message, now_secs):
+            self._session.send(pcm)
+            self._audio.note_sent(now_secs)
 
     def _take_history(self, piece: bytes) -> None:
         if piece:
             self._history += piece
             if len(self._history) > MAX_HISTORY_BYTES:
                 raise protocol.WireError(f"a history of more than {MAX_HISTORY_BYTES} bytes")
-        else:
-            self._requests.put_nowait(bytes(self._history))
-            self._history.clear()
+            return
+        if self._is_restoring:
+            raise protocol.WireError("a history while another is being taken up")
+        self._is_restoring = True
+        self._put_request(bytes(self._history))
+        self._history.clear()
+
+    def _put_request(self, request: protocol.Say | protocol.Hold | bytes) -> None:
+        if self._requests.qsize() >= MAX_REQUESTS:
+            raise TooFast(f"{MAX_REQUESTS} requests wait for an answer already")
+        self._requests.put_nowait(request)
 
     async def _answer_requests(self) -> Ending:
         """Pass on what the caller asks of the session, in its order."""
@@ -255,19 +270,22 @@ class Call:
                 if isinstance(request, bytes):
                     answer = await self._restore(request)
                 elif isinstance(request, protocol.Hold):
-                    answer = await self._session.hold(request.held)
+                    answer = await self._hold(request)
                 else:
                     answer = await self._say(request)
             except SessionEnded:
                 continue  # The reason comes after the steps that are still on their way.
-            self._audio_at_secs = time.monotonic()
             try:
                 if answer is not None:
                     await self._send_message(answer)
-            except TimeoutError:
-                return DEAF
             except ConnectionError:
                 return CLIENT_LOST
+
+    async def _hold(self, hold: protocol.Hold) -> None:
+        try:
+            await self._session.hold(hold.held)
+        except CannotSay as e:
+            logger.info(f"Session {self._session.id}: the model's own words are not kept back: {e}")
 
     async def _say(self, say: protocol.Say) -> protocol.SayAnswer | None:
         if say.text is None:
@@ -292,23 +310,12 @@ class Call:
             raise
         except DuplexError as e:
             return protocol.HistoryPiece(protocol.shorten(str(e)).encode())
+        finally:
+            self._is_restoring = False
+        self._audio.debt.forgive(self._clock.now_secs())
         return protocol.HistoryPiece(b"")
 
-    def _count_audio(self, samples: int) -> None:
-        self._audio_at_secs = time.monotonic()
-        if not self._audio.take(samples, self._audio_at_secs):
-            raise _TooFast
-
-    def _check_rate(self, size: int) -> Ending | None:
-        now_secs = time.monotonic()
-        if self._messages.take(1, now_secs) and self._bytes.take(size, now_secs):
-            return None
-        return Ending("rate", WSCloseCode.POLICY_VIOLATION, "too many messages, or too long ones")
-
     def _explain_end(self, message: WSMessage) -> Ending:
-        if message.type == WSMsgType.TEXT:
-            reason = "a text message came where the protocol has binary ones"
-            return Ending("protocol", WSCloseCode.UNSUPPORTED_DATA, reason)
         if message.type == WSMsgType.ERROR:
             code = self._socket.close_code or WSCloseCode.PROTOCOL_ERROR
             return Ending("protocol", code, f"the WebSocket broke: {message.data}")
@@ -324,9 +331,8 @@ class Call:
         try:
             await self._greet()
             async for step in self._session.steps():
+                self._audio.note_answered()
                 await self._send_step(step)
-        except TimeoutError:
-            return DEAF
         except SessionEnded as e:
             return self._session_ending(e)
         except ConnectionError:
@@ -343,7 +349,7 @@ class Call:
         greeting = [protocol.Handshake(), self._greeting().to_metadata()]
         # Simple clients take the first message for the handshake. Those who want raw audio must
         # know before the handshake whether they have it.
-        for message in greeting if self._uses_opus else reversed(greeting):
+        for message in reversed(greeting) if self._encoder is None else greeting:
             await self._send_message(message)
         self._greeted = True
 
@@ -364,8 +370,18 @@ class Call:
             await self._send_message(protocol.Audio(self._encoder.encode(step.pcm)))
 
     async def _send_message(self, message: protocol.Message) -> None:
-        async with asyncio.timeout(self._settings.send_secs):
+        with self._timed():
             await self._socket.send_bytes(protocol.encode(message))
+
+    @contextlib.contextmanager
+    def _timed(self) -> Iterator[None]:
+        """Let the watch know for how long something has been on its way out."""
+        sending = object()
+        self._sending[sending] = self._clock.now_secs()
+        try:
+            yield
+        finally:
+            del self._sending[sending]
 
     def _greeting(self) -> protocol.Greeting:
         config, memory = self._session.config, self._session.memory
@@ -390,27 +406,35 @@ class Call:
     #
 
     async def _watch(self) -> Ending:
-        """End the call when the caller is gone, deaf or asleep."""
+        """End the call when the caller is gone, deaf or asleep, or its time is over."""
         settings = self._settings
-        pinged_secs = time.monotonic()
-        interval_secs = min(1.0, settings.ping_secs, settings.idle_secs / 4)
+        limit_secs = settings.max_session_secs
         while True:
-            await asyncio.sleep(interval_secs)
-            now_secs = time.monotonic()
+            await asyncio.sleep(WATCH_SECS)
+            now_secs = self._clock.now_secs()
             if now_secs - self._pong_at_secs > settings.dead_secs:
                 return DEAF
-            if now_secs - self._audio_at_secs > settings.idle_secs:
-                reason = f"no audio came for {settings.idle_secs:g} s"
+            if now_secs - min(self._sending.values(), default=now_secs) > settings.send_secs:
+                return DEAF
+            if self._is_restoring:
+                self._audio.debt.forgive(now_secs)
+            elif self._audio.debt.secs(now_secs) > settings.idle_secs:
+                reason = (
+                    f"no audio came for {settings.idle_secs:g} s, or not half as much as is due"
+                )
                 return Ending("idle", WSCloseCode.POLICY_VIOLATION, reason)
-            if now_secs - pinged_secs >= settings.ping_secs:
-                pinged_secs = now_secs
-                try:
-                    async with asyncio.timeout(settings.send_secs):
-                        await self._socket.ping()
-                except TimeoutError:
-                    return DEAF
-                except ConnectionError:
-                    return CLIENT_LOST
+            if limit_secs is not None and now_secs - self._began_secs > limit_secs + OVERTIME_SECS:
+                reason = f"the session reached the server's limit of {limit_secs:g} s"
+                return Ending("limit", WSCloseCode.OK, reason)
+
+    async def _ping(self) -> Ending:
+        while True:
+            await asyncio.sleep(self._settings.ping_secs)
+            try:
+                with self._timed():
+                    await self._socket.ping(PING_PAYLOAD)
+            except ConnectionError:
+                return CLIENT_LOST
 
     async def _close(self, ending: Ending) -> None:
         """Say why, and close; a caller who does not read is cut off."""
@@ -428,7 +452,8 @@ class Call:
         if transport is not None and (ending is DEAF or not self._socket.closed):
             transport.abort()
 
-    def _shorten_buffers(self) -> None:
+    def _prepare_transport(self) -> None:
+        """Keep buffers short, and count what comes in below the WebSocket."""
         transport = self._request.transport
         if transport is None:
             return
@@ -437,6 +462,19 @@ class Call:
         if connection is not None:
             connection.setsockopt(sockets.SOL_SOCKET, sockets.SO_SNDBUF, SEND_BUFFER_BYTES)
             connection.setsockopt(sockets.SOL_SOCKET, sockets.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
+        protocol_below = transport.get_protocol()
+        if isinstance(protocol_below, Connection):
+            protocol_below.begin_call()
+        assert isinstance(protocol_below, asyncio.Protocol)
+        rate, sizes = self._settings.messages_per_sec, self._settings.bytes_per_sec
+        meter = Meter(
+            protocol_below,
+            frames=RateLimit(rate, BURST_SECS * rate),
+            sizes=RateLimit(sizes, BURST_SECS * sizes),
+            now_secs=time.monotonic,
+            on_excess=lambda: self.stop(TOO_MUCH),
+        )
+        transport.set_protocol(meter)
 
     def _record(self, ending: Ending) -> CallRecord:
         delays = self._delays
@@ -452,10 +490,6 @@ class Call:
             ending=ending.kind,
             reason=" ".join(ending.reason.split()),
         )
-
-
-class _TooFast(Exception):
-    """Audio comes faster than it may."""
 
 
 def _first_ending(pumps: Sequence[asyncio.Future[Ending]]) -> Ending:

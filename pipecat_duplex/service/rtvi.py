@@ -49,7 +49,7 @@ class DuplexRTVIFeed(FrameProcessor):
     ``duplex-yield``, when the user spoke over the agent and the model fell silent. RTVI's own
     ``bot-interrupted`` and ``bot-llm-stopped`` for it come just before:
 
-    - ``text``: What was heard of the agent's utterance.
+    - ``text``: What the agent had said of its utterance.
     - ``time_secs``: When it fell silent.
     - ``delay_secs``: From the user's first sound over the agent to the agent's silence.
 

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterable, AsyncIterator
 from typing import NamedTuple, Protocol
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from pipecat_duplex.session.history import History, ResumeKey
 from pipecat_duplex.session.step import Step
@@ -30,6 +30,12 @@ class Sampling(NamedTuple):
     audio_temperature: float
     audio_top_k: int
 
+
+MAX_TOP_K = 1_000_000
+"""Largest top-k that may be asked for: more than any vocabulary has tokens."""
+
+MAX_SECS = 1e9
+"""Longest limit of a session that may be asked for: 31 years."""
 
 MOSHI_SAMPLING = Sampling(0.7, 25, 0.8, 250)
 """Moshi's published settings: the defaults of ``moshi.models.lm.LMGen``."""
@@ -55,14 +61,22 @@ class SessionConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    text_temperature: float | None = Field(default=None, ge=0, le=10, allow_inf_nan=False)
-    text_top_k: int | None = Field(default=None, ge=1)
-    audio_temperature: float | None = Field(default=None, ge=0, le=10, allow_inf_nan=False)
-    audio_top_k: int | None = Field(default=None, ge=1)
+    text_temperature: float | None = Field(default=None, ge=0, le=10)
+    text_top_k: int | None = Field(default=None, ge=1, le=MAX_TOP_K)
+    audio_temperature: float | None = Field(default=None, ge=0, le=10)
+    audio_top_k: int | None = Field(default=None, ge=1, le=MAX_TOP_K)
     seed: int | None = Field(default=None, ge=0, lt=2**63)
-    max_secs: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    max_secs: float | None = Field(default=None, gt=0, le=MAX_SECS)
     text_prompt: str | None = Field(default=None, max_length=8000)
     voice_prompt: str | None = Field(default=None, max_length=200)
+
+    @field_validator("text_prompt", "voice_prompt")
+    @classmethod
+    def _check_text(cls, text: str | None) -> str | None:
+        """Refuse text that no encoding has: half of a surrogate pair stands for no character."""
+        if text is not None and any("\ud800" <= character <= "\udfff" for character in text):
+            raise ValueError("it holds half of a surrogate pair, which is no character")
+        return text
 
     @classmethod
     def greedy(cls, **changes) -> "SessionConfig":

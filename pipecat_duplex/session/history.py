@@ -58,11 +58,16 @@ class History:
     audio: np.ndarray
 
     def __post_init__(self):
-        """Check the shapes.
+        """Check types and shapes.
 
         Raises:
-            InvalidHistory: They are none that a history has.
+            InvalidHistory: No history has such types or shapes.
         """
+        for name, array in (("codes", self.codes), ("audio", self.audio)):
+            if not isinstance(array, np.ndarray):
+                raise InvalidHistory(f"the {name} of a history are of type {type(array).__name__}")
+        if not isinstance(self.fingerprint, str) or not isinstance(self.complete, bool):
+            raise InvalidHistory("a history's fingerprint is text, and it is complete or not")
         if self.codes.ndim != 2 or self.codes.shape[0] != STREAMS:
             raise InvalidHistory(f"a history has {STREAMS} rows, not shape {self.codes.shape}")
         if not np.issubdtype(self.codes.dtype, np.integer):
@@ -71,6 +76,8 @@ class History:
             raise InvalidHistory(f"a history has 1 to {MAX_STEPS} steps, not {self.steps}")
         if self.audio.ndim != 2 or self.audio.shape[1] != STEP_SAMPLES:
             raise InvalidHistory(f"the audio of a history has shape {self.audio.shape}")
+        if not np.issubdtype(self.audio.dtype, np.floating):
+            raise InvalidHistory(f"the audio of a history is of {self.audio.dtype}, not of floats")
         if not np.isfinite(self.audio).all():
             raise InvalidHistory("the audio of a history holds NaN or infinity")
 
@@ -96,6 +103,15 @@ class History:
             raise InvalidHistory("the history holds numbers below 0")
         if self.codes[0].max() >= text_tokens or self.codes[1:].max() >= audio_tokens:
             raise InvalidHistory("the history holds numbers that are no tokens of the checkpoint")
+
+    def last(self, steps: int) -> "History":
+        """Return the last part of it; a conversation cannot go on from more than a model's context.
+
+        Args:
+            steps: How many steps to keep, at least 1.
+        """
+        codes, audio = self.codes[:, -steps:], self.audio[-min(steps, AUDIO_STEPS) :]
+        return History(self.fingerprint, codes, self.complete and self.steps <= steps, audio)
 
     def to_bytes(self) -> bytes:
         """Return it as bytes: a header in JSON, the codes step by step, and 16-bit audio."""

@@ -1,6 +1,7 @@
 """How numbers, money, dates, times and symbols are spoken: written words become spoken ones."""
 
 import re
+import unicodedata
 
 _MONEY = {
     "$": ("dollar", "dollars", "cent", "cents"),
@@ -37,6 +38,8 @@ _RANGE = re.compile(rf"({_NUMBER})[-–]({_NUMBER})")
 _PARTS = re.compile(rf"{_NUMBER}|°[CF]|[^\W\d_]+(?:['’][^\W\d_]+)*|[&+=%@#×÷°$€£]|[-−](?=\d)|\S")
 _AROUND = re.compile(r"^[\"'“‘(\[]*(.*?)[\"'”’)\]]*([.,;:!?…]*)[\"'”’)\]]*$", re.DOTALL)
 _MARKUP = "*_`~"
+_JOINT = re.compile(r"(?<=[^\W\d_])[\W_]+(?=[^\W\d_])")
+_INSIDE_WORDS = ("'", "’", "‘", "ʼ", "-", "‐", "‑", "·")
 
 
 def spoken_words(word: str) -> list[str]:
@@ -46,15 +49,16 @@ def spoken_words(word: str) -> list[str]:
         word: A word between two spaces, such as ``hello``, ``$12.50`` or ``10:30,``.
 
     Returns:
-        The word itself where it holds no number and no symbol; otherwise its words in English,
-        in lower case. Punctuation behind it stays at the last one. Markdown's marks around a word
-        are left out; marks alone are no words.
+        The word itself where it holds no number and no symbol, or several if punctuation parts
+        them (``hello,how``); otherwise its words in English, in lower case. Punctuation behind it
+        stays at the last one. Markdown's marks around a word are left out; marks alone are no
+        words.
     """
     word = word.strip(_MARKUP)
     if not word.strip("#"):
         return []
     if not any(map(str.isdigit, word)) and not any(sign in word for sign in _SYMBOLS):
-        return [word]
+        return _parted(word)
     around = _AROUND.match(word)
     assert around is not None  # It matches any text.
     try:
@@ -65,6 +69,22 @@ def spoken_words(word: str) -> list[str]:
     if not words:
         return [word]
     return [*words[:-1], words[-1] + around[2]]
+
+
+def _parted(word: str) -> list[str]:
+    """Part words between which punctuation stands without a space; it stays at the first one."""
+    ends = [joint.end() for joint in _JOINT.finditer(word) if _parts_words(word, joint)]
+    return [word[start:end] for start, end in zip([0, *ends], [*ends, len(word)], strict=True)]
+
+
+def _parts_words(word: str, joint: re.Match[str]) -> bool:
+    signs = joint[0]
+    if signs == ".":  # "one.two", but not "U.S." or "e.g."
+        before, after = word[: joint.start()], word[joint.end() :]
+        return before[-2:].isalpha() and after[:2].isalpha() and min(len(before), len(after)) > 1
+    # Vowel signs and the like are parts of a word in many scripts.
+    is_punctuation = all(unicodedata.category(sign)[0] in "PS" for sign in signs)
+    return is_punctuation and signs not in _INSIDE_WORDS
 
 
 def _speak(text: str) -> str:

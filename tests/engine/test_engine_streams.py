@@ -127,6 +127,23 @@ def test_a_cutter_gives_whole_words_whatever_the_pieces(pieces: list[str]) -> No
         ("3kg", "three kg"),
         ("**bold**", "bold"),
         ("##", ""),
+        ("hello,how", "hello, how"),
+        ("hello—how", "hello— how"),
+        ("nine;we", "nine; we"),
+        ("hello...how", "hello... how"),
+        ("one.two", "one. two"),
+        ("wait!?what", "wait!? what"),
+        ("and/or", "and/ or"),
+        ("hello(there)", "hello( there)"),
+        ('"hello",she', '"hello", she'),
+        ("你好，世界", "你好， 世界"),
+        ("10:30,we", "ten thirty we"),
+        ("don't", "don't"),
+        ("O’Brien", "O’Brien"),
+        ("well-known", "well-known"),
+        ("U.S.", "U.S."),
+        ("e.g.,this", "e.g., this"),
+        ("नमस्ते", "नमस्ते"),
     ],
 )
 def test_written_words_as_they_are_spoken(written: str, expected: str) -> None:
@@ -146,6 +163,13 @@ def test_numbers_are_said_where_the_model_has_their_words(tokenizer) -> None:  #
     assert unsayable == ("kubernetes", "$5", "12:00")
     large = Vocabulary(tokenizer, words_only=False)
     assert [word.text for word in large.spell("$5 now")] == ["five", "dollars", "now"]
+
+
+def test_punctuation_parts_words_with_a_space_or_without(tokenizer) -> None:  # noqa: F811
+    vocabulary = Vocabulary(tokenizer, words_only=True)
+    for text in ("hello,how", "hello—how", "hello.how", "hello-how", "hello;how!", "hello/how"):
+        words = vocabulary.spell(text)
+        assert [vocabulary.piece(word.tokens[0]) for word in words] == ["▁hello", "▁how"]
 
 
 async def stream(*pieces: str):

@@ -106,18 +106,14 @@ async def end_of(socket) -> tuple[int | None, str]:
         (protocol.encode(protocol.Pcm(np.full_like(SILENCE, np.nan))), 1007, "NaN"),
         (protocol.encode(protocol.Audio(b"OggS")), 1007, "raw audio"),
         (protocol.encode(protocol.Metadata({}))[:-1], 1007, "JSON"),
-        ("text", 1003, "binary"),
     ],
-    ids=["noise", "half a frame", "nan", "the other format", "half of JSON", "text"],
+    ids=["noise", "half a frame", "nan", "the other format", "half of JSON"],
 )
 async def test_what_does_not_belong_ends_the_call(message, code, reason):
     async with faulty() as server, Neighbour(server):
         async with calling(server, format="pcm") as socket:
             await read_until(socket, protocol.Handshake)
-            if isinstance(message, str):
-                await socket.send_str(message)
-            else:
-                await socket.send_bytes(message)
+            await socket.send_bytes(message)
             ended, told = await end_of(socket)
         assert ended == code
         assert reason in told
@@ -204,7 +200,7 @@ async def connect_deaf(server, receive_buffer: int = 4096) -> sockets.socket:
     loop = asyncio.get_running_loop()
     await loop.sock_connect(connection, ("127.0.0.1", server.port))
     request = (
-        "GET /api/chat?format=pcm HTTP/1.1\r\nHost: here\r\nConnection: Upgrade\r\n"
+        "GET /api/chat?format=pcm HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: Upgrade\r\n"
         "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
         "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
     )
@@ -266,6 +262,7 @@ def resident_mb() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
+@pytest.mark.slow
 async def test_a_thousand_connects_and_disconnects():
     async with faulty(slots=20) as server, Neighbour(server) as neighbour:
 
@@ -312,3 +309,64 @@ async def test_a_step_that_raises_ends_its_session_only():
         async with calling(server, format="pcm", text_seed=13) as socket:
             assert await end_of(socket) == (1011, "the server failed")
         await wait_until(lambda: server.sessions_open == 1)
+
+
+async def test_text_messages_are_ignored_as_moshi_server_does():
+    async with faulty() as server, calling(server, format="pcm") as socket:
+        await read_until(socket, protocol.Handshake)
+        for _ in range(3):
+            await socket.send_str("hello")
+        await socket.send_bytes(protocol.encode(protocol.Pcm(SILENCE)))
+        assert await read_until(socket, protocol.AgentStep)
+
+
+@pytest.mark.parametrize(
+    "message", [protocol.encode(protocol.Pcm(SILENCE)), b'\x12{"request":1,"text":" "}', b"\x06"]
+)
+async def test_a_frame_now_and_then_holds_no_slot(message):
+    async with faulty(idle_secs=0.6) as server, calling(server, format="pcm") as socket:
+
+        async def hold():
+            while not socket.closed:
+                await socket.send_bytes(message)
+                await asyncio.sleep(0.35)
+
+        holding = asyncio.create_task(hold())
+        code, reason = await end_of(socket)
+        holding.cancel()
+        assert code == 1008 and "audio" in reason
+
+
+async def test_the_clock_limits_a_session_too(monkeypatch):
+    monkeypatch.setattr("pipecat_duplex.server.call.OVERTIME_SECS", 0.2)
+    async with faulty(max_session_secs=0.5) as server, calling(server, format="pcm") as socket:
+        assert (await end_of(socket))[0] == 1000
+        await wait_until(lambda: server.metrics.ended["limit"] == 1)
+
+
+async def test_empty_fragments_are_counted():
+    async with faulty(messages_per_sec=50) as server:
+        connection = await connect_deaf(server, 65536)
+        loop = asyncio.get_running_loop()
+        with contextlib.suppress(ConnectionError):
+            await loop.sock_sendall(connection, b"\x02\x80" + bytes(4))
+            for _ in range(100):
+                await loop.sock_sendall(connection, (b"\x00\x80" + bytes(4)) * 100)
+                await asyncio.sleep(0.01)
+        await wait_until(lambda: server.metrics.ended["rate"] == 1)
+        connection.close()
+
+
+async def test_bytes_of_a_message_that_never_ends_are_counted():
+    async with faulty(bytes_per_sec=20_000) as server:
+        connection = await connect_deaf(server, 65536)
+        loop = asyncio.get_running_loop()
+        with contextlib.suppress(ConnectionError):
+            await loop.sock_sendall(
+                connection, b"\x82\xff" + (1 << 19).to_bytes(8, "big") + bytes(4)
+            )
+            for _ in range(30):
+                await loop.sock_sendall(connection, bytes(10_000))
+                await asyncio.sleep(0.01)
+        await wait_until(lambda: server.metrics.ended["rate"] == 1)
+        connection.close()

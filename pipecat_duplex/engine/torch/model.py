@@ -1,7 +1,7 @@
 """The model with its slots: one step for every conversation whose frame is there."""
 
 import gc
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -11,12 +11,13 @@ from moshi.models.compression import MimiModel
 from moshi.modules.streaming import StreamingModule
 
 from pipecat_duplex.engine.checkpoint import CODEBOOKS
-from pipecat_duplex.engine.model import ChooseWord, ModelSummary, SlotOutput, StepModel
+from pipecat_duplex.engine.model import ChooseWord, ModelSummary, Parts, SlotOutput, StepModel
 from pipecat_duplex.engine.prefix import Prefix
 from pipecat_duplex.engine.torch.checkpoint import Checkpoint, load_checkpoint
 from pipecat_duplex.engine.torch.prefill import SoloStates
 from pipecat_duplex.engine.torch.quantization import Quantization, keep_rings_in
 from pipecat_duplex.engine.torch.sampling import SlotLMGen
+from pipecat_duplex.engine.torch.undo import StateCopy
 from pipecat_duplex.session import STEP_SAMPLES, SessionConfig
 
 LANGUAGE_PASS_STEPS = 128
@@ -49,6 +50,16 @@ class MaskedModules:
             for module in self._modules:
                 module.set_exec_mask(mask)
             self._running = running
+
+    @property
+    def running(self) -> list[bool]:
+        """Which slots the next call changes."""
+        return self._running
+
+    @running.setter
+    def running(self, running: list[bool]) -> None:
+        """Take note of masks that were put back to what they were."""
+        self._running = running
 
     def reset(self, slots: Iterable[int]) -> None:
         """Put slots back to their beginning."""
@@ -124,16 +135,20 @@ class BatchedModel(StepModel):
         self._steps_done[slot] = 0  # the first step resets the state, together with others'
         self._lm_gen.sampler.set_slot(slot, config)
 
-    def encode(self, audio: np.ndarray) -> np.ndarray:
-        """Encode audio by itself, in no slot."""
+    def encode_parts(self, audio: np.ndarray) -> Parts[np.ndarray]:
+        """Encode audio by itself, in no slot, a part at each ``next``."""
         solo = SoloStates(self._mimi, CODEC_PASS_STEPS * self._codec_hops)
         codes: list[np.ndarray] = []
         for pcm in _passes(torch.from_numpy(audio), CODEC_PASS_STEPS):
             codes.append(self._encode_solo(solo, pcm))
+            yield
         return np.concatenate(codes, axis=1)
 
-    def prefill(self, slot: int, prefix: Prefix) -> Iterator[None]:
+    def prefill(
+        self, slot: int, prefix: Prefix, is_alone: Callable[[], bool] = lambda: False
+    ) -> Iterator[None]:
         """Let a conversation that has just joined go on from what is known of it."""
+        self.keep()
         lm = self._lm_gen.lm_model
         initial = lm._get_initial_token()[0, :, 0].tolist()
         columns = torch.from_numpy(prefix.columns(lm.delays, initial)).to(self._device)
@@ -151,6 +166,7 @@ class BatchedModel(StepModel):
             with codec.swapped_in():
                 self._mimi.decode(part.T[None].to(self._device))
             yield
+        self.keep()
         solo.copy_into(slot)
         codec.copy_into(slot)
         for pcm in late:
@@ -195,10 +211,11 @@ class BatchedModel(StepModel):
         self, frames: Mapping[int, np.ndarray], choose_word: ChooseWord | None = None
     ) -> dict[int, SlotOutput]:
         """Run one step for the slots that have a frame; the others do not notice."""
+        self._save()
         newcomers = [slot for slot in frames if self._steps_done[slot] == 0]
         if newcomers:
-            for lane in (self._encoder, self._language, self._decoder):
-                lane.reset(newcomers)
+            for modules in self._masked_modules():
+                modules.reset(newcomers)
         running = [slot in frames for slot in range(self.slots)]
         speaking = [
             runs and done >= self._delay_steps
@@ -220,8 +237,33 @@ class BatchedModel(StepModel):
             self._steps_done[slot] += 1
         return outputs
 
+    def keep(self) -> None:
+        """Make the last step final."""
+        self._saved_steps = None
+
+    def undo(self) -> None:
+        """Bring every slot back to where it was before the last step, failed or not."""
+        if self._saved_steps is None:
+            return
+        self._state_copy.bring_back()
+        self._steps_done, masks = self._saved_steps
+        for modules, running in zip(self._masked_modules(), masks, strict=True):
+            modules.running = running
+        self._lm_gen.sampler.put_back()
+        self._saved_steps = None
+
+    def _save(self) -> None:
+        """Remember what is before a step."""
+        self._state_copy.save()
+        masks = [modules.running for modules in self._masked_modules()]
+        self._saved_steps = (list(self._steps_done), masks)
+        self._lm_gen.sampler.begin_step()
+
+    def _masked_modules(self) -> tuple[MaskedModules, ...]:
+        return self._encoder, self._language, self._decoder
+
     def restart(self) -> None:
-        """Build the streaming state anew after a failed step, which leaves it undefined."""
+        """Build the streaming state anew; every conversation is lost."""
         self._streaming.close()
         self._start_streaming()
         for slot in range(self.slots):
@@ -229,7 +271,7 @@ class BatchedModel(StepModel):
 
     def _free(self) -> None:
         self._streaming.close()
-        del self._mimi, self._lm_gen, self._encoder, self._language, self._decoder
+        del self._mimi, self._lm_gen, self._encoder, self._language, self._decoder, self._state_copy
         gc.collect()  # modules and their streaming states refer to each other
         if self._on_gpu:
             torch.cuda.empty_cache()
@@ -245,6 +287,8 @@ class BatchedModel(StepModel):
         self._encoder = MaskedModules(encoder, self.slots)
         self._decoder = MaskedModules(decoder, self.slots)
         self._language = MaskedModules([self._lm_gen], self.slots)
+        self._state_copy = StateCopy([self._mimi, self._lm_gen, self._lm_gen.lm_model])
+        self._saved_steps: tuple[list[int], list[list[bool]]] | None = None
         self._steps_done = [0] * self.slots
 
     def _allocate_buffers(self, streams: int) -> None:
