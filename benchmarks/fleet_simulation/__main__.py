@@ -42,10 +42,12 @@ def show_choice(workers: Sequence[int], seeds: int) -> dict[tuple[int, float], C
     kept: dict[tuple[int, float], Counts] = {}
     load = 0.9
     for count in workers:
-        choices = [(1, 0.0), (2, 0.0), (8, 0.0), (8, 1.0), (8, 5.0)]
+        choices = [(1, 0.0), (2, 0.0), (8, 0.0), (8, 5.0)]
         for ask, age_secs in choices:
-            short = 60.0 if count > 1000 else 600.0
-            plan = Plan(count, load=load, ask=ask, stale_secs=age_secs, secs=short)
+            secs = 600.0 if count <= 100 else 60.0 if count <= 1000 else 15.0
+            plan = Plan(count, load=load, ask=ask, stale_secs=age_secs, secs=secs)
+            if count > 1000:
+                plan = dataclasses.replace(plan, warm_secs=15.0)
             counts = simulate(plan, seeds if count <= 100 else 1)
             fullest = float(np.mean(counts.fullest))
             if age_secs == 0:
