@@ -2,10 +2,21 @@
 
 import numpy as np
 import pytest
-from pipecat.frames.frames import OutputTransportMessageUrgentFrame, TTSAudioRawFrame
+from pipecat.audio.vad.silero import SileroVADAnalyzer
+from pipecat.frames.frames import (
+    InterruptionFrame,
+    OutputTransportMessageUrgentFrame,
+    TTSAudioRawFrame,
+    UserStartedSpeakingFrame,
+    UserStoppedSpeakingFrame,
+    VADUserStartedSpeakingFrame,
+    VADUserStoppedSpeakingFrame,
+)
 from pipecat.observers.turn_tracking_observer import TurnTrackingObserver
 from pipecat.observers.user_bot_latency_observer import UserBotLatencyObserver
+from pipecat.processors.aggregators.llm_response_universal import LLMUserAggregatorParams
 from pipecat.processors.audio.audio_buffer_processor import AudioBufferProcessor
+from pipecat.processors.frame_processor import FrameDirection
 
 from pipecat_duplex.scripted import Script, ScriptedBackend
 from pipecat_duplex.session import STEP_SECS
@@ -66,6 +77,39 @@ async def test_latency_is_that_of_the_voices():
     # The level of a detector, not of a microphone: the last sounds die away.
     user_end = np.flatnonzero(np.abs(user) > 0.02)[-1] / RATE_HZ
     assert latencies and latencies[0] == pytest.approx(first_pts - user_end, abs=0.15)
+
+
+@pytest.mark.parametrize("in_front", [False, True])
+@by_the_clock
+async def test_one_start_and_one_stop_an_utterance_also_with_a_detector_in_front(in_front):
+    """A ``vad_analyzer`` that was left in the user aggregator tells of the voice in our place."""
+    observer = UserBotLatencyObserver()
+    latencies = []
+
+    async def on_latency_measured(_observer, secs):
+        latencies.append(secs)
+
+    observer.add_event_handler("on_latency_measured", on_latency_measured)
+    vad = SileroVADAnalyzer() if in_front else None
+    conversation = await converse(
+        ScriptedBackend(Script(replies=["yes indeed"], reply_steps=6)),
+        np.concatenate([silence(1), speech("barge_in"), silence(3)]),
+        realtime=True,
+        observers=[observer],
+        user_params=LLMUserAggregatorParams(vad_analyzer=vad),
+    )
+    names = conversation.event_names()
+    for frame_type, event in (
+        (VADUserStartedSpeakingFrame, "on_user_started"),
+        (VADUserStoppedSpeakingFrame, "on_user_stopped"),
+    ):
+        frames = conversation.near.of(frame_type, direction=FrameDirection.DOWNSTREAM)
+        assert len(frames) == names.count(event) == 1
+    assert len(latencies) == 1
+    turns = (UserStartedSpeakingFrame, UserStoppedSpeakingFrame)
+    turns = conversation.near.of(*turns, direction=FrameDirection.DOWNSTREAM)
+    assert len(turns) == 2
+    assert not conversation.near.of(InterruptionFrame)
 
 
 async def record(script: Script) -> tuple[Conversation, np.ndarray, np.ndarray, np.ndarray]:

@@ -8,9 +8,12 @@ import time
 
 import numpy as np
 import pytest
+from pipecat.clocks.system_clock import SystemClock
 from pipecat.frames.frames import (
     BotStartedSpeakingFrame,
     BotStoppedSpeakingFrame,
+    CancelFrame,
+    EndFrame,
     ErrorFrame,
     InputAudioRawFrame,
     InterruptionFrame,
@@ -19,6 +22,7 @@ from pipecat.frames.frames import (
     LLMFullResponseStartFrame,
     LLMTextFrame,
     MetricsFrame,
+    StartFrame,
     TTSAudioRawFrame,
     TTSSpeakFrame,
     TTSStartedFrame,
@@ -31,7 +35,12 @@ from pipecat.frames.frames import (
 )
 from pipecat.metrics.metrics import TTFBMetricsData
 from pipecat.processors.aggregators.llm_context import LLMContext
-from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
+from pipecat.processors.frame_processor import (
+    FrameDirection,
+    FrameProcessor,
+    FrameProcessorSetup,
+)
+from pipecat.utils.asyncio.task_manager import TaskManager, TaskManagerParams
 
 from pipecat_duplex import (
     AgentYieldedFrame,
@@ -46,7 +55,7 @@ from pipecat_duplex import (
 from pipecat_duplex.scripted import FINGERPRINT, WORD_STEPS, Script, ScriptedBackend
 from pipecat_duplex.session import STEP_SAMPLES, STEP_SECS
 from pipecat_duplex.session.history import STREAMS, History
-from tests.pipeline import Conversation, converse, is_sound, silence, speech
+from tests.pipeline import Conversation, converse, is_sound, noter, silence, speech
 from tests.stalls import by_the_clock
 
 LONG = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
@@ -544,6 +553,55 @@ async def test_cleanup_twice_and_without_a_pipeline():
     service = DuplexLLMService(backend=fast())
     await service.cleanup()
     await service.cleanup()
+
+
+@pytest.mark.parametrize(
+    "calls",
+    [
+        [],
+        ["start"],
+        ["start", "stop"],
+        ["start", "cancel"],
+        ["start", "stop", "cancel"],
+        ["stop"],
+        ["cancel"],
+        ["start", "start", "stop", "stop", "cancel", "cancel"],
+    ],
+)
+async def test_any_part_of_its_life_may_be_skipped(calls):
+    backend = fast(opening="hello")
+    service = DuplexLLMService(backend=backend, settings=DuplexLLMService.Settings(greeting="hi"))
+    ended = []
+    service.add_event_handler("on_session_ended", noter(ended, "on_session_ended"))
+    task_manager = TaskManager()
+    task_manager.setup(TaskManagerParams(loop=asyncio.get_running_loop()))
+    setup = FrameProcessorSetup(
+        clock=SystemClock(), task_manager=task_manager, pipeline_worker=None, observer=None
+    )
+    await service.setup(setup)
+    frames = {"start": StartFrame(), "stop": EndFrame(), "cancel": CancelFrame()}
+    for call in calls:
+        await getattr(service, call)(frames[call])
+        await asyncio.sleep(0)
+    for _ in range(2):
+        await service.cleanup()
+    await asyncio.sleep(0.01)
+    assert len(ended) == calls.count("start") - ("start" in calls and calls.count("start") > 1)
+    assert all(session.closed for session in backend.sessions)
+    assert not task_manager.current_tasks()
+
+
+async def test_a_fault_inside_ends_the_conversation_in_words(monkeypatch):
+    def broken(self, *_args, **_options):
+        raise RuntimeError("broken on purpose")
+
+    monkeypatch.setattr("pipecat_duplex.service.service.TurnTracker.step", broken)
+    backend = fast(opening="hello")
+    conversation = await converse(backend, silence(1))
+    (error,) = conversation.near_user.of(ErrorFrame)
+    assert "broken on purpose" in error.error
+    assert not conversation.service.is_usable
+    assert all(session.closed for session in backend.sessions)
 
 
 async def test_a_given_backend_is_not_closed():
