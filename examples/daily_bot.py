@@ -40,7 +40,6 @@ from pipecat.processors.aggregators.llm_response_universal import (
 from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
 from pipecat.runner.types import DailyRunnerArguments
 from pipecat.transports.daily.transport import DailyParams, DailyTransport
-from pipecat.turns.user_turn_strategies import ExternalUserTurnStrategies
 from pipecat.workers.runner import WorkerRunner
 
 from pipecat_duplex import (
@@ -48,6 +47,7 @@ from pipecat_duplex import (
     BackchannelFrame,
     DuplexBackend,
     DuplexLLMService,
+    DuplexUserTurnStrategies,
     MonologueTextFrame,
 )
 
@@ -118,10 +118,8 @@ async def run_bot(transport: DailyTransport, *, handle_sigint: bool = False):
     duplex = DuplexLLMService(backend=await shared_backend())
     user_aggregator, assistant_aggregator = LLMContextAggregatorPair(
         LLMContext(),
-        # The service proposes these itself; Pipecat's default loads a turn model for each room.
-        user_params=LLMUserAggregatorParams(
-            user_turn_strategies=ExternalUserTurnStrategies(enable_interruptions=False)
-        ),
+        # The service's own. Pipecat's default would load a turn model for each room.
+        user_params=LLMUserAggregatorParams(user_turn_strategies=DuplexUserTurnStrategies()),
     )
     pipeline = Pipeline(
         [

@@ -36,7 +36,6 @@ from pipecat.processors.aggregators.llm_response_universal import (
 )
 from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
 from pipecat.transports.websocket.fastapi import FastAPIWebsocketParams, FastAPIWebsocketTransport
-from pipecat.turns.user_turn_strategies import ExternalUserTurnStrategies
 from pipecat.workers.runner import WorkerRunner
 
 from pipecat_duplex import (
@@ -45,6 +44,7 @@ from pipecat_duplex import (
     DuplexBackend,
     DuplexLLMService,
     DuplexMetricsData,
+    DuplexUserTurnStrategies,
 )
 from pipecat_duplex.telephony import (
     MediaStream,
@@ -139,10 +139,8 @@ async def run_call(
     log = CallLog()
     user_aggregator, assistant_aggregator = LLMContextAggregatorPair(
         LLMContext(),
-        # The service proposes these itself; Pipecat's default loads a turn model for each call.
-        user_params=LLMUserAggregatorParams(
-            user_turn_strategies=ExternalUserTurnStrategies(enable_interruptions=False)
-        ),
+        # The service's own. Pipecat's default would load a turn model for each call.
+        user_params=LLMUserAggregatorParams(user_turn_strategies=DuplexUserTurnStrategies()),
     )
     pipeline = Pipeline(
         [

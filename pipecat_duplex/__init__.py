@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         DuplexLLMSettings,
         DuplexMetricsData,
         DuplexRTVIFeed,
+        DuplexUserTurnStrategies,
         MonologueTextFrame,
         UnheardTextFrame,
     )
@@ -55,6 +56,7 @@ _LAZY = {
     "DuplexLLMSettings": "service.settings",
     "DuplexMetricsData": "service.frames",
     "DuplexRTVIFeed": "service.rtvi",
+    "DuplexUserTurnStrategies": "service.user_turns",
     "Engine": "engine",
     "History": "session.history",
     "MonologueTextFrame": "service.frames",
@@ -78,6 +80,7 @@ __all__ = [
     "DuplexMetricsData",
     "DuplexRTVIFeed",
     "DuplexSession",
+    "DuplexUserTurnStrategies",
     "Engine",
     "History",
     "InvalidAudio",

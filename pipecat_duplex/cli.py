@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from loguru import logger
@@ -16,6 +16,12 @@ from loguru import logger
 from pipecat_duplex.commands.encoding import print_in_any_encoding
 from pipecat_duplex.session import DuplexError
 from pipecat_duplex.version import __version__
+
+if TYPE_CHECKING:
+    from loguru import Record
+
+WARNING = 30
+"""loguru's number for warnings."""
 
 app = typer.Typer(
     name="pipecat-duplex",
@@ -71,11 +77,22 @@ def _start_logging(verbose: bool) -> None:
     else:
         logger.add(
             _write_log,
-            level="WARNING",
-            format="{level}: {message}",
+            level="INFO",
+            format=_log_format,
+            filter=_is_worth_showing,
             diagnose=False,  # No values of variables: among them are keys.
-            filter=lambda record: (record["name"] or "").startswith("pipecat_duplex"),
         )
+
+
+def _is_worth_showing(record: "Record") -> bool:
+    """The package's own warnings, and what a person should know before it happens."""
+    own = (record["name"] or "").startswith("pipecat_duplex")
+    return own and (record["level"].no >= WARNING or bool(record["extra"].get("notice")))
+
+
+def _log_format(record: "Record") -> str:
+    plain = "{message}\n" if record["level"].no < WARNING else "{level}: {message}\n"
+    return plain + "{exception}"
 
 
 def _write_log(line: str) -> None:
@@ -323,6 +340,98 @@ def doctor(
     from pipecat_duplex.commands.doctor import run_doctor
 
     raise typer.Exit(run_doctor(checkpoint=checkpoint, as_json=as_json))
+
+
+fleet = typer.Typer(help="Run workers on a Ray cluster: see docs/fleet.md.", no_args_is_help=True)
+app.add_typer(fleet, name="fleet")
+
+Cluster = Annotated[str, typer.Option(help="The cluster, as for `ray.init`.")]
+
+
+@fleet.command()
+@_readable_errors
+def up(
+    workers: Annotated[int, typer.Option(min=1, help="How many.")] = 2,
+    checkpoint: Checkpoint = "embedded",
+    slots: Annotated[int, typer.Option(min=1, help="Calls at a time, of each worker.")] = 8,
+    cpus: Annotated[int, typer.Option(min=0, help="Processor cores of each worker.")] = 2,
+    gpus: Annotated[int, typer.Option(min=0, max=1, help="GPUs of each worker.")] = 0,
+    drain_secs: Annotated[
+        float, typer.Option(min=0, help="How long calls may stay that cannot move.")
+    ] = 30.0,
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar="PIPECAT_DUPLEX_API_KEY", help="Callers must show it; may be given again."
+        ),
+    ] = None,
+    registry_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Where bots find the workers.")
+    ] = 8990,
+    cluster: Cluster = "auto",
+    verbose: Verbose = False,
+) -> None:
+    """Start a fleet; one that runs is replaced worker by worker, and its calls move."""
+    _start_logging(verbose)
+    from pipecat_duplex.commands.fleet import WorkerOptions, run_up
+
+    options = WorkerOptions(
+        checkpoint=checkpoint,
+        slots=slots,
+        cpus=cpus,
+        gpus=gpus,
+        drain_secs=drain_secs,
+        api_keys=tuple(api_key or ()),
+    )
+    run_up(cluster, options, workers=workers, registry_port=registry_port)
+
+
+@fleet.command()
+@_readable_errors
+def status(cluster: Cluster = "auto", verbose: Verbose = False) -> None:
+    """See the workers and their calls."""
+    _start_logging(verbose)
+    from pipecat_duplex.commands.fleet import run_status
+
+    run_status(cluster)
+
+
+@fleet.command()
+@_readable_errors
+def scale(
+    workers: Annotated[int, typer.Argument(min=0, help="How many workers there shall be.")],
+    cluster: Cluster = "auto",
+    verbose: Verbose = False,
+) -> None:
+    """Have more workers, or fewer: calls move first."""
+    _start_logging(verbose)
+    from pipecat_duplex.commands.fleet import run_scale
+
+    run_scale(cluster, workers)
+
+
+@fleet.command()
+@_readable_errors
+def drain(
+    node: Annotated[str, typer.Argument(help="The machine: its address, name or id.")],
+    cluster: Cluster = "auto",
+    verbose: Verbose = False,
+) -> None:
+    """Take a machine's workers away; their calls move to others."""
+    _start_logging(verbose)
+    from pipecat_duplex.commands.fleet import run_drain
+
+    run_drain(cluster, node)
+
+
+@fleet.command()
+@_readable_errors
+def down(cluster: Cluster = "auto", verbose: Verbose = False) -> None:
+    """End the fleet."""
+    _start_logging(verbose)
+    from pipecat_duplex.commands.fleet import run_down
+
+    run_down(cluster)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pipecat_duplex.engine.machine import count_cores
 from pipecat_duplex.engine.model import Loaded, ModelSummary, StepModel
 from pipecat_duplex.engine.persona import Persona, Voices, read_persona
 from pipecat_duplex.engine.session import EngineSession
+from pipecat_duplex.engine.share import LoopShare
 from pipecat_duplex.engine.stats import WINDOW_STEPS, EngineStats
 from pipecat_duplex.session import (
     AtCapacity,
@@ -56,6 +57,7 @@ class Engine(DuplexBackend):
         self._summary = loaded.summary
         self._slots = slots
         self._closed = False
+        self._share = LoopShare()
 
     @classmethod
     async def load(
@@ -205,6 +207,7 @@ class Engine(DuplexBackend):
         session = EngineSession(
             config,
             self._loaded,
+            share=self._share,
             wake_engine=self._step_loop.wake,
             leave_slot=self._leave_slot,
         )

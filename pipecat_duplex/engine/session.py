@@ -13,7 +13,9 @@ import numpy as np
 from pipecat_duplex.engine.model import Loaded
 from pipecat_duplex.engine.persona import Persona
 from pipecat_duplex.engine.preparation import Preparation
+from pipecat_duplex.engine.share import Allowance, LoopShare
 from pipecat_duplex.engine.speech import MAX_WAITING, Speaker, Utterance
+from pipecat_duplex.engine.vocabulary import Spelling
 from pipecat_duplex.session import (
     STEP_SECS,
     CannotSay,
@@ -26,7 +28,14 @@ from pipecat_duplex.session import (
 )
 from pipecat_duplex.session.history import History, ResumeKey
 from pipecat_duplex.session.inbox import StepInbox
+from pipecat_duplex.session.saying import MAX_SAY_BYTES, check_words
 from pipecat_duplex.session.streams import TextStreams, WordCutter
+
+SAY_BURST_CHARS = MAX_SAY_BYTES
+"""Characters that a session may ask to be said at once: two hours of speech."""
+
+SAY_CHARS_PER_SEC = 1000
+"""Characters a second that it may go on with: fifty times as many as anybody speaks."""
 
 
 class Frame(NamedTuple):
@@ -50,6 +59,7 @@ class EngineSession(DuplexSession):
         config: SessionConfig,
         loaded: Loaded,
         *,
+        share: LoopShare,
         wake_engine: Callable[[], None],
         leave_slot: Callable[["EngineSession"], None],
     ):
@@ -58,6 +68,7 @@ class EngineSession(DuplexSession):
         Args:
             config: What the conversation asks of the model. Without a seed, one is drawn.
             loaded: The model that it is held with.
+            share: In which texts are spelled, beside those of other sessions.
             wake_engine: Called after a frame was put into ``waiting``.
             leave_slot: Called once, when the session is over.
         """
@@ -72,6 +83,9 @@ class EngineSession(DuplexSession):
         self._restored = False
         self._loaded = loaded
         self._utterances = 0
+        self._share = share
+        self._sayable = Allowance(SAY_CHARS_PER_SEC, SAY_BURST_CHARS)
+        self._spelling = asyncio.Lock()
         self._cutters: dict[int, WordCutter] = {}
         self._streams = TextStreams()
         self._id = secrets.token_hex(4)
@@ -193,39 +207,73 @@ class EngineSession(DuplexSession):
     async def say(
         self, text: str | AsyncIterable[str], *, cut_in: bool = False, more: bool = False
     ) -> int:
-        """Let the agent speak these words; see :class:`~pipecat_duplex.session.DuplexSession`."""
+        """Let the agent speak these words; see :class:`~pipecat_duplex.session.DuplexSession`.
+
+        A long text is spelled beside the steps of others, which takes a moment. A session may say
+        :data:`SAY_BURST_CHARS` characters at once, and :data:`SAY_CHARS_PER_SEC` a second.
+        """
         if not isinstance(text, str):
             return await self._streams.say(self, text, cut_in=cut_in)
         self._inbox.check_open()
-        number = self._utterances + 1
-        words = () if more else self._loaded.vocabulary.spell(text)
         if self.speaker.waiting >= MAX_WAITING and not cut_in:
             raise CannotSay(f"{MAX_WAITING} utterances are waiting already")
-        self._utterances = number
-        self.speaker.say(Utterance(number, words, more), cut_in=cut_in)
-        if more:
-            self._cutters[number] = WordCutter()
-            await self.say_more(number, text)
-        return number
+        if self.speaker.untold >= MAX_WAITING:
+            raise CannotSay(f"{MAX_WAITING} utterances have ended since the last step was taken")
+        self._allow(text)
+        async with self._spelling:  # in the order of the calls
+            words = () if more else (await self._spell(text)).all_words()
+            self._inbox.check_open()
+            self._utterances = number = self._utterances + 1
+            self.speaker.say(Utterance(number, words, more), cut_in=cut_in)
+            if more:
+                self._cutters[number] = WordCutter()
+                await self._add(number, text, more=True)
+            return number
 
     async def say_more(self, utterance_id: int, text: str, *, more: bool = True) -> None:
         """Add to an utterance; see :class:`~pipecat_duplex.session.DuplexSession`."""
         self._inbox.check_open()
+        if utterance_id not in self._cutters:
+            return
+        try:
+            self._allow(text)
+            async with self._spelling:
+                await self._add(utterance_id, text, more=more)
+        except CannotSay:
+            self._cutters.pop(utterance_id, None)
+            self.speaker.say_more(utterance_id, (), more=False)
+            raise
+
+    async def _add(self, utterance_id: int, text: str, *, more: bool) -> None:
         cutter = self._cutters.get(utterance_id)
         if cutter is None:
             return
-        try:
-            whole = cutter.push(text) + ("" if more else cutter.end())
-        except CannotSay:
-            self._cutters.pop(utterance_id)
-            self.speaker.say_more(utterance_id, (), more=False)
-            raise
+        whole = cutter.push(text) + ("" if more else cutter.end())
         if more and not whole:
             return
-        words, unsayable = self._loaded.vocabulary.spell_known(whole)
-        goes_on = self.speaker.say_more(utterance_id, words, more=more, unsayable=unsayable)
+        spelling = await self._spell(whole)
+        goes_on = self.speaker.say_more(
+            utterance_id,
+            tuple(spelling.words),
+            more=more,
+            unsayable=tuple(spelling.unsayable),
+        )
         if not (goes_on and more):
             self._cutters.pop(utterance_id, None)
+
+    def _allow(self, text: str) -> None:
+        """Raise if this is no text, or a session asks for more than anybody can speak."""
+        check_words(text)
+        if not self._sayable.spend(len(text), time.monotonic()):
+            raise CannotSay(
+                f"{len(text)} characters come too soon: a session may say {SAY_BURST_CHARS} at "
+                f"once, and {SAY_CHARS_PER_SEC} a second from then on"
+            )
+
+    async def _spell(self, text: str) -> Spelling:
+        spelling = Spelling(self._loaded.vocabulary, text)
+        await self._share.run(spelling.parts())
+        return spelling
 
     async def hold(self, held: bool = True) -> None:
         """Keep the model's own words back; see :class:`~pipecat_duplex.session.DuplexSession`."""
@@ -235,7 +283,8 @@ class EngineSession(DuplexSession):
     async def hush(self) -> None:
         """Drop what :meth:`say` has not spoken yet."""
         self._inbox.check_open()
-        self.speaker.hush()
+        async with self._spelling:
+            self.speaker.hush()
 
     async def close(self) -> None:
         """Leave the conversation and free its slot. May be called any number of times."""

@@ -177,6 +177,11 @@ class Speaker:
         """Utterances that have not begun."""
         return len(self._queue)
 
+    @property
+    def untold(self) -> int:
+        """Utterances that have ended, which no step has told yet."""
+        return len(self._ended)
+
     def say(self, utterance: Utterance, *, cut_in: bool = False) -> None:
         """Queue an utterance.
 

@@ -180,18 +180,19 @@ class RemoteFleet(DuplexBackend):
     def _sample(self, members: list[Member]) -> list[Member]:
         if len(members) <= SAMPLE:
             return members
-        now_secs = time.monotonic()
-        sound = [each for each in members if now_secs - each.failed_at_secs > FAILED_SECS]
+        sound = [each for each in members if not self._failed_lately(each)]
         return random.sample(sound if len(sound) >= SAMPLE else members, SAMPLE)
 
     async def _rank(self, members: list[Member]) -> list[Member]:
         """Order servers: the emptiest first, those that can hardly take a call last."""
-        if len(members) == 1:
-            return members
-        question = self._ask(tuple(members))
+        # One that failed just now would only be waited for.
+        sound = tuple(member for member in members if not self._failed_lately(member))
+        if len(sound) < 2:
+            return sorted(members, key=lambda member: member not in sound)
+        question = self._ask(sound)
         told = await asyncio.shield(question.answer)
         loads: dict[Member, ServerLoad] = {}
-        for member in members:
+        for member in sound:
             coming = member.chosen - question.settled[member]
             if member in told:
                 load = told[member]
@@ -214,13 +215,16 @@ class RemoteFleet(DuplexBackend):
         return question
 
     def _place(self, member: Member, load: ServerLoad | None) -> int:
-        if time.monotonic() - member.failed_at_secs < FAILED_SECS:
+        if self._failed_lately(member):
             return FAILED
         if load is None:
             return UNKNOWN
         if load.draining:
             return DRAINING
         return WITH_ROOM if load.used < load.slots else FULL
+
+    def _failed_lately(self, member: Member) -> bool:
+        return time.monotonic() - member.failed_at_secs < FAILED_SECS
 
     def _calls_at(self, member: Member) -> int:
         """Count the calls of this process at a server, with those under way to it."""

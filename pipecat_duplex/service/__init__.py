@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pipecat_duplex.service.rtvi import DuplexRTVIFeed
     from pipecat_duplex.service.service import DuplexLLMService
     from pipecat_duplex.service.settings import DuplexLLMSettings
+    from pipecat_duplex.service.user_turns import DuplexUserTurnStrategies
 
 _MODULES = {
     "AgentYieldedFrame": "frames",
@@ -25,6 +26,7 @@ _MODULES = {
     "DuplexLLMSettings": "settings",
     "DuplexMetricsData": "frames",
     "DuplexRTVIFeed": "rtvi",
+    "DuplexUserTurnStrategies": "user_turns",
     "MonologueTextFrame": "frames",
     "UnheardTextFrame": "frames",
 }
@@ -36,6 +38,7 @@ __all__ = [
     "DuplexLLMSettings",
     "DuplexMetricsData",
     "DuplexRTVIFeed",
+    "DuplexUserTurnStrategies",
     "MonologueTextFrame",
     "UnheardTextFrame",
 ]

@@ -12,6 +12,7 @@ from aiohttp import web
 
 from pipecat_duplex.remote import RemoteFleet, is_one_server
 from pipecat_duplex.remote.discovery import read_workers
+from pipecat_duplex.remote.fleet import ONE_OF_SEVERAL
 from pipecat_duplex.remote.load import read_load
 from pipecat_duplex.scripted import ScriptedBackend
 from pipecat_duplex.server import DuplexServer
@@ -32,8 +33,16 @@ def used(servers: list[DuplexServer]) -> list[int]:
     return [server.sessions_open for server in servers]
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait for every answer: this is about who is called, on machines that are busy too."""
+    monkeypatch.setattr("pipecat_duplex.remote.load.ASK_SECS", 20.0)
+    monkeypatch.setattr("pipecat_duplex.remote.load.GRACE_SECS", 20.0)
+    monkeypatch.setitem(ONE_OF_SEVERAL, "connect_secs", 20.0)
+
+
 @pytest.mark.parametrize("at_once", [1, 200])
-async def test_callers_are_spread(at_once: int) -> None:
+async def test_callers_are_spread(at_once: int, patient: None) -> None:
     async with several(5, slots=60) as servers:
         fleet = RemoteFleet([chat_url(server) for server in servers])
         for _ in range(200 // at_once):
@@ -43,7 +52,7 @@ async def test_callers_are_spread(at_once: int) -> None:
         await fleet.close()
 
 
-async def test_callers_from_many_bots_are_spread() -> None:
+async def test_callers_from_many_bots_are_spread(patient: None) -> None:
     async with several(5, slots=60) as servers:
         fleets = [RemoteFleet([chat_url(server) for server in servers]) for _ in range(40)]
         for fleet in fleets:
@@ -52,7 +61,7 @@ async def test_callers_from_many_bots_are_spread() -> None:
         await asyncio.gather(*(fleet.close() for fleet in fleets))
 
 
-async def test_large_and_small_servers_are_filled_alike() -> None:
+async def test_large_and_small_servers_are_filled_alike(patient: None) -> None:
     async with serving(slots=30) as large, serving(slots=10) as small:
         fleet = RemoteFleet([chat_url(large), chat_url(small)])
         for _ in range(20):

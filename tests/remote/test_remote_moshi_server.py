@@ -20,7 +20,7 @@ from tests.server.processes import started
 
 pytestmark = pytest.mark.engine
 
-WRAPPER = Path(__file__).with_name("run_moshi_server.py")
+WRAPPER = Path(__file__).parents[2] / "harness" / "run_moshi_server.py"
 
 
 def free_port() -> int:

@@ -262,6 +262,7 @@ def resident_mb() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
+@pytest.mark.slow
 async def test_a_thousand_connects_and_disconnects():
     async with faulty(slots=20) as server, Neighbour(server) as neighbour:
 

@@ -45,6 +45,7 @@ async def test_sigterm_lets_sessions_finish_and_refuses_new_ones():
         await process.wait_for_line("session scripted-0 .*client .* 12 steps in pcm", 0.1)
 
 
+@pytest.mark.slow
 async def test_a_session_that_goes_on_too_long_is_told_so():
     async with scripted_server("one", "drain_secs=0.1", "log=json") as (process, url):
         session = await RemoteBackend(url).open(SessionConfig())

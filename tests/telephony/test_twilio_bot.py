@@ -75,6 +75,7 @@ def torn_secs(call: Call) -> float:
     return sum(gap.secs for gap in call.player().gaps)
 
 
+@pytest.mark.slow
 async def test_loss_and_jitter_tear_nothing_and_delay_nothing(logs):
     """5 % loss and 60 ms of jitter, beside an even line: a busy machine tears both alike."""
     words = " ".join(["word"] * 16)
@@ -97,6 +98,7 @@ async def test_loss_and_jitter_tear_nothing_and_delay_nothing(logs):
     assert min(lost) == 0 and 0.1 < max(lost) < 1.2
 
 
+@pytest.mark.slow
 async def test_two_calls_have_their_own_conversations(logs):
     """One caller talks over the agent, the other one listens; each presses keys of their own."""
     backend = ScriptedBackend(Script(opening=STORY, step_secs=0), slots=2)
@@ -198,7 +200,7 @@ async def test_a_signature_that_is_replayed_opens_no_stream(logs):
     assert sum("token is wrong" in line for line in logs) == 6
 
 
-async def test_no_call_loads_a_turn_model(monkeypatch):
+async def test_no_call_loads_a_turn_model(monkeypatch, logs):
     """Pipecat's default would take 11 MB and 50 ms of the event loop for each call."""
 
     def load(*args, **kwargs):
@@ -210,6 +212,7 @@ async def test_no_call_loads_a_turn_model(monkeypatch):
     async with serving(ScriptedBackend(Script(opening="hello there", step_secs=0))) as bot:
         call = await Caller(silence(1, RATE_HZ)).call(bot.media)
     assert call.times("media")
+    assert not [line for line in logs if "strateg" in line]  # Pipecat warns of odd ones
 
 
 async def test_the_answer_connects_the_stream():
@@ -317,6 +320,7 @@ async def send_and_listen(url: str, messages: list) -> tuple[int | None, str]:
     return socket.close_code, socket.close_reason or ""
 
 
+@pytest.mark.slow
 async def test_bad_input_is_refused_and_nothing_else_is_affected(logs):
     """While one caller listens to a story, others send what is not the protocol."""
     story = " ".join(["word"] * 400)

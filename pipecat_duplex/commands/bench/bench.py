@@ -1,5 +1,6 @@
 """``bench``: how many conversations an engine or a server holds in real time."""
 
+import asyncio
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -16,8 +17,15 @@ from rich.table import Table
 
 from pipecat_duplex.commands.audio_file import read_audio
 from pipecat_duplex.commands.bench.callers import PLAYOUT_SECS
-from pipecat_duplex.commands.bench.load import MAX_LAG_MS, Load, LoadOptions, measure_load
+from pipecat_duplex.commands.bench.load import (
+    MAX_LAG_MS,
+    Load,
+    LoadOptions,
+    fresh_processes,
+    measure_load,
+)
 from pipecat_duplex.commands.bench.prediction import Prediction, predict
+from pipecat_duplex.commands.capacity import measure_capacity
 from pipecat_duplex.commands.outputs import check_outputs, file_name
 from pipecat_duplex.session import STEP_SAMPLES, STEP_SECS, DuplexError, MissingExtra
 
@@ -94,13 +102,17 @@ class BenchReport:
         playout_ms: When a caller's player plays an answer, counted from the end of the step.
         loads: What was measured, in the order of time.
         held: Most callers that were held in real time.
-        prediction: What the device should carry; None for a server elsewhere.
+        sessions_by_steps: Conversations that ``doctor`` expects here, by the time of their steps;
+            None for a server elsewhere.
+        prediction: What the device could carry by its bandwidth and arithmetic alone; None for a
+            server elsewhere, or without torch.
     """
 
     target: str
     playout_ms: float
     loads: list[Load] = field(default_factory=list)
     held: int = 0
+    sessions_by_steps: int | None = None
     prediction: Prediction | None = None
 
     @property
@@ -137,10 +149,12 @@ def run_bench(options: BenchOptions) -> BenchReport:
     else:
         report.held = find_held(options.load(FIRST_CALLERS, speech), measure)
     if options.url is None:
+        with screen.status("the steps of several conversations"):
+            report.sessions_by_steps = _measure_sessions(options)
         try:
             report.prediction = predict(options.checkpoint)
         except MissingExtra as e:
-            logger.warning(f"No prediction: {e}")
+            logger.info(f"No prediction by bandwidth and arithmetic: {e}")
     _print(Console(), report)
     try:
         if options.json:
@@ -173,6 +187,16 @@ def _check_options(options: BenchOptions) -> np.ndarray | None:
     if len(speech) < STEP_SAMPLES:
         raise DuplexError(f"--speech takes {STEP_SECS:g} s of audio or more")
     return speech
+
+
+def _measure_sessions(options: BenchOptions) -> int | None:
+    """Return what ``doctor`` would say, measured in a process of its own."""
+    with fresh_processes(1) as process:
+        return process.submit(_run_capacity, options.checkpoint, options.runtime).result()
+
+
+def _run_capacity(checkpoint: str, runtime: "Runtime | None") -> int | None:
+    return asyncio.run(measure_capacity(checkpoint, runtime=runtime)).sessions
 
 
 def find_held(first: LoadOptions, measure: Callable[[LoadOptions], Load]) -> int:
@@ -223,9 +247,11 @@ def _print(console: Console, report: BenchReport) -> None:
     if memory_mb is not None:
         kv = f", {prediction.kv_mb_per_session:.1f} of them attention memory" if prediction else ""
         console.print(f"memory a session: {memory_mb:.1f} MB{kv}")
+    if report.sessions_by_steps is not None:
+        console.print(f"expected: {report.sessions_by_steps} by the time of steps, as in doctor")
     if prediction:
         console.print(
-            f"predicted: {prediction.sessions} sessions; by bandwidth {prediction.by_bandwidth} "
+            f"by the device alone: {prediction.sessions}; by bandwidth {prediction.by_bandwidth} "
             f"({prediction.bandwidth_gb_per_sec:.0f} GB/s for {prediction.weights_mb:.0f} MB of "
             f"weights and {prediction.kv_mb_per_session:.1f} MB a session), by arithmetic "
             f"{prediction.by_arithmetic} ({prediction.gflops:.0f} GFLOP/s for "

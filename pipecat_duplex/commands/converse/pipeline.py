@@ -13,10 +13,10 @@ from pipecat.processors.aggregators.llm_response_universal import (
 )
 from pipecat.transports.base_input import BaseInputTransport
 from pipecat.transports.base_output import BaseOutputTransport
-from pipecat.turns.user_turn_strategies import ExternalUserTurnStrategies
 from pipecat.workers.runner import WorkerRunner
 
 from pipecat_duplex.service.service import DuplexLLMService
+from pipecat_duplex.service.user_turns import DuplexUserTurnStrategies
 from pipecat_duplex.session import SAMPLE_RATE_HZ, DuplexError
 
 END_SECS = 1.0
@@ -47,10 +47,8 @@ async def run_pipeline(
     """
     aggregators = LLMContextAggregatorPair(
         LLMContext(),
-        # The service proposes these itself; Pipecat's default loads a turn model for each run.
-        user_params=LLMUserAggregatorParams(
-            user_turn_strategies=ExternalUserTurnStrategies(enable_interruptions=False)
-        ),
+        # The service's own. Pipecat's default would load a turn model for each run.
+        user_params=LLMUserAggregatorParams(user_turn_strategies=DuplexUserTurnStrategies()),
     )
     worker = PipelineWorker(
         Pipeline([microphone, aggregators.user(), service, loudspeaker, aggregators.assistant()]),

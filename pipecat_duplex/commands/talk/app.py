@@ -24,12 +24,12 @@ from pipecat.processors.frameworks.rtvi import RTVIObserverParams
 from pipecat.transports.base_transport import TransportParams
 from pipecat.transports.smallwebrtc.connection import SmallWebRTCConnection
 from pipecat.transports.smallwebrtc.transport import SmallWebRTCTransport
-from pipecat.turns.user_turn_strategies import ExternalUserTurnStrategies
 from pipecat.workers.runner import WorkerRunner
 from pydantic import BaseModel
 
 from pipecat_duplex.service.rtvi import DuplexRTVIFeed
 from pipecat_duplex.service.service import DuplexLLMService
+from pipecat_duplex.service.user_turns import DuplexUserTurnStrategies
 from pipecat_duplex.session import (
     SAMPLE_RATE_HZ,
     AtCapacity,
@@ -158,10 +158,8 @@ def _build_bot(
     )
     user_aggregator, assistant_aggregator = LLMContextAggregatorPair(
         LLMContext(),
-        # The service proposes these itself; Pipecat's default loads a turn model for each visitor.
-        user_params=LLMUserAggregatorParams(
-            user_turn_strategies=ExternalUserTurnStrategies(enable_interruptions=False)
-        ),
+        # The service's own. Pipecat's default would load a turn model for each visitor.
+        user_params=LLMUserAggregatorParams(user_turn_strategies=DuplexUserTurnStrategies()),
     )
     pipeline = Pipeline(
         [
