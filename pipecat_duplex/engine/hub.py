@@ -8,15 +8,40 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from huggingface_hub import constants, errors, hf_hub_download
-from huggingface_hub.utils import reset_sessions  # pyright: ignore[reportPrivateImportUsage]
 
 from pipecat_duplex.session import CheckpointError, one_line
 
 TIMEOUT_SECS = 4.0
 
 
+class HubClient:
+    """Fetches files from the hub, or from its cache alone."""
+
+    def __init__(self, cache_only: bool):
+        """Initialize.
+
+        Args:
+            cache_only: Do not ask the hub: its client tries again for half a minute a file.
+        """
+        self._cache_only = cache_only
+
+    def download(self, repo: str, file: str, revision: str | None = None) -> Path:
+        """Fetch a file of a repository into the cache, if it is not there yet."""
+        path = hf_hub_download(repo, file, revision=revision, local_files_only=self._cache_only)
+        return Path(path)
+
+    def download_if_any(self, repo: str, file: str, revision: str | None = None) -> Path | None:
+        """Fetch a file of a repository; None if the repository has no such file."""
+        try:
+            return self.download(repo, file, revision)
+        except errors.LocalEntryNotFoundError:
+            raise
+        except errors.EntryNotFoundError:
+            return None
+
+
 @contextmanager
-def talking_to_hub(name: str) -> Iterator[None]:
+def talking_to_hub(name: str) -> Iterator[HubClient]:
     """Look into the cache only if the hub does not answer, and say in words what goes wrong.
 
     Args:
@@ -25,36 +50,12 @@ def talking_to_hub(name: str) -> Iterator[None]:
     Raises:
         CheckpointError: The hub gave an error.
     """
-    before = constants.HF_HUB_OFFLINE
-    if not _hub_answers():
-        # The client's own retries take half a minute a file.
-        constants.HF_HUB_OFFLINE = True
-        reset_sessions()
     try:
-        yield
+        yield HubClient(cache_only=not _hub_answers())
     except CheckpointError:
         raise
     except Exception as error:  # the hub's client lets errors of its HTTP library through
         raise CheckpointError(f"checkpoint {name}: {_explain(error)}") from error
-    finally:
-        if constants.HF_HUB_OFFLINE != before:
-            constants.HF_HUB_OFFLINE = before
-            reset_sessions()
-
-
-def download(repo: str, file: str, revision: str | None = None) -> Path:
-    """Fetch a file of a repository into the cache, if it is not there yet."""
-    return Path(hf_hub_download(repo, file, revision=revision))
-
-
-def download_if_any(repo: str, file: str, revision: str | None = None) -> Path | None:
-    """Fetch a file of a repository; None if the repository has no such file."""
-    try:
-        return download(repo, file, revision)
-    except errors.LocalEntryNotFoundError:
-        raise
-    except errors.EntryNotFoundError:
-        return None
 
 
 def _hub_answers() -> bool:
