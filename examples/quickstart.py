@@ -37,6 +37,7 @@ from pipecat_duplex import (
     BackchannelFrame,
     DuplexBackend,
     DuplexLLMService,
+    DuplexRTVIFeed,
     MonologueTextFrame,
 )
 
@@ -133,6 +134,7 @@ async def run_bot(transport: BaseTransport, runner_args: RunnerArguments):
             user_aggregator,
             duplex,  # hears the user, speaks, and yields when spoken over
             captions,
+            DuplexRTVIFeed(),  # tells clients of yields, backchannels and the monologue
             transport.output(),
             assistant_aggregator,
         ]

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipecat_duplex.commands.bench.capacity import USABLE_SHARE, StepTimes, measure_capacity
+from pipecat_duplex.commands.capacity import USABLE_SHARE, StepTimes, measure_capacity
 from pipecat_duplex.session import STEP_SECS, DuplexError, MissingExtra
 from pipecat_duplex.version import __version__
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sentencepiece
 
@@ -23,6 +23,7 @@ from pipecat_duplex.engine.checkpoint_config import (
     check_codec_config,
     check_language_config,
     file_name,
+    is_personaplex,
     read_json,
 )
 from pipecat_duplex.engine.vocabulary import Vocabulary
@@ -34,6 +35,9 @@ from pipecat_duplex.session import (
     one_line,
 )
 from pipecat_duplex.session.contract import MAX_TOP_K
+
+if TYPE_CHECKING:
+    from pipecat_duplex.engine.hub import Hub
 
 EMBEDDED = "embedded"
 EMBEDDED_FOLDER = Path(__file__).parent.parent / "checkpoints" / "embedded"
@@ -98,9 +102,14 @@ class CheckpointFiles:
         return MOSHI_SAMPLING._replace(**given)
 
     @property
+    def is_personaplex(self) -> bool:
+        """Whether it is laid out as PersonaPlex is published: its config names no sizes."""
+        return is_personaplex(self.config)
+
+    @property
     def predicts_user(self) -> bool:
         """Whether it was trained to predict the user's codebooks as well, as PersonaPlex was."""
-        return self.config.get("dep_q", CODEBOOKS) > CODEBOOKS
+        return self.is_personaplex or self.config.get("dep_q", CODEBOOKS) > CODEBOOKS
 
     @property
     def text_tokens(self) -> int:
@@ -208,9 +217,9 @@ def _find_local(name: str, folder: Path) -> CheckpointFiles:
     def locate(file: FileName) -> Path:
         if file.repo is None:
             return folder / file.path
-        hub = _import_hub()
-        with hub.talking_to_hub(name) as client:
-            return client.download(file.repo, file.path)
+        hub = _hub_for(name)
+        with hub.readable_errors():
+            return hub.download(file.repo, file.path)
 
     files = _locate_all(name, config, locate)
     missing = [path.name for path in files.values() if not path.is_file()]
@@ -220,34 +229,35 @@ def _find_local(name: str, folder: Path) -> CheckpointFiles:
 
 
 def _find_on_hub(name: str, repo: str, revision: str | None) -> CheckpointFiles:
-    hub = _import_hub()
+    hub = _hub_for(name)
 
-    with hub.talking_to_hub(name) as client:
+    def locate(file: FileName) -> Path:
+        if file.repo is not None:
+            return hub.download(file.repo, file.path)
+        return hub.download(repo, file.path, revision)
 
-        def locate(file: FileName) -> Path:
-            if file.repo is not None:
-                return client.download(file.repo, file.path)
-            return client.download(repo, file.path, revision)
-
+    with hub.readable_errors():
         # The small file first: a wrong kind of model is refused before gigabytes are fetched.
-        config_path = client.download_if_any(repo, "config.json", revision)
+        config_path = hub.download_if_any(repo, "config.json", revision)
         config: dict[str, Any] = {}
         if config_path is not None:
             config = read_json(config_path)
             check_language_config(name, config)
+        named = (file_name(name, key, config) for key in FILE_NAMES)
+        hub.announce(repo, [file.path for file in named if file and not file.repo], revision)
         files = _locate_all(name, config, locate)
     return _make_files(name, config_path, config, files)
 
 
-def _import_hub():
+def _hub_for(name: str) -> "Hub":
     try:
-        from pipecat_duplex.engine import hub
+        from pipecat_duplex.engine.hub import Hub
     except ModuleNotFoundError as error:
         raise MissingExtra(
             "a checkpoint from the hub needs huggingface_hub, which is not installed: "
             "pip install 'pipecat-duplex[moshi]'"
         ) from error
-    return hub
+    return Hub(name)
 
 
 def _locate_all(

@@ -71,6 +71,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def is_personaplex(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration is PersonaPlex's, which has a model type and no sizes: Moshi's."""
+    return config.get("model_type") == "personaplex" and "dep_q" not in config
+
+
 def check_language_config(name: str, config: Mapping[str, Any]) -> None:
     """Check that a language model's configuration is that of a full-duplex Moshi.
 
@@ -150,6 +155,8 @@ def file_name(name: str, key: str, config: Mapping[str, Any]) -> FileName | None
 
 def _find_other_kind(config: Mapping[str, Any]) -> str | None:
     """Return what shows that a model is not a full-duplex Moshi, or ``None``."""
+    if is_personaplex(config):
+        return None
     model_type = config.get("model_type", "moshi")
     agent_codebooks = config.get("dep_q")
     codebooks = config.get("n_q")
@@ -170,10 +177,18 @@ def _find_other_kind(config: Mapping[str, Any]) -> str | None:
     if not isinstance(delays, list) or len(delays) != STREAMS:
         return f"it does not have {STREAMS} streams"
     if config.get("fuser") or config.get("conditioners"):
-        return "it wants conditions that a conversation does not have"
+        return f"it wants conditions that a conversation does not have ({_conditions(config)})"
     if config.get("existing_text_padding_id", TEXT_PADDING) != TEXT_PADDING:
         return f"its text padding is not token {TEXT_PADDING}"
     return None
+
+
+def _conditions(config: Mapping[str, Any]) -> str:
+    """Name the conditions of a model, and how they come in."""
+    fuser, conditioners = config.get("fuser"), config.get("conditioners")
+    ways = [way for way, names in fuser.items() if names] if isinstance(fuser, dict) else []
+    names = list(conditioners) if isinstance(conditioners, dict) else []
+    return ", ".join(map(str, [*ways, *names])) or "unnamed"
 
 
 def _check_values(path: Path, key: str, value: object, depth: int) -> None:

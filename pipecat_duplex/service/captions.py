@@ -15,7 +15,7 @@ from pipecat_duplex.service.frames import UnheardTextFrame
 SENTENCE, WORD = "sentence", "word"
 
 
-def caption_frames(caption: Caption, *, to_context: bool) -> list[Frame]:
+def caption_frames(caption: Caption, *, to_context: bool, from_llm: bool = False) -> list[Frame]:
     """Return the frames of a word, or of a mark for words that were not heard.
 
     RTVI clients show a segment once it is announced as new, and mark it as spoken once it is
@@ -25,17 +25,19 @@ def caption_frames(caption: Caption, *, to_context: bool) -> list[Frame]:
     Args:
         caption: The word or mark.
         to_context: Whether it belongs into the conversation's context.
+        from_llm: Whether an LLM upstream has written it, as LLM text.
 
     Returns:
         Frames in the order in which they are to be pushed.
     """
-    llm_text = LLMTextFrame(caption.text)
-    llm_text.append_to_context = False
+    llm_text: list[Frame] = [] if from_llm else [LLMTextFrame(caption.text)]
+    for frame in llm_text:
+        frame.append_to_context = False  # pyright: ignore[reportAttributeAccessIssue]
     if caption.unheard:
         mark = UnheardTextFrame(caption.text, SENTENCE)
         mark.includes_inter_frame_spaces = True
         mark.append_to_context = to_context
-        return [llm_text, mark]
+        return [*llm_text, mark]
     segment = AggregatedTextFrame(caption.text.strip(), SENTENCE)
     segment.append_to_context = False
     segment.will_be_spoken = True
@@ -46,4 +48,4 @@ def caption_frames(caption: Caption, *, to_context: bool) -> list[Frame]:
     completed = AggregatedTextProgressFrame(
         segment.id, None, segment.text, SENTENCE, segment.text, ""
     )
-    return [llm_text, segment, spoken, completed]
+    return [*llm_text, segment, spoken, completed]

@@ -2,8 +2,27 @@
 
 from dataclasses import dataclass
 
+from pipecat.frames import frames as pipecat_frames
 from pipecat.frames.frames import DataFrame, SystemFrame, TTSTextFrame
 from pipecat.metrics.metrics import MetricsData
+
+if hasattr(pipecat_frames, "UserBackchannelFrame"):  # From Pipecat 1.13 on.
+    UserBackchannelFrame = pipecat_frames.UserBackchannelFrame  # pyright: ignore
+else:
+
+    @dataclass
+    class UserBackchannelFrame(DataFrame):
+        """A short acknowledgment the user said while the bot talks, such as "mhm".
+
+        Parameters:
+            text: What the user said.
+            user_id: Identifier for the user who spoke.
+            timestamp: When the user said it.
+        """
+
+        text: str
+        user_id: str
+        timestamp: str
 
 
 @dataclass

@@ -2,8 +2,8 @@
 
 import asyncio
 
-from pipecat_duplex.session import DuplexError, DuplexSession, Said, Step
-from pipecat_duplex.session.saying import Saying, Sayings
+from pipecat_duplex.session import CannotSay, DuplexError, DuplexSession, Said, Step
+from pipecat_duplex.session.saying import Saying, Sayings, give
 
 MAX_FINISH_SECS = 20.0
 """How long the end of a conversation waits for words that the agent was given."""
@@ -15,6 +15,7 @@ class GivenWords:
     def __init__(self):
         """Initialize with nothing to say."""
         self._waiting: list[Saying] = []
+        self.session: DuplexSession | None = None
         self.begin_session()
 
     def begin_session(self) -> None:
@@ -22,6 +23,48 @@ class GivenWords:
         self._taken = Sayings()
         self._all_said = asyncio.Event()
         self._aside_steps: set[int] = set()
+
+    @property
+    def has_unspoken(self) -> bool:
+        """Whether the session has taken something that it has not said to the end."""
+        return bool(self._taken)
+
+    async def begin(self, text: str, *, to_context: bool, more: bool) -> int | None:
+        """Begin an utterance whose words are still to come; None if there is no session.
+
+        Args:
+            text: Its beginning.
+            to_context: Whether its words belong into the context.
+            more: Whether more follows.
+
+        Raises:
+            DuplexError: The session cannot say it, or is over.
+        """
+        session = self.session
+        if session is None:
+            return None
+        saying = Saying(text, to_context, more)
+        number = await give(session, saying)
+        if session is self.session:
+            self._take(number, saying)
+        return number
+
+    async def go_on(self, number: int, text: str, *, more: bool) -> None:
+        """Go on with an utterance.
+
+        Args:
+            number: Its number.
+            text: What follows.
+            more: Whether still more follows.
+
+        Raises:
+            DuplexError: The session is over.
+        """
+        saying = self._taken.get(number)
+        if saying is None or self.session is None:
+            return  # It is over.
+        saying.add(text, more=more)
+        await self.session.say_more(number, text, more=more)
 
     async def say(
         self, saying: Saying, session: DuplexSession | None, *, cut_in: bool = False
@@ -42,10 +85,13 @@ class GivenWords:
         if session is None:
             self._waiting.append(saying)
             return None
-        utterance_id = await session.say(saying.text, cut_in=cut_in)
-        self._taken.add(utterance_id, saying)
-        self._all_said.clear()
+        utterance_id = await _give_whole(session, saying, cut_in=cut_in)
+        self._take(utterance_id, saying)
         return utterance_id
+
+    def _take(self, number: int, saying: Saying) -> None:
+        self._taken.add(number, saying)
+        self._all_said.clear()
 
     def wait_first(self, saying: Saying) -> None:
         """Let a saying wait for a session, before all that wait already."""
@@ -88,8 +134,9 @@ class GivenWords:
         """Take note that the agent fell silent: its words have all been asked about."""
         self._aside_steps.clear()
 
-    async def hush(self, session: DuplexSession | None) -> None:
+    async def hush(self, session: DuplexSession | None = None) -> None:
         """Drop what the session took and has not spoken."""
+        session = session or self.session
         if self._taken and session is not None:
             try:
                 await session.hush()
@@ -105,3 +152,18 @@ class GivenWords:
         except TimeoutError:
             return False
         return True
+
+
+async def _give_whole(session: DuplexSession, saying: Saying, *, cut_in: bool) -> int:
+    """Hand over a whole text; words that the model lacks are left out, and the rest is said."""
+    try:
+        return await give(session, saying, cut_in=cut_in)
+    except CannotSay as e:
+        if not any(map(str.isalnum, saying.text)):
+            raise
+        try:
+            number = await session.say(saying.text, cut_in=cut_in, more=True)
+            await session.say_more(number, "", more=False)
+        except (AttributeError, TypeError, CannotSay):
+            raise e from None  # It takes whole texts only.
+        return number

@@ -2,9 +2,11 @@
 
 import asyncio
 import copy
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 from loguru import logger
 from pipecat.audio.vad.vad_analyzer import VADAnalyzer
@@ -15,6 +17,7 @@ from pipecat.frames.frames import (
     Frame,
     InputAudioRawFrame,
     InterruptionFrame,
+    LLMAssistantPushAggregationFrame,
     LLMContextFrame,
     LLMFullResponseEndFrame,
     LLMFullResponseStartFrame,
@@ -36,7 +39,6 @@ from pipecat.processors.aggregators.llm_context import LLMContext
 from pipecat.processors.frame_processor import FrameDirection, FrameProcessorSetup
 from pipecat.services.llm_service import LLMService
 from pipecat.services.settings import LLMSettings
-from pipecat.turns.user_turn_strategies import ExternalUserTurnStrategies
 from pipecat.utils.types import assert_given, is_given
 
 from pipecat_duplex.conversation.agent_audio import AgentAudio, AgentSound
@@ -77,8 +79,10 @@ from pipecat_duplex.service.frames import (
     MonologueTextFrame,
 )
 from pipecat_duplex.service.given_words import MAX_FINISH_SECS, GivenWords
-from pipecat_duplex.service.settings import DuplexLLMSettings
+from pipecat_duplex.service.llm_upstream import LlmUpstream, Words, llm_upstream_of
+from pipecat_duplex.service.settings import DEFAULT_FILLER_AFTER_MS, DuplexLLMSettings
 from pipecat_duplex.service.tracing import TracedConversation
+from pipecat_duplex.service.turn_strategies import DuplexUserTurnStrategies
 from pipecat_duplex.session import (
     SAMPLE_RATE_HZ,
     STEP_SECS,
@@ -153,6 +157,8 @@ class DuplexLLMService(TracedConversation, LLMService):
     - on_backchannel: Called with a ``Backchannel``.
     - on_said: Called with a :class:`~pipecat_duplex.session.Said`, when words that the agent was
       given were spoken or dropped.
+    - on_user_transcript: Called with what the user said, the seconds in which it was said, and
+      ``turn`` or ``backchannel``.
 
     Example::
 
@@ -238,7 +244,8 @@ class DuplexLLMService(TracedConversation, LLMService):
         checkpoint = _chosen_checkpoint(checkpoint, settings, loads_model=loads_model)
         all_settings = self.Settings.defaults(checkpoint)
         if settings is not None:
-            all_settings.apply_update(settings)
+            all_settings.apply_update(settings)  # pyright: ignore[reportArgumentType]
+        all_settings.check_words()
         super().__init__(settings=all_settings, **kwargs)
         if settings is not None:
             warn_of_unsupported_settings(self, settings)
@@ -264,6 +271,11 @@ class DuplexLLMService(TracedConversation, LLMService):
         self._input_task: asyncio.Task | None = None
         self._session_task: asyncio.Task | None = None
         self._given_words = GivenWords()
+        patience_secs = (turns or TurnSettings()).wish_patience_secs
+        self._upstream = LlmUpstream(self, patience_secs)
+        self._hold_secs: float | None = None
+        self._held = False
+        self._take_word_settings()
         self._continued: ContinuedSession | None = None
         self._history = history
         self._out_rate_hz = SAMPLE_RATE_HZ
@@ -282,6 +294,7 @@ class DuplexLLMService(TracedConversation, LLMService):
             "on_yield",
             "on_backchannel",
             "on_said",
+            "on_user_transcript",
         ):
             self._register_event_handler(event)
 
@@ -295,6 +308,8 @@ class DuplexLLMService(TracedConversation, LLMService):
         self._captions = Captions()
         self._tracker = TurnTracker(self._turn_settings)
         self._given_words.begin_session()
+        self._upstream.begin_session()
+        self._held = False
 
         self._due_secs = 0.0
         self._handled_steps = 0
@@ -302,6 +317,9 @@ class DuplexLLMService(TracedConversation, LLMService):
         self._overload_warned = False
         self._end_announced = False
         self._speaking = False
+        self._pauses = False
+        self._brackets_llm = True
+        self._utterance_id: int | None = None
         self._interrupted = False
         self._user_turn_proposed = False
         self._user_turn_opened = asyncio.Event()
@@ -315,12 +333,22 @@ class DuplexLLMService(TracedConversation, LLMService):
         return True
 
     def service_metadata_frame(self) -> LLMServiceMetadataFrame:
-        """Recommend external turn strategies that leave interruptions to the model."""
+        """Recommend turn strategies that leave turns and interruptions to the model.
+
+        Behind an LLM, which reads the context, the service is not a realtime one.
+        """
+        is_realtime = self.words == "own" and not llm_upstream_of(self)
+        self._upstream.desk.context_is_ours = is_realtime
         return LLMServiceMetadataFrame(
             service_name=self.name,
-            is_realtime_service=True,
-            user_turn_strategies=ExternalUserTurnStrategies(enable_interruptions=False),
+            is_realtime_service=is_realtime,
+            user_turn_strategies=DuplexUserTurnStrategies(desk=self._upstream.desk),
         )
+
+    @property
+    def words(self) -> Words:
+        """Whose words the agent says: ``own``, ``given`` or ``both``."""
+        return self._upstream.words
 
     @property
     def _input_clock(self) -> UserAudio:
@@ -366,6 +394,8 @@ class DuplexLLMService(TracedConversation, LLMService):
             frame: The start frame.
         """
         await super().start(frame)
+        self._take_word_settings()
+        self._upstream.start()
         if self._load_error:
             await self.push_error(
                 f"Cannot load the model: {self._load_error}",
@@ -391,6 +421,7 @@ class DuplexLLMService(TracedConversation, LLMService):
         """
         await super().stop(frame)
         await self._finish_given_words()
+        await self._upstream.stop()
         await self._stop_tasks()
         await self._finish_turns()
         await self._close_session()
@@ -402,11 +433,13 @@ class DuplexLLMService(TracedConversation, LLMService):
             frame: The cancel frame.
         """
         await super().cancel(frame)
+        await self._upstream.stop()
         await self._close_session()
 
     async def cleanup(self):
         """Release the session, the voice detector and, if it is the service's own, the engine."""
         try:
+            await self._upstream.stop()
             await self._close_session()
             activity, self._activity = self._activity, None
             if activity:
@@ -470,12 +503,16 @@ class DuplexLLMService(TracedConversation, LLMService):
         """What the conversation can be rebuilt from, also after its session has failed."""
         return self._continued.history() if self._continued else None
 
+    async def _handle_summary_request(self, frame):
+        """Leave it to the LLM upstream: a full-duplex model writes no summaries."""
+
     async def _update_settings(self, delta):
         """Take new settings; those of a session take effect with the next one."""
         wanted = copy.copy(self._settings)
         wanted.apply_update(delta)
         try:
             wanted.session_config()
+            wanted.check_words()
         except (TypeError, ValueError) as e:
             await self.push_error(f"New settings were left out: {e}", exception=e)
             return {}
@@ -485,7 +522,11 @@ class DuplexLLMService(TracedConversation, LLMService):
             logger.warning(f"{self}: the model cannot be changed once it is loaded")
             self._settings.model = changed["model"]
             self._sync_model_name_to_metrics()
-        later = sorted(changed.keys() - {"model", *UNSUPPORTED_SETTINGS})
+        at_once = {"words", "filler", "filler_after_ms"}
+        if changed.keys() & at_once:
+            self._take_word_settings()
+            await self._apply_hold()
+        later = sorted(changed.keys() - {"model", *at_once, *UNSUPPORTED_SETTINGS})
         if later and self._session is not None:
             logger.warning(f"{self}: from the next session on: {', '.join(later)}")
         return changed
@@ -525,6 +566,7 @@ class DuplexLLMService(TracedConversation, LLMService):
     async def _close_session(self):
         await self._stop_tasks()
         session, self._session = self._session, None
+        self._given_words.session = None
         if session:
             await session.close()
             logger.info(f"{self}: session {session.id} closed after {self._handled_steps} steps")
@@ -549,7 +591,8 @@ class DuplexLLMService(TracedConversation, LLMService):
         if greeting:
             self._given_words.wait_first(Saying(greeting))
         while True:
-            self._session = session
+            self._session = self._given_words.session = session
+            await self._apply_hold()
             logger.info(f"{self}: session {session.id} started")
             await self._call_event_handler("on_session_started", session.id)
             await self.trace_session(session.id)
@@ -585,7 +628,7 @@ class DuplexLLMService(TracedConversation, LLMService):
         await self._call_event_handler("on_session_ended", error.session_id, error.reason)
 
     async def _leave_session(self, session: DuplexSession):
-        self._session = None
+        self._session = self._given_words.session = None
         task, self._input_task = self._input_task, None
         if task:
             await self.cancel_task(task)
@@ -665,6 +708,46 @@ class DuplexLLMService(TracedConversation, LLMService):
         saying = Saying(text, append_to_context)
         return await self._given_words.say(saying, self._session, cut_in=cut_in)
 
+    async def hold(self, secs: float | None = None):
+        """Keep the model's own words back for a while.
+
+        Args:
+            secs: For so long; ``None`` is until :meth:`release`. Given words are said meanwhile.
+        """
+        until_secs = math.inf if secs is None else self._handled_steps * STEP_SECS + secs
+        self._hold_secs = until_secs
+        await self._apply_hold()
+
+    async def release(self):
+        """Let the model say words of its own again, unless ``words`` is ``given``."""
+        self._hold_secs = None
+        await self._apply_hold()
+
+    async def _apply_hold(self):
+        held = self._upstream.keeps_own_words_back or self._hold_secs is not None
+        if self._session is None or held == self._held:
+            return
+        self._held = held
+        try:
+            await self._session.hold(held)
+        except SessionEnded:
+            pass  # The next session is told.
+        except (DuplexError, AttributeError) as e:
+            await self.push_error(f"The model's own words cannot be kept back: {e}", exception=e)
+
+    def _take_word_settings(self):
+        words = assert_given(self._settings.words)
+        if words is None:
+            words = "given" if llm_upstream_of(self) else "own"
+        self._upstream.set_words(cast(Words, words))
+        filler = assert_given(self._settings.filler)
+        after_ms = assert_given(self._settings.filler_after_ms)
+        self._upstream.filler.set(filler, DEFAULT_FILLER_AFTER_MS if after_ms is None else after_ms)
+
+    async def try_to_say(self, text: str):
+        """Let the agent say something; what cannot be said is an error frame."""
+        await self._try_to_say(Saying(text))
+
     async def _try_to_say(self, saying: Saying):
         try:
             await self.say(saying.text, append_to_context=saying.to_context)
@@ -677,18 +760,27 @@ class DuplexLLMService(TracedConversation, LLMService):
             await self._try_to_say(saying)
 
     async def _hear_given_words(self, step: Step):
-        await self._tell_said(self._given_words.hear(step))
+        await self.tell_said(self._given_words.hear(step))
 
     async def _tell_unspoken(self):
         """Tell what the session was given and did not speak to its end."""
-        await self._tell_said(self._given_words.end_session())
+        await self.tell_said(self._given_words.end_session())
 
-    async def _tell_said(self, ended: Sequence[Said]):
+    async def tell_said(self, ended: Sequence[Said]):
+        """Tell the bot what became of words that the agent was given."""
         for said in ended:
+            if said.unsayable:
+                words = ", ".join(map(repr, dict.fromkeys(said.unsayable)))
+                logger.warning(f"{self}: the model does not have the words to say {words}")
             await self._call_event_handler("on_said", said)
+
+    async def tell_transcript(self, text: str, start_secs: float, end_secs: float, kind: str):
+        """Tell the bot what the user said, and when."""
+        await self._call_event_handler("on_user_transcript", text, start_secs, end_secs, kind)
 
     async def _finish_given_words(self):
         """Let the agent finish what it was given before the conversation ends."""
+        await self._upstream.finish(MAX_FINISH_SECS)
         if self._session is not None and not await self._given_words.finish(MAX_FINISH_SECS):
             logger.warning(f"{self}: ended before everything was said")
 
@@ -704,6 +796,8 @@ class DuplexLLMService(TracedConversation, LLMService):
             direction: The direction of frame flow.
         """
         await super().process_frame(frame, direction)
+        if direction is FrameDirection.DOWNSTREAM and await self._upstream.take(frame):
+            return
         if isinstance(frame, LLMContextFrame) and direction is FrameDirection.DOWNSTREAM:
             self._leave_context(frame.context)
             return
@@ -722,6 +816,9 @@ class DuplexLLMService(TracedConversation, LLMService):
             self._vad_in_front = True
         elif isinstance(frame, InterruptionFrame):
             self._interrupted = True
+            # At once: words that come after it belong to the next answer.
+            await self._upstream.cut_off()
+            await self._given_words.hush(self._session)
         elif isinstance(frame, UserStartedSpeakingFrame):
             self._user_turn_opened.set()
         await self.push_frame(frame, direction)
@@ -783,6 +880,8 @@ class DuplexLLMService(TracedConversation, LLMService):
         user, voice = await self._user_side(step.index)
         # From here on a step is known by its place in the user's audio, whatever was dropped.
         step = replace(step, index=user.place)
+        if step.text_piece is not None:
+            self._utterance_id = step.utterance_id
         self._due_secs = user.due_secs
         sound = self._agent_audio.take(step.index, step.pcm, self._now_secs(), user.due_secs)
         if self._interrupted:
@@ -795,9 +894,13 @@ class DuplexLLMService(TracedConversation, LLMService):
             user_level_db=user.level_db,
             agent_level_db=sound.level_db,
             agent_word=step.text_piece is not None,
+            given_word=step.utterance_id is not None,
         )
+        if step.wish:
+            events += self._tracker.hear_wish()
         for event in events:
             await self._handle_turn_event(event)
+        await self._follow_floor(step)
         if step.text_piece is not None:
             await self._push_monologue(step)
         if self._speaking:
@@ -805,6 +908,17 @@ class DuplexLLMService(TracedConversation, LLMService):
         await self._report_step(step)
         self._user_audio.note_answer()
         self._handled_steps += 1
+
+    async def _follow_floor(self, step: Step):
+        if self._hold_secs is not None and self._handled_steps * STEP_SECS >= self._hold_secs:
+            await self.release()
+        if self._pauses and not self._speaking and not self._upstream.is_open(self._utterance_id):
+            await self._end_response()
+        await self._upstream.step(
+            step,
+            user_speaking=self._tracker.user_speaking,
+            agent_speaking=self._tracker.agent_speaking,
+        )
 
     async def _user_side(self, index: int) -> tuple[UserStep, UserVoice]:
         """Return the user's side of a step; the detector runs beside the model."""
@@ -845,7 +959,8 @@ class DuplexLLMService(TracedConversation, LLMService):
         for caption in captions:
             self._warn_of_unheard(caption)
             to_context = not self._given_words.is_aside(caption.first_step)
-            for frame in caption_frames(caption, to_context=to_context):
+            from_llm = self._upstream.gave(self._utterance_id)
+            for frame in caption_frames(caption, to_context=to_context, from_llm=from_llm):
                 await self.push_frame(frame)
 
     def _warn_of_unheard(self, caption: Caption):
@@ -861,7 +976,33 @@ class DuplexLLMService(TracedConversation, LLMService):
     # turns
     #
 
+    @property
+    def session(self) -> DuplexSession | None:
+        """The session that is open."""
+        return self._session
+
+    @property
+    def given_words(self) -> GivenWords:
+        """What the agent was asked to say."""
+        return self._given_words
+
+    @property
+    def utterance_id(self) -> int | None:
+        """The utterance of given words that was heard last."""
+        return self._utterance_id
+
+    @property
+    def agent_is_speaking(self) -> bool:
+        """Whether an utterance of the agent is open."""
+        return self._tracker.agent_speaking
+
+    @property
+    def user_turn_is_open(self) -> bool:
+        """Whether a turn of the user was proposed, and not its end."""
+        return self._user_turn_proposed
+
     async def _handle_turn_event(self, event: TurnEvent):
+        self._upstream.hear(event, self._captions.text)
         if isinstance(event, UserStarted):
             await self._handle_user_started(event)
         elif isinstance(event, UserStopped):
@@ -888,6 +1029,7 @@ class DuplexLLMService(TracedConversation, LLMService):
         # Over the agent it may be a backchannel. Observers take any user turn that opens while
         # the agent speaks for an interruption, so the turn waits for the yield.
         if not event.over_agent:
+            await self._end_response()
             await self._propose_user_turn()
         await self.cancel_ttfb_metrics()
         await self._call_event_handler("on_user_started", event)
@@ -898,7 +1040,8 @@ class DuplexLLMService(TracedConversation, LLMService):
             await self.broadcast_frame(
                 VADUserStoppedSpeakingFrame, stop_secs=event.quiet_secs, timestamp=noticed_secs
             )
-        await self._end_user_turn()
+        if not self._upstream.waits_for_wish:
+            await self.end_user_turn()
         if not self._speaking:
             await self.start_ttfb_metrics(start_time=noticed_secs - event.quiet_secs)
         await self._call_event_handler("on_user_stopped", event)
@@ -907,15 +1050,20 @@ class DuplexLLMService(TracedConversation, LLMService):
         await self.stop_ttfb_metrics()
         await self.start_processing_metrics()
         self._speaking = True
-        self._monologue.begin_utterance()
-        self._captions.begin_utterance()
-        await self.push_frame(LLMFullResponseStartFrame())
+        if not self._pauses:
+            self._monologue.begin_utterance()
+            self._captions.begin_utterance()
+            self._brackets_llm = not self._upstream.writes(self._utterance_id)
+        self._pauses = False
+        if self._brackets_llm:
+            await self.push_frame(LLMFullResponseStartFrame())
         await self.push_frame(TTSStartedFrame())
         await self._call_event_handler("on_agent_started", event)
 
     async def _handle_yield(self, event: Yielded):
         text = self._monologue.utterance
         self._cut_captions()
+        await self._upstream.cut_off()
         await self._given_words.hush(self._session)
         if not self._user_turn_proposed:
             await self._propose_user_turn()
@@ -928,13 +1076,15 @@ class DuplexLLMService(TracedConversation, LLMService):
         await self._call_event_handler("on_yield", event, text)
 
     async def _handle_agent_stopped(self, event: AgentStopped):
-        await self._push_word(self._monologue.end_utterance())
+        await self._push_word(self._monologue.end_utterance(event.step_index))
         await self._push_captions(self._captions.end_utterance())
         self._agent_audio.end_utterance()
         self._given_words.end_utterance()
+        self._pauses = not event.yielded and self._upstream.is_open(self._utterance_id)
         await self._close_brackets()
         if not self._tracker.user_speaking:
-            await self._end_user_turn()
+            if not self._upstream.waits_for_wish:
+                await self.end_user_turn()
         elif not self._user_turn_proposed:
             # The user spoke over the agent's last words and goes on: their turn now.
             await self._propose_user_turn()
@@ -948,7 +1098,6 @@ class DuplexLLMService(TracedConversation, LLMService):
         self._agent_audio.flush()
         self._monologue.end_utterance()  # A word that was not finished was not heard.
         self._cut_captions()
-        await self._given_words.hush(self._session)
         for event in self._tracker.interrupt():
             await self._handle_turn_event(event)
 
@@ -960,6 +1109,7 @@ class DuplexLLMService(TracedConversation, LLMService):
         if self._user_turn_proposed:
             return
         self._user_turn_proposed = True
+        self._upstream.turn_began()
         self._user_turn_opened.clear()
         await self.broadcast_frame(ProposedUserStartedSpeakingFrame)
 
@@ -969,9 +1119,11 @@ class DuplexLLMService(TracedConversation, LLMService):
         except TimeoutError:
             logger.debug(f"{self}: no user aggregator opened the user's turn")
 
-    async def _end_user_turn(self):
+    async def end_user_turn(self):
+        """Propose the end of the user's turn, if one is open."""
         if self._user_turn_proposed:
             self._user_turn_proposed = False
+            self._upstream.turn_ended()
             await self.broadcast_frame(ProposedUserStoppedSpeakingFrame)
 
     async def _close_brackets(self):
@@ -980,7 +1132,16 @@ class DuplexLLMService(TracedConversation, LLMService):
         self._speaking = False
         await self.stop_processing_metrics()
         await self.push_frame(TTSStoppedFrame())
-        await self.push_frame(LLMFullResponseEndFrame())
+        if self._brackets_llm:
+            await self.push_frame(LLMFullResponseEndFrame())
+        elif not self._pauses:
+            await self.push_frame(LLMAssistantPushAggregationFrame())
+
+    async def _end_response(self):
+        """Let the context have what was said before a pause, after which nothing came."""
+        if self._pauses and not self._speaking:
+            self._pauses = False
+            await self.push_frame(LLMAssistantPushAggregationFrame())
 
     def _wall_secs(self) -> float:
         """Return the wall-clock time at which the user's side of this step had been spoken."""

@@ -1,5 +1,6 @@
 """What a bot can set of the service."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Self
@@ -23,7 +24,14 @@ _TYPES = {
     "greeting": _TEXT,
     "text_prompt": _TEXT,
     "voice_prompt": _TEXT,
+    "words": _TEXT,
+    "filler": ((str, list, tuple), "text, or a list of texts"),
+    "filler_after_ms": _NUMBER,
 }
+
+WORDS = ("own", "given", "both")
+
+DEFAULT_FILLER_AFTER_MS = 500.0
 
 
 @dataclass
@@ -42,6 +50,11 @@ class DuplexLLMSettings(LLMSettings):
         greeting: Words that the agent says first, once somebody listens.
         text_prompt: Who the agent is, for models that were trained to take a role.
         voice_prompt: The agent's voice, by its key on the server or in the engine's folder.
+        words: Whose words the agent says, at once also in mid-call: ``own``, those of the model;
+            ``given``, those of an LLM upstream and of ``say``, while the model only keeps the
+            floor; or ``both``. ``None`` is ``given`` behind an LLM, else ``own``.
+        filler: What the agent says while the LLM thinks; of several, the next one each time.
+        filler_after_ms: After this much silence behind the user's turn.
     """
 
     text_temperature: float | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
@@ -52,6 +65,9 @@ class DuplexLLMSettings(LLMSettings):
     greeting: str | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
     text_prompt: str | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
     voice_prompt: str | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
+    words: str | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
+    filler: str | Sequence[str] | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
+    filler_after_ms: float | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
 
     def __post_init__(self):
         """Check types.
@@ -65,7 +81,7 @@ class DuplexLLMSettings(LLMSettings):
                 continue
             if not isinstance(value, kind) or isinstance(value, bool):
                 raise TypeError(f"the setting {name} must be {words}, not {value!r}")
-            if kind is not str:
+            if kind in (Integral, Real):
                 setattr(self, name, int(value) if kind is Integral else float(value))
 
     @classmethod
@@ -96,7 +112,27 @@ class DuplexLLMSettings(LLMSettings):
             greeting=None,
             text_prompt=None,
             voice_prompt=None,
+            words=None,
+            filler=None,
+            filler_after_ms=DEFAULT_FILLER_AFTER_MS,
         )
+
+    def check_words(self) -> None:
+        """Check who gives the words, and the filler.
+
+        Raises:
+            ValueError: A value is out of range.
+        """
+        words = self.words
+        if is_given(words) and words is not None and words not in WORDS:
+            raise ValueError(f"the setting words must be one of {', '.join(WORDS)}, not {words!r}")
+        after_ms = self.filler_after_ms
+        if is_given(after_ms) and after_ms is not None and not 0 <= after_ms <= 60_000:
+            raise ValueError(f"the setting filler_after_ms must be 0 to 60000, not {after_ms:g}")
+        filler = self.filler
+        if is_given(filler) and filler is not None and not isinstance(filler, str):
+            if not all(isinstance(each, str) for each in filler):
+                raise ValueError("the setting filler must be text, or a list of texts")
 
     def session_config(self) -> SessionConfig:
         """Return what they ask of a session.

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
-from pipecat_duplex.commands.bench import capacity
-from pipecat_duplex.commands.bench.capacity import (
+from pipecat_duplex.commands import capacity
+from pipecat_duplex.commands.capacity import (
     MOST_SIZES,
     StepTimes,
     count_by_memory,

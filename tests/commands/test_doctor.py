@@ -7,9 +7,8 @@ import pytest
 from typer.testing import CliRunner
 
 from pipecat_duplex.cli import app
-from pipecat_duplex.commands import doctor
-from pipecat_duplex.commands.bench import capacity
-from pipecat_duplex.commands.bench.capacity import StepTimes
+from pipecat_duplex.commands import capacity, doctor
+from pipecat_duplex.commands.capacity import StepTimes
 from pipecat_duplex.commands.doctor import Diagnosis
 from pipecat_duplex.engine.model import ModelSummary
 

@@ -17,7 +17,6 @@ from rich.table import Table
 
 from pipecat_duplex.commands.audio_file import read_audio
 from pipecat_duplex.commands.bench.callers import PLAYOUT_SECS
-from pipecat_duplex.commands.bench.capacity import measure_capacity
 from pipecat_duplex.commands.bench.load import (
     MAX_LAG_MS,
     Load,
@@ -26,6 +25,7 @@ from pipecat_duplex.commands.bench.load import (
     measure_load,
 )
 from pipecat_duplex.commands.bench.prediction import Prediction, predict
+from pipecat_duplex.commands.capacity import measure_capacity
 from pipecat_duplex.commands.outputs import check_outputs, file_name
 from pipecat_duplex.session import STEP_SAMPLES, STEP_SECS, DuplexError, MissingExtra
 
