@@ -86,6 +86,7 @@ from pipecat_duplex.service.turn_strategies import DuplexUserTurnStrategies
 from pipecat_duplex.session import (
     SAMPLE_RATE_HZ,
     STEP_SECS,
+    CanSay,
     DuplexBackend,
     DuplexError,
     DuplexSession,
@@ -747,6 +748,23 @@ class DuplexLLMService(TracedConversation, LLMService):
     async def try_to_say(self, text: str):
         """Let the agent say something; what cannot be said is an error frame."""
         await self._try_to_say(Saying(text))
+
+    async def can_say(self, text: str) -> CanSay:
+        """Tell whether the model has the words of a text, without saying it.
+
+        Args:
+            text: The text.
+
+        Returns:
+            True if :meth:`say` would take it. Otherwise ``lacks`` holds the words that the model
+            does not have, and ``reason`` tells why.
+
+        Raises:
+            DuplexError: There is no session.
+        """
+        if self._session is None:
+            raise DuplexError("no session is open: nothing is known of the model's words")
+        return await self._session.can_say(text)
 
     async def _try_to_say(self, saying: Saying):
         try:
