@@ -894,6 +894,7 @@ class DuplexLLMService(TracedConversation, LLMService):
             user_level_db=user.level_db,
             agent_level_db=sound.level_db,
             agent_word=step.text_piece is not None,
+            given_word=step.utterance_id is not None,
         )
         if step.wish:
             events += self._tracker.hear_wish()
@@ -1075,7 +1076,7 @@ class DuplexLLMService(TracedConversation, LLMService):
         await self._call_event_handler("on_yield", event, text)
 
     async def _handle_agent_stopped(self, event: AgentStopped):
-        await self._push_word(self._monologue.end_utterance())
+        await self._push_word(self._monologue.end_utterance(event.step_index))
         await self._push_captions(self._captions.end_utterance())
         self._agent_audio.end_utterance()
         self._given_words.end_utterance()

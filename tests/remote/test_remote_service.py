@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 from pipecat.frames.frames import ErrorFrame, TTSAudioRawFrame, TTSSpeakFrame
 
 from pipecat_duplex import DuplexLLMService, MonologueTextFrame
@@ -41,6 +42,7 @@ async def test_the_bot_is_told_that_its_server_failed():
         assert len(errors) == 1 and "the script says so" in errors[0]
 
 
+@pytest.mark.slow
 async def test_a_bot_outlives_its_server():
     """Killed in mid-sentence: the bot is told, and goes on with whoever answers there next."""
 
