@@ -13,7 +13,7 @@ from pipecat_duplex.session.errors import DuplexError, SessionEnded
 from pipecat_duplex.session.history import History, HistoryKeeper, ResumeKey
 from pipecat_duplex.session.inbox import StepInbox
 from pipecat_duplex.session.retry import Pauses, Retry
-from pipecat_duplex.session.saying import Saying, Sayings, give
+from pipecat_duplex.session.saying import CanSay, Saying, Sayings, give
 from pipecat_duplex.session.step import (
     STEP_SAMPLES,
     STEP_SECS,
@@ -35,6 +35,9 @@ MAX_ANEW = 5
 """How often the time to give up is counted anew, after a try that had found a session."""
 
 NO_TIME = StepTiming(0.0, 0.0)
+
+ASK_AGAIN_SECS = 0.05
+"""How often a conversation that moves is looked at for a question that waits."""
 
 DELAY_NOTICE_SECS = 1.5
 """A move that takes longer is told as delayed, even if no try has failed so far."""
@@ -194,6 +197,17 @@ class ContinuedSession(DuplexSession):
                 self._note_saying(inner, number, saying)
             self._utterances = number
             return number
+
+    async def can_say(self, text: str) -> CanSay:
+        """Tell whether the model has the words; while it moves, this waits for the next session."""
+        while True:
+            self._inbox.check_open()
+            if self._session is not None:
+                try:
+                    return await self._session.can_say(text)
+                except SessionEnded:
+                    pass  # The next session is asked.
+            await asyncio.sleep(ASK_AGAIN_SECS)
 
     async def say_more(self, utterance_id: int, text: str, *, more: bool = True) -> None:
         """Add to an utterance; while it moves, it waits."""

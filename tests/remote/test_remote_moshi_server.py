@@ -29,6 +29,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+@pytest.mark.slow
 async def test_the_stock_server(tiny_checkpoint):
     from training import checkpoint
 

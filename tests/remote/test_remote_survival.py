@@ -39,6 +39,7 @@ def text_of(steps: list[Step]) -> str:
     return "".join(step.text_piece or "" for step in steps).replace("▁", " ").strip()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 async def test_a_call_goes_on_at_another_server(number: signal.Signals) -> None:
     async with (
