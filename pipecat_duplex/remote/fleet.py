@@ -61,9 +61,9 @@ class Member:
 class RemoteFleet(DuplexBackend):
     """Opens sessions on the emptiest of several servers.
 
-    The servers are asked how full they are just before a call, and again for the next. A server
-    that is full, drains, fails or does not answer only costs the time to try the next. A server
-    that failed comes last for a few seconds and takes part again then.
+    Just before each call, the servers are asked how full they are. A server that is full, drains,
+    fails or does not answer costs only the time to try the next one. A server that failed comes
+    last for a few seconds.
 
     Example::
 
