@@ -19,6 +19,7 @@ from pipecat_duplex.engine.vocabulary import Spelling
 from pipecat_duplex.session import (
     STEP_SECS,
     CannotSay,
+    CanSay,
     DuplexError,
     DuplexSession,
     SessionConfig,
@@ -230,6 +231,16 @@ class EngineSession(DuplexSession):
                 await self._add(number, text, more=True)
             return number
 
+    async def can_say(self, text: str) -> CanSay:
+        """Tell whether it has the words; see :class:`~pipecat_duplex.session.DuplexSession`."""
+        self._inbox.check_open()
+        try:
+            self._allow(text)
+            (await self._spell(text)).all_words()
+        except CannotSay as e:
+            return CanSay(e.lacks, str(e))
+        return CanSay()
+
     async def say_more(self, utterance_id: int, text: str, *, more: bool = True) -> None:
         """Add to an utterance; see :class:`~pipecat_duplex.session.DuplexSession`."""
         self._inbox.check_open()
@@ -276,12 +287,12 @@ class EngineSession(DuplexSession):
         return spelling
 
     async def hold(self, held: bool = True) -> None:
-        """Keep the model's own words back; see :class:`~pipecat_duplex.session.DuplexSession`."""
+        """Hold the model's own words back; see :class:`~pipecat_duplex.session.DuplexSession`."""
         self._inbox.check_open()
         self.speaker.hold(held)
 
     async def hush(self) -> None:
-        """Drop what :meth:`say` has not spoken yet."""
+        """Drop the rest of all given words."""
         self._inbox.check_open()
         async with self._spelling:
             self.speaker.hush()

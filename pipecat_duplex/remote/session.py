@@ -24,6 +24,7 @@ from pipecat_duplex.session import (
     STEP_SECS,
     TEXT_PADDING,
     CannotSay,
+    CanSay,
     DuplexError,
     DuplexSession,
     InvalidAudio,
@@ -41,6 +42,11 @@ from pipecat_duplex.session.streams import TextStreams
 UNKNOWN_TOKEN = -1
 """Text token of a step with a word whose server sends text only."""
 
+
+_MISSING = {
+    protocol.STREAM: "takes whole texts only, and does not keep the model's own words back",
+    protocol.CAN_SAY: "does not tell which words its model has",
+}
 
 INTRODUCTION_SECS = 1.0
 """How long after the handshake a server of ours takes at most to say what it is."""
@@ -212,8 +218,22 @@ class RemoteSession(DuplexSession):
         check_words(text)
         await self._check_can(protocol.STREAM if more else protocol.SAY)
         self._check_length(text)
+        return await self._ask(text, cut_in=cut_in, more=more)
+
+    async def can_say(self, text: str) -> CanSay:
+        """Tell whether it has the words; see :class:`~pipecat_duplex.session.DuplexSession`."""
+        try:
+            check_words(text)
+            await self._check_can(protocol.CAN_SAY)
+            self._check_length(text)
+            await self._ask(text, asks=True)
+        except CannotSay as e:
+            return CanSay(e.lacks, str(e))
+        return CanSay()
+
+    async def _ask(self, text: str, **options: bool) -> int:
         request, answer = self._extensions.ask()
-        self._out.put_nowait(protocol.encode(protocol.Say(request, text, cut_in, more)))
+        self._out.put_nowait(protocol.encode(protocol.Say(request, text, **options)))
         secs = self._limits.answer_secs
         try:
             async with asyncio.timeout(secs):
@@ -268,10 +288,7 @@ class RemoteSession(DuplexSession):
                 "knows how"
             )
         if feature not in self._greeting.features:
-            raise CannotSay(
-                f"{self._host} takes whole texts only, and does not keep the model's own words "
-                "back: it needs a newer pipecat-duplex"
-            )
+            raise CannotSay(f"{self._host} {_MISSING[feature]}: it needs a newer pipecat-duplex")
 
     def _check_length(self, text: str) -> None:
         most = self._greeting.max_say_bytes

@@ -18,6 +18,7 @@ from pipecat_duplex.session.step import (
     STEP_SAMPLES,
     STEP_SECS,
     TEXT_PADDING,
+    CanSay,
     Said,
     Step,
     StepTiming,
@@ -35,6 +36,9 @@ MAX_ANEW = 5
 """How often the time to give up is counted anew, after a try that had found a session."""
 
 NO_TIME = StepTiming(0.0, 0.0)
+
+ASK_AGAIN_SECS = 0.05
+"""How often a conversation that moves is looked at for a question that waits."""
 
 DELAY_NOTICE_SECS = 1.5
 """A move that takes longer is told as delayed, even if no try has failed so far."""
@@ -56,7 +60,7 @@ class MoveNews:
 
 
 async def restore_or_close(session: DuplexSession, history: History) -> None:
-    """Restore a session; where that fails, its slot is free again.
+    """Restore a session. If that fails, close it, so that its slot is free.
 
     Args:
         session: A session before its first step.
@@ -75,9 +79,9 @@ async def restore_or_close(session: DuplexSession, history: History) -> None:
 class ContinuedSession(DuplexSession):
     """A session that is moved when it fails, is drained or loses its server.
 
-    While it moves, which takes a second or so, the agent is silent: steps of that time are answered
-    with silence at once. What the user says meanwhile is kept, and the next model hears it first.
-    Then the agent goes on where it stopped, and so does what it was given to say.
+    A move takes about a second. Meanwhile the agent is silent: steps of that time are answered with
+    silence at once. The user's audio of that time is kept, and the next model hears it first. Then
+    the agent continues where it stopped, and so do given words.
     """
 
     def __init__(
@@ -145,13 +149,13 @@ class ContinuedSession(DuplexSession):
 
     @property
     def secs_left(self) -> float | None:
-        """How long the conversation still goes on; None if nothing is known to end it."""
+        """Seconds until the conversation ends; None if no end is known."""
         if self._config.max_secs is not None:
             return self._config.max_secs - self._sent * STEP_SECS
         return None if self._session is None else self._session.secs_left
 
     def history(self) -> History | None:
-        """Return what the conversation can be rebuilt from; also after its end."""
+        """Return the state from which the conversation can be rebuilt, also after its end."""
         return self._keeper.history()
 
     def send(self, pcm: np.ndarray) -> int:
@@ -195,6 +199,17 @@ class ContinuedSession(DuplexSession):
             self._utterances = number
             return number
 
+    async def can_say(self, text: str) -> CanSay:
+        """Tell whether the model has the words; while it moves, this waits for the next session."""
+        while True:
+            self._inbox.check_open()
+            if self._session is not None:
+                try:
+                    return await self._session.can_say(text)
+                except SessionEnded:
+                    pass  # The next session is asked.
+            await asyncio.sleep(ASK_AGAIN_SECS)
+
     async def say_more(self, utterance_id: int, text: str, *, more: bool = True) -> None:
         """Add to an utterance; while it moves, it waits."""
         async with self._giving_words:
@@ -234,7 +249,7 @@ class ContinuedSession(DuplexSession):
             return None
 
     async def hush(self) -> None:
-        """Drop what :meth:`say` has not spoken yet."""
+        """Drop the rest of all given words."""
         self._inbox.check_open()
         self._drop_waiting_words()
         if self._session is not None:
