@@ -211,6 +211,7 @@ async function showAbout() {
     const { checkpoint, note } = await (await fetch("api/about")).json();
     $("model").textContent = checkpoint;
     $("model").hidden = false;
+    $("follows").hidden = checkpoint !== "embedded";
     $("note").textContent = note ?? "";
     $("note").hidden = !note;
   } catch {
