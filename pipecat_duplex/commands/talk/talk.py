@@ -4,10 +4,14 @@ import asyncio
 import socket
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from pipecat_duplex.session import DuplexBackend, DuplexError, MissingExtra
+
+if TYPE_CHECKING:
+    from pipecat_duplex.commands.talk.llm import TalkLlm
 
 
 def run_talk(
@@ -17,6 +21,7 @@ def run_talk(
     port: int,
     slots: int,
     backend: DuplexBackend | None = None,
+    llm: "TalkLlm | None" = None,
 ) -> None:
     """Serve the talking page and its bots until Ctrl-C.
 
@@ -29,16 +34,19 @@ def run_talk(
         slots: Conversations at a time.
         backend: Where sessions come from instead of an engine with the checkpoint. It is closed at
             the end.
+        llm: The LLM that gives the words, if there is one.
 
     Raises:
         MissingExtra: The ``webrtc`` extra is not installed.
         DuplexError: The port is taken, or the checkpoint cannot be loaded.
     """
     _require_extra()
+    if llm is not None:
+        llm.check()
     console = Console()
     listener = _listen(host, port)
     try:
-        asyncio.run(_serve(console, listener, checkpoint, slots, backend))
+        asyncio.run(_serve(console, listener, checkpoint, slots, backend, llm))
     except KeyboardInterrupt:
         pass
     finally:
@@ -80,6 +88,7 @@ async def _serve(
     checkpoint: str,
     slots: int,
     backend: DuplexBackend | None,
+    llm: "TalkLlm | None",
 ) -> None:
     import uvicorn
 
@@ -89,7 +98,7 @@ async def _serve(
     if backend is None:
         with console.status(f"Loading {checkpoint} ..."):
             backend, note = await _load_engine(checkpoint, slots)
-    app = create_app(backend, checkpoint=_public_name(checkpoint), note=note)
+    app = create_app(backend, checkpoint=_public_name(checkpoint), note=note, llm=llm)
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3)
     _announce(console, listener, checkpoint, slots, note)
     try:
