@@ -24,6 +24,7 @@ from pipecat_duplex.session import (
     TEXT_PADDING,
     AtCapacity,
     CannotSay,
+    CanSay,
     DuplexError,
     Said,
     SessionConfig,
@@ -206,7 +207,9 @@ class ScriptedSession:
         self._check_open()
         words, unsayable = self._agent.known(text)
         if unsayable and not more:
-            raise CannotSay(f"the model does not have the words to say {', '.join(unsayable)}")
+            names = ", ".join(unsayable)
+            text = f"the model does not have the words to say {names}"
+            raise CannotSay(text, tuple(unsayable))
         if not words and not more:
             raise CannotSay(f"there are no words in {text!r}")
         number = self._agent.say([] if more else words, cut_in=cut_in, more=more)
@@ -214,6 +217,14 @@ class ScriptedSession:
             self._cutters[number] = WordCutter()
             await self.say_more(number, text)
         return number
+
+    async def can_say(self, text: str) -> CanSay:
+        """Tell whether it has the words; see :class:`~pipecat_duplex.session.DuplexSession`."""
+        self._check_open()
+        words, unsayable = self._agent.known(text)
+        if unsayable:
+            return CanSay(tuple(unsayable), f"it does not have the words {', '.join(unsayable)}")
+        return CanSay() if words else CanSay(reason=f"there are no words in {text!r}")
 
     async def say_more(self, utterance_id: int, text: str, *, more: bool = True) -> None:
         """Add to an utterance; see :class:`~pipecat_duplex.session.DuplexSession`."""

@@ -1,14 +1,14 @@
 """Fixtures that several folders share, and the rule of what is skipped: see :mod:`tests.needs`."""
 
 from collections.abc import Iterator
-from importlib.util import find_spec
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from tests.needs import missing, needs_of, needs_of_file, reason_to_skip
 
-if find_spec("hypothesis"):
+with suppress(ModuleNotFoundError):
     import hypothesis
 
     # A busy machine is no reason to fail: properties have no deadline.
@@ -49,7 +49,7 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 def _skipping() -> Iterator[None]:
     try:
         return (yield)
-    except (ModuleNotFoundError, FileNotFoundError) as error:
+    except (ModuleNotFoundError, OSError) as error:
         if reason := reason_to_skip(error):
             pytest.skip(reason)
         raise

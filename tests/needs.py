@@ -56,6 +56,8 @@ def reason_to_skip(error: BaseException | None) -> str | None:
         # Started by its name alone: a command, not a file of the test's own.
         is_command = Path(name).name == name and not _in_package(error) and _in_subprocess(error)
         return f"needs {name}" if is_command and missing([name]) else None
+    if isinstance(error, OSError) and "cannot open shared object file" in str(error):
+        return f"needs {str(error).partition(':')[0]}" if not _in_package(error) else None
     return None
 
 

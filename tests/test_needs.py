@@ -39,6 +39,11 @@ def test_a_command_that_is_not_installed_is_a_reason():
     assert reason_to_skip(error) == "needs no-such-command"
 
 
+def test_a_library_that_is_not_installed_is_a_reason():
+    error = error_of("import ctypes; ctypes.CDLL('libnowhere.so.1')", ROOT / "training")
+    assert reason_to_skip(error) == "needs libnowhere.so.1"
+
+
 @pytest.mark.parametrize(
     ("code", "folder"),
     [

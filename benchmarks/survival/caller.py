@@ -155,10 +155,6 @@ class Caller:
         async def on_pipeline_started(_, frame):
             started.set()
 
-        @worker.event_handler("on_pipeline_error")
-        async def on_pipeline_error(_, frame):
-            self._problems.append(str(frame.error))
-
         @self._service.event_handler("on_session_ended")
         async def on_session_ended(_, session_id, reason):
             if reason is not None:

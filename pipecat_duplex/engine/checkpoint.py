@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sentencepiece
 
@@ -25,6 +25,9 @@ from pipecat_duplex.session import (
     Sampling,
     one_line,
 )
+
+if TYPE_CHECKING:
+    from pipecat_duplex.engine.hub import Hub
 
 EMBEDDED = "embedded"
 EMBEDDED_FOLDER = Path(__file__).parent.parent / "checkpoints" / "embedded"
@@ -97,9 +100,14 @@ class CheckpointFiles:
         return MOSHI_SAMPLING._replace(**given)
 
     @property
+    def is_personaplex(self) -> bool:
+        """Whether it is laid out as PersonaPlex is published: its config names no sizes."""
+        return is_personaplex(self.config)
+
+    @property
     def predicts_user(self) -> bool:
         """Whether it was trained to predict the user's codebooks as well, as PersonaPlex was."""
-        return self.config.get("dep_q", CODEBOOKS) > CODEBOOKS
+        return self.is_personaplex or self.config.get("dep_q", CODEBOOKS) > CODEBOOKS
 
     @property
     def text_tokens(self) -> int:
@@ -152,6 +160,11 @@ def find_checkpoint(name: str | Path) -> CheckpointFiles:
     return _find_on_hub(str(name), *split_hub_name(name))
 
 
+def is_personaplex(config: dict[str, Any]) -> bool:
+    """Whether a configuration is PersonaPlex's, which has a model type and no sizes: Moshi's."""
+    return config.get("model_type") == "personaplex" and "dep_q" not in config
+
+
 def split_hub_name(name: str | Path) -> tuple[str, str | None]:
     """Split ``owner/name[@revision]`` into repository and revision.
 
@@ -202,8 +215,8 @@ def _find_local(name: str, folder: Path) -> CheckpointFiles:
     def locate(file_name: str) -> Path:
         if not file_name.startswith(ELSEWHERE):
             return folder / file_name.removeprefix("file://")
-        hub = _import_hub()
-        with hub.talking_to_hub(name):
+        hub = _hub_for(name)
+        with hub.readable_errors():
             return hub.download(*_split_elsewhere(file_name))
 
     files = _locate_all(config, locate)
@@ -214,33 +227,40 @@ def _find_local(name: str, folder: Path) -> CheckpointFiles:
 
 
 def _find_on_hub(name: str, repo: str, revision: str | None) -> CheckpointFiles:
-    hub = _import_hub()
+    hub = _hub_for(name)
 
     def locate(file_name: str) -> Path:
         if file_name.startswith(ELSEWHERE):
             return hub.download(*_split_elsewhere(file_name))
         return hub.download(repo, file_name.removeprefix("file://"), revision)
 
-    with hub.talking_to_hub(name):
+    with hub.readable_errors():
         # The small file first: a wrong kind of model is refused before gigabytes are fetched.
         config_path = hub.download_if_any(repo, "config.json", revision)
         config: dict[str, Any] = {}
         if config_path is not None:
             config = _read_json(config_path)
             _check_language_config(name, config)
+        hub.announce(repo, _files_of(config), revision)
         files = _locate_all(config, locate)
     return _make_files(name, config_path, config, files)
 
 
-def _import_hub():
+def _files_of(config: dict[str, Any]) -> list[str]:
+    """Return the files that a repository itself has to bring."""
+    named = [config.get(key, default) for key, default in FILE_NAMES.items()]
+    return [n.removeprefix("file://") for n in named if n and not n.startswith(ELSEWHERE)]
+
+
+def _hub_for(name: str) -> "Hub":
     try:
-        from pipecat_duplex.engine import hub
+        from pipecat_duplex.engine.hub import Hub
     except ModuleNotFoundError as error:
         raise MissingExtra(
             "a checkpoint from the hub needs huggingface_hub, which is not installed: "
             "pip install 'pipecat-duplex[moshi]'"
         ) from error
-    return hub
+    return Hub(name)
 
 
 def _split_elsewhere(file_name: str) -> tuple[str, str]:
@@ -284,6 +304,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _check_language_config(name: str, config: dict[str, Any]) -> None:
     """Refuse what is not a full-duplex Moshi: recognizers, synthesizers, translators."""
+    if is_personaplex(config):
+        return
     model_type = config.get("model_type", "moshi")
     agent_codebooks = config.get("dep_q")
     codebooks = config.get("n_q")
@@ -303,12 +325,20 @@ def _check_language_config(name: str, config: dict[str, Any]) -> None:
     elif len(config.get("delays", ())) != 2 * CODEBOOKS + 1:
         problem = f"it does not have {2 * CODEBOOKS + 1} streams"
     elif config.get("fuser") or config.get("conditioners"):
-        problem = "it wants conditions that a conversation does not have"
+        problem = f"it wants conditions that a conversation does not have ({_conditions(config)})"
     elif config.get("existing_text_padding_id", TEXT_PADDING) != TEXT_PADDING:
         problem = f"its text padding is not token {TEXT_PADDING}"
     else:
         return
     raise CheckpointError(f"checkpoint {name} is not a full-duplex Moshi: {problem}")
+
+
+def _conditions(config: dict[str, Any]) -> str:
+    """Name the conditions of a model, and how they come in."""
+    fuser, conditioners = config.get("fuser"), config.get("conditioners")
+    ways = [way for way, names in fuser.items() if names] if isinstance(fuser, dict) else []
+    names = list(conditioners) if isinstance(conditioners, dict) else []
+    return ", ".join(map(str, [*ways, *names])) or "unnamed"
 
 
 def _check_codec_config(name: str, config: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ from pipecat_duplex.engine.vocabulary import Spelling
 from pipecat_duplex.session import (
     STEP_SECS,
     CannotSay,
+    CanSay,
     DuplexError,
     DuplexSession,
     SessionConfig,
@@ -229,6 +230,16 @@ class EngineSession(DuplexSession):
                 self._cutters[number] = WordCutter()
                 await self._add(number, text, more=True)
             return number
+
+    async def can_say(self, text: str) -> CanSay:
+        """Tell whether it has the words; see :class:`~pipecat_duplex.session.DuplexSession`."""
+        self._inbox.check_open()
+        try:
+            self._allow(text)
+            (await self._spell(text)).all_words()
+        except CannotSay as e:
+            return CanSay(e.lacks, str(e))
+        return CanSay()
 
     async def say_more(self, utterance_id: int, text: str, *, more: bool = True) -> None:
         """Add to an utterance; see :class:`~pipecat_duplex.session.DuplexSession`."""

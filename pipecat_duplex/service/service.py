@@ -86,6 +86,7 @@ from pipecat_duplex.service.user_turns import DuplexUserTurnStrategies
 from pipecat_duplex.session import (
     SAMPLE_RATE_HZ,
     STEP_SECS,
+    CanSay,
     DuplexBackend,
     DuplexError,
     DuplexSession,
@@ -748,6 +749,23 @@ class DuplexLLMService(TracedConversation, LLMService):
         """Let the agent say something; what cannot be said is an error frame."""
         await self._try_to_say(Saying(text))
 
+    async def can_say(self, text: str) -> CanSay:
+        """Tell whether the model has the words of a text, without saying it.
+
+        Args:
+            text: The text.
+
+        Returns:
+            True if :meth:`say` would take it. Otherwise ``lacks`` holds the words that the model
+            does not have, and ``reason`` tells why.
+
+        Raises:
+            DuplexError: There is no session.
+        """
+        if self._session is None:
+            raise DuplexError("no session is open: nothing is known of the model's words")
+        return await self._session.can_say(text)
+
     async def _try_to_say(self, saying: Saying):
         try:
             await self.say(saying.text, append_to_context=saying.to_context)
@@ -894,6 +912,7 @@ class DuplexLLMService(TracedConversation, LLMService):
             user_level_db=user.level_db,
             agent_level_db=sound.level_db,
             agent_word=step.text_piece is not None,
+            given_word=step.utterance_id is not None,
         )
         if step.wish:
             events += self._tracker.hear_wish()
@@ -1075,7 +1094,7 @@ class DuplexLLMService(TracedConversation, LLMService):
         await self._call_event_handler("on_yield", event, text)
 
     async def _handle_agent_stopped(self, event: AgentStopped):
-        await self._push_word(self._monologue.end_utterance())
+        await self._push_word(self._monologue.end_utterance(event.step_index))
         await self._push_captions(self._captions.end_utterance())
         self._agent_audio.end_utterance()
         self._given_words.end_utterance()

@@ -25,6 +25,7 @@ from pipecat_duplex.session.errors import (
     one_line,
 )
 from pipecat_duplex.session.health import BackendHealth, ReportsHealth
+from pipecat_duplex.session.saying import CanSay
 from pipecat_duplex.session.step import (
     SAMPLE_RATE_HZ,
     STEP_SAMPLES,
@@ -48,6 +49,7 @@ __all__ = [
     "WORD_START",
     "AtCapacity",
     "BackendHealth",
+    "CanSay",
     "CannotSay",
     "CheckpointError",
     "DuplexBackend",

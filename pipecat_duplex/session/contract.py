@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from pipecat_duplex.session.history import History, ResumeKey
+from pipecat_duplex.session.saying import CanSay
 from pipecat_duplex.session.step import Step
 
 
@@ -187,6 +188,20 @@ class DuplexSession(Protocol):
 
         Raises:
             CannotSay: Its server cannot do this.
+            SessionEnded: The session is over.
+        """
+        ...
+
+    async def can_say(self, text: str) -> CanSay:
+        """Tell whether the model has the words of a text, without saying it.
+
+        Args:
+            text: The text.
+
+        Returns:
+            True if :meth:`say` would take it; otherwise the words that the model lacks, or why.
+
+        Raises:
             SessionEnded: The session is over.
         """
         ...

@@ -28,6 +28,7 @@ def test_missing_extra_says_what_to_install(missing: str) -> None:
     assert "pip install 'pipecat-duplex[moshi]'" in output
 
 
+@pytest.mark.slow
 def test_compiler_is_declined_without_a_trace() -> None:
     code = (
         "import os, torch; torch.cuda.is_available = lambda: False\n"

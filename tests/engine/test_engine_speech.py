@@ -309,6 +309,7 @@ async def converse(engine: Engine, audio: np.ndarray, say: str | None) -> list[l
     return taken
 
 
+@pytest.mark.slow
 async def test_a_session_says_words_and_neighbours_do_not_notice(checkpoint_folder) -> None:
     audio = noise(60, seed=1)
     engine = await Engine.load(checkpoint_folder, slots=2, device="cpu")

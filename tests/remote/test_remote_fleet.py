@@ -41,6 +41,7 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ONE_OF_SEVERAL, "connect_secs", 20.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at_once", [1, 200])
 async def test_callers_are_spread(at_once: int, patient: None) -> None:
     async with several(5, slots=60) as servers:

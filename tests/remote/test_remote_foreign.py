@@ -116,6 +116,7 @@ async def test_a_server_that_bunches(bunch):
         await session.close()
 
 
+@pytest.mark.slow
 async def test_a_lost_answer_does_not_hold_up_those_after_it():
     """By the clock, since only then a loss can be told from a server that is slow."""
     async with running(moshi_server(lost=[60])) as (_, url):

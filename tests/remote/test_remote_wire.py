@@ -170,7 +170,14 @@ MESSAGES = st.one_of(
     st.builds(protocol.Ping),
     st.builds(protocol.Pcm, st.just(PCM)),
     st.builds(protocol.Say, COUNTS, st.none() | WORDS | st.just("\ud800"), st.booleans()),
-    st.builds(protocol.SayAnswer, COUNTS, st.none() | COUNTS, WORDS),
+    st.builds(protocol.Say, COUNTS, WORDS, asks=st.booleans()),
+    st.builds(
+        protocol.SayAnswer,
+        COUNTS,
+        st.none() | COUNTS,
+        WORDS,
+        st.lists(WORDS, max_size=3).map(tuple),
+    ),
     st.builds(
         protocol.SpeechNote,
         COUNTS,
