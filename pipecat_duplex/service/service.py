@@ -510,7 +510,7 @@ class DuplexLLMService(TracedConversation, LLMService):
     async def _update_settings(self, delta):
         """Take new settings; those of a session take effect with the next one."""
         wanted = copy.copy(self._settings)
-        wanted.apply_update(delta)
+        wanted.apply_update(delta)  # pyright: ignore[reportArgumentType]
         try:
             wanted.session_config()
             wanted.check_words()
