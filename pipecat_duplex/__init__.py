@@ -1,7 +1,7 @@
 """Full-duplex speech for Pipecat: the whole speech loop in one processor.
 
-Importing the package does not import torch: that happens when an engine is loaded. Nor does it
-import Pipecat until a name that needs it is asked for, so that the command line starts at once.
+Importing the package imports neither torch nor Pipecat. Torch is imported when an engine is loaded,
+and Pipecat with the first name that needs it, so that the command line starts at once.
 """
 
 from importlib import import_module

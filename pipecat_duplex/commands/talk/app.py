@@ -10,7 +10,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from fastapi import FastAPI, HTTPException, Request
+from aiortc.sdp import SessionDescription
+from fastapi import FastAPI, HTTPException
 from fastapi.staticfiles import StaticFiles
 from loguru import logger
 from pipecat.pipeline.pipeline import Pipeline
@@ -28,6 +29,7 @@ from pipecat.transports.smallwebrtc.transport import SmallWebRTCTransport
 from pipecat.workers.runner import WorkerRunner
 from pydantic import BaseModel
 
+from pipecat_duplex.commands.talk.guard import Guard
 from pipecat_duplex.commands.talk.llm import TalkLlm
 from pipecat_duplex.service.rtvi import DuplexRTVIFeed
 from pipecat_duplex.service.service import DuplexLLMService
@@ -97,6 +99,7 @@ class Reception:
             DuplexError: The backend cannot open a session.
             ValueError: The offer makes no sense.
         """
+        _check_offer(offer)
         # The slot comes first: a visitor is refused before anything is set up.
         session = await self._backend.open(SessionConfig())
         try:
@@ -147,6 +150,26 @@ class _OpenedSession(DuplexBackend):
 
     async def close(self) -> None:
         await self._session.close()
+
+
+def _check_offer(offer: Offer) -> None:
+    """Raise if this is no offer of sound that anybody could connect to.
+
+    Raises:
+        ValueError: It is none.
+    """
+    try:
+        session = SessionDescription.parse(offer.sdp)
+    except Exception as e:  # Whatever the parser trips over.
+        raise ValueError(f"the offer cannot be answered: {e}") from e
+    sounds = [media for media in session.media if media.kind == "audio"]
+    if not sounds:
+        raise ValueError("the offer cannot be answered: there is no sound in it")
+    for media in sounds:
+        if media.ice is None or not (media.ice.usernameFragment and media.ice.password):
+            raise ValueError("the offer cannot be answered: it has no ICE credentials")
+        if media.dtls is None or not media.dtls.fingerprints:
+            raise ValueError("the offer cannot be answered: it has no fingerprint")
 
 
 async def _connect(offer: Offer) -> SmallWebRTCConnection:
@@ -228,6 +251,7 @@ def create_app(
     checkpoint: str = "embedded",
     note: str | None = None,
     llm: TalkLlm | None = None,
+    local_only: bool = False,
 ) -> FastAPI:
     """Build the app.
 
@@ -237,6 +261,8 @@ def create_app(
         checkpoint: The name of the model, shown on the page.
         note: Something that visitors should know of it, shown on the page.
         llm: The LLM that gives the words, if there is one.
+        local_only: Whether it answers to names of this machine only, as it should where nobody else
+            can connect.
     """
     reception = Reception(backend, checkpoint=checkpoint, llm=llm)
 
@@ -248,12 +274,7 @@ def create_app(
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.state.reception = reception
 
-    @app.middleware("http")
-    async def never_stale(request: Request, call_next):
-        # A page from the version before must not meet the app of this one.
-        response = await call_next(request)
-        response.headers["Cache-Control"] = "no-cache"
-        return response
+    app.add_middleware(Guard, local_only=local_only)
 
     @app.get("/api/about")
     async def about() -> dict[str, Any]:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from pipecat_duplex.session import DuplexBackend, DuplexError, MissingExtra
+from pipecat_duplex.server.listen import bind, is_loopback, url_of
+from pipecat_duplex.session import DuplexBackend, MissingExtra
 
 if TYPE_CHECKING:
     from pipecat_duplex.commands.talk.llm import TalkLlm
@@ -44,13 +45,15 @@ def run_talk(
     if llm is not None:
         llm.check()
     console = Console()
-    listener = _listen(host, port)
+    # Before the model is loaded: a port that is taken should not cost a minute to find out.
+    listeners = bind(host, port)
     try:
-        asyncio.run(_serve(console, listener, checkpoint, slots, backend, llm))
+        asyncio.run(_serve(console, listeners, checkpoint, slots, backend, llm))
     except KeyboardInterrupt:
         pass
     finally:
-        listener.close()
+        for listener in listeners:
+            listener.close()
     console.print("Goodbye.")
 
 
@@ -62,29 +65,9 @@ def _require_extra() -> None:
         )
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    # Before the model is loaded: a port that is taken should not cost a minute to find out.
-    problem: Exception | None = None
-    try:
-        for family, kind, protocol, _, address in socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM
-        ):
-            listener = socket.socket(family, kind, protocol)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                listener.bind(address)
-                return listener
-            except OSError as e:
-                listener.close()
-                problem = e
-    except (OSError, OverflowError) as e:
-        problem = e
-    raise DuplexError(f"cannot listen on {host}, port {port}: {problem}") from problem
-
-
 async def _serve(
     console: Console,
-    listener: socket.socket,
+    listeners: list[socket.socket],
     checkpoint: str,
     slots: int,
     backend: DuplexBackend | None,
@@ -98,11 +81,17 @@ async def _serve(
     if backend is None:
         with console.status(f"Loading {checkpoint} ..."):
             backend, note = await _load_engine(checkpoint, slots)
-    app = create_app(backend, checkpoint=_public_name(checkpoint), note=note, llm=llm)
+    app = create_app(
+        backend,
+        checkpoint=_public_name(checkpoint),
+        note=note,
+        llm=llm,
+        local_only=is_loopback(listeners),
+    )
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3)
-    _announce(console, listener, checkpoint, slots, note)
+    _announce(console, listeners[0], checkpoint, slots, note)
     try:
-        await uvicorn.Server(config).serve(sockets=[listener])
+        await uvicorn.Server(config).serve(sockets=listeners)
     finally:
         await backend.close()
 
@@ -128,7 +117,7 @@ def _announce(
     host, port = listener.getsockname()[:2]
     if host in ("0.0.0.0", "::", "127.0.0.1", "::1"):
         host = "localhost"
-    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    url = url_of("http", host, port)
     room = "one conversation" if slots == 1 else f"{slots} conversations"
     console.print()
     console.print(f"  Open  [bold cyan]{url}[/]  and talk to [bold]{checkpoint}[/].")
