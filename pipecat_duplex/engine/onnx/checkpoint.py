@@ -1,6 +1,7 @@
 """Checkpoints with graphs: their files, and that graphs and weights belong together."""
 
 import hashlib
+import os
 
 import onnxruntime
 
@@ -17,6 +18,8 @@ def open_graphs(files: CheckpointFiles) -> dict[str, onnxruntime.InferenceSessio
     Raises:
         CheckpointError: A graph is missing, broken, or belongs to other weights.
     """
+    if os.environ.get("ORT_DISABLE_TELEMETRY") == "1":
+        onnxruntime.disable_telemetry_events()  # on Windows the variable has no effect
     folder = files.lm_weights.parent
     if not has_graphs(folder):
         raise CheckpointError(
