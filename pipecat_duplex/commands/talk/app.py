@@ -156,7 +156,7 @@ def _check_offer(offer: Offer) -> None:
     """Raise if this is no offer of sound that anybody could connect to.
 
     Raises:
-        ValueError: It is none.
+        ValueError: It is not one.
     """
     try:
         session = SessionDescription.parse(offer.sdp)
