@@ -44,12 +44,12 @@ _USER_LEVEL_DB = -40.0
 
 @dataclass(frozen=True)
 class Script:
-    """What the agent does.
+    """What the agent says and does.
 
     Parameters:
         opening: Words it says first, unasked.
         opening_step: When.
-        replies: What it says each time the user falls silent, in turn, the last again and again.
+        replies: What it says each time the user falls silent, in turn; the last one repeats.
         reply_steps: Quiet steps after the user's voice before it replies.
         yield_steps: Steps of the user's voice over its own after which it falls silent, not
             counting short pauses; ``None`` never yields.
@@ -238,12 +238,12 @@ class ScriptedSession:
             del self._cutters[utterance_id]
 
     async def hold(self, held: bool = True) -> None:
-        """Keep the script's words back; see :class:`~pipecat_duplex.session.DuplexSession`."""
+        """Hold the script's words back; see :class:`~pipecat_duplex.session.DuplexSession`."""
         self._check_open()
         self._agent.held = held
 
     async def hush(self) -> None:
-        """Drop what :meth:`say` has not spoken yet."""
+        """Drop the rest of all given words."""
         self._check_open()
         self._agent.hush()
 

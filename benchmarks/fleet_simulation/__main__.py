@@ -116,6 +116,15 @@ def show_deaths(workers: Sequence[int]) -> None:
             print(f"| {count} | {load} | {counts.moves} | {most} | {lost} |", flush=True)
 
 
+def show_sizes() -> None:
+    """Print how many slots so many calls need."""
+    print("\n| calls at a time | slots for 0.1 % refused | for 1 % | load at 0.1 % |")
+    print("|" + " --- |" * 4)
+    for calls in (10, 30, 100, 300, 1000, 10_000):
+        few, more = slots_for(calls, 0.001), slots_for(calls, 0.01)
+        print(f"| {calls} | {few} | {more} | {calls / few:.2f} |")
+
+
 def share(part: int, whole: int) -> str:
     """Return a share for the table, with the counts behind it."""
     return f"{100 * part / max(1, whole):.3f} % ({part} of {whole})"
@@ -153,20 +162,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workers", default="10,100,1000,10000")
     parser.add_argument("--seeds", type=int, default=5, help="of small fleets")
+    parser.add_argument("--only", choices=["choice", "loads", "upgrades", "deaths", "sizes"])
     parser.add_argument("--plot", type=Path, help="Draw it (PNG).")
     args = parser.parse_args()
     workers = [int(count) for count in args.workers.split(",")]
-    kept = show_choice(workers, args.seeds)
-    loads, lines = show_loads(args.seeds)
-    show_upgrades([count for count in workers if count <= 1000])
-    show_deaths([count for count in workers if count <= 1000])
-    print("\n| calls at a time | slots for 0.1 % refused | for 1 % | load at 0.1 % |")
-    print("|" + " --- |" * 4)
-    for calls in (10, 30, 100, 300, 1000, 10_000):
-        few, more = slots_for(calls, 0.001), slots_for(calls, 0.01)
-        print(f"| {calls} | {few} | {more} | {calls / few:.2f} |")
-    if args.plot:
-        draw(args.plot, loads, lines, kept)
+    small = [count for count in workers if count <= 1000]
+    only = args.only
+    kept = show_choice(workers, args.seeds) if only in (None, "choice") else None
+    loads = show_loads(args.seeds) if only in (None, "loads") else None
+    if only in (None, "upgrades"):
+        show_upgrades(small)
+    if only in (None, "deaths"):
+        show_deaths(small)
+    if only in (None, "sizes"):
+        show_sizes()
+    if args.plot and kept and loads:
+        draw(args.plot, *loads, kept)
 
 
 if __name__ == "__main__":

@@ -177,7 +177,11 @@ class Fleet:
             sample = self._chance.sample(range(count), size)
             told = {worker: self._tell(worker) for worker in sample}
             least = min(told.values()) + 1
-            yield from sorted(sample, key=lambda each: (told[each] > least, told[each] >= SLOTS))
+            # As RemoteFleet chooses: the emptier of two at random that are nearly the emptiest.
+            even = [worker for worker in sample if told[worker] <= least]
+            even[:2] = sorted(even[:2], key=told.__getitem__)
+            yield from even
+            yield from sorted((w for w in sample if told[w] > least), key=told.__getitem__)
 
     def _tell(self, worker: int) -> int:
         """Return a worker's used slots, as old as they may be."""
@@ -193,7 +197,6 @@ class Fleet:
     #
 
     def _move_all(self, worker: int) -> None:
-        self._takes[worker] = False
         calls, self._calls[worker] = self._calls[worker], {}
         self._used[worker] = 0
         for number, end_secs in calls.items():
@@ -212,6 +215,7 @@ class Fleet:
                 self._env.process(self._away(worker, self._plan.away_secs))
 
     def _away(self, worker: int, secs: float) -> Iterator[simpy.Event]:
+        self._takes[worker] = False
         self._move_all(worker)
         yield self._env.timeout(secs)
         self._takes[worker] = True
@@ -219,14 +223,13 @@ class Fleet:
     def _upgrade(self, workers: range) -> Iterator[simpy.Event]:
         yield self._env.timeout(self._plan.warm_secs)
         for worker in workers:
-            # The new one has started beside it, so only the moves take time.
+            # The new one starts beside the old one, and takes calls in its place from then on.
             yield self._env.timeout(self._plan.start_secs)
             began_secs, calls = self._env.now, self._used[worker]
             self._move_all(worker)
             targets = max(1, min(calls, self._plan.workers - 1))
             yield self._env.timeout(MOVE_SECS * math.ceil(calls / targets) if calls else 0)
             self.counts.drains_secs.append(self._env.now - began_secs)
-            self._takes[worker] = True
 
     def _watch(self) -> Iterator[simpy.Event]:
         yield self._env.timeout(self._plan.warm_secs)

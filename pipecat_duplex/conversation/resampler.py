@@ -109,8 +109,7 @@ class Resampler:
             pcm: Floating point, shape ``(n,)``, any ``n``, also 0.
 
         Returns:
-            Float32, one-dimensional. With equal rates this is the input itself where that is
-            float32.
+            Float32, one-dimensional. With equal rates, a float32 input is returned as it is.
 
         Raises:
             InvalidAudio: Wrong shape or type; the stream is not changed.

@@ -29,7 +29,7 @@ class UserVoice(Enum):
 
 @dataclass(frozen=True)
 class TurnSettings:
-    """When a voice counts, and for how long its silence does not.
+    """Levels and times that decide when a voice starts and stops.
 
     Parameters:
         open_level_db: Agent audio above this level (dBFS, RMS of a step) opens an utterance.
@@ -167,9 +167,8 @@ def _steps(secs: float) -> int:
 class TurnTracker:
     """Turns one observation a step into turn events.
 
-    Events come in pairs: no stop without a start, none left open after :meth:`finish`. Every
-    overlap ends as exactly one of a yield, a backchannel or, if the agent had finished already,
-    neither.
+    Events come in pairs: every stop follows a start, and :meth:`finish` closes what is open. An
+    overlap ends as a yield or as a backchannel, or as neither if the agent had already finished.
     """
 
     def __init__(self, settings: TurnSettings | None = None):
@@ -222,7 +221,7 @@ class TurnTracker:
         """Observe one step.
 
         Args:
-            index: The step. Steps may be missing, but do not go back.
+            index: The step. Steps may be missing, but the index never decreases.
             user: The detector's state after this step of the user's audio.
             user_level_db: Level of the user's audio in this step, dBFS.
             agent_level_db: Level of the agent's audio in this step, dBFS.
@@ -230,7 +229,7 @@ class TurnTracker:
             given_word: Whether that is a word that the agent was given: it goes on with those.
 
         Returns:
-            The events of this step, in the order in which they are to be told.
+            The events of this step, in order.
 
         Raises:
             ValueError: The index goes back.

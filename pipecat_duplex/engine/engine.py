@@ -39,9 +39,9 @@ QUANTIZATIONS: tuple[Quantization, ...] = ("int8", "int4")
 class Engine(DuplexBackend):
     """A model with ``B`` slots, stepped by a thread of its own.
 
-    Weights are read once a step, whoever takes part. A conversation's tokens do not depend on its
-    neighbours. Past the model's context window a conversation goes on; the model forgets its oldest
-    steps one by one.
+    Weights are read once a step for all conversations. A conversation produces the same tokens
+    alone or beside others. A conversation may outlast the model's context window; the model then
+    forgets its oldest steps one by one.
 
     Example::
 
@@ -77,7 +77,7 @@ class Engine(DuplexBackend):
 
         Args:
             checkpoint: ``embedded``, a local folder, or ``owner/name[@revision]`` on the hub.
-            slots: Conversations at a time. Each one costs memory, used or not.
+            slots: Conversations at a time. Each slot costs memory, in use or not.
             runtime: ``onnx`` or ``torch``. None is ONNX Runtime, which is always installed, if the
                 checkpoint brings graphs for it and nothing but the CPU is asked for; else torch,
                 which needs the extra ``moshi``.
@@ -191,7 +191,7 @@ class Engine(DuplexBackend):
         """Begin a conversation.
 
         Args:
-            config: What it asks of the model; what it leaves open, the checkpoint says.
+            config: Sampling, limits and persona. The checkpoint decides fields that are ``None``.
 
         Raises:
             AtCapacity: No slot is free; raised at once.

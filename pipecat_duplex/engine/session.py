@@ -287,12 +287,12 @@ class EngineSession(DuplexSession):
         return spelling
 
     async def hold(self, held: bool = True) -> None:
-        """Keep the model's own words back; see :class:`~pipecat_duplex.session.DuplexSession`."""
+        """Hold the model's own words back; see :class:`~pipecat_duplex.session.DuplexSession`."""
         self._inbox.check_open()
         self.speaker.hold(held)
 
     async def hush(self) -> None:
-        """Drop what :meth:`say` has not spoken yet."""
+        """Drop the rest of all given words."""
         self._inbox.check_open()
         async with self._spelling:
             self.speaker.hush()

@@ -149,10 +149,10 @@ class RemoteBackend(DuplexBackend):
     async def open(self, config: SessionConfig) -> RemoteSession:
         """Begin a conversation.
 
-        A connection that fails is tried again, a refusal is not.
+        A connection that fails is tried again. A refusal is final.
 
         Args:
-            config: What it asks of the model. What a server does not know it ignores.
+            config: Sampling, limits and persona. A server ignores fields that it does not know.
 
         Raises:
             AtCapacity: The server has no slot, or accepted the call and did not get ready.

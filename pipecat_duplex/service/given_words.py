@@ -1,4 +1,4 @@
-"""What the service was asked to let the agent say: what waits, and what a session took."""
+"""Words that the agent was given to say: those that wait, and those that a session took."""
 
 import asyncio
 
@@ -10,7 +10,7 @@ MAX_FINISH_SECS = 20.0
 
 
 class GivenWords:
-    """What an agent was asked to say: what waits for a session, and what a session took."""
+    """Words that the agent was given to say: those that wait, and those that a session took."""
 
     def __init__(self):
         """Initialize with nothing to say."""

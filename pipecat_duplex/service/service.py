@@ -146,19 +146,19 @@ class DuplexLLMService(TracedConversation, LLMService):
 
     - on_session_started: Called with the session's id.
     - on_session_ended: Called with the session's id and the reason, or None after an orderly end.
-    - on_session_ending: Called once with the seconds that are left before the session's limit, or
-      before its server shuts down.
-    - on_session_moving: Called with the session's id and the reason, when the session was lost and
-      another one is being looked for, in which the conversation goes on.
-    - on_session_moved: Called with the session's id and the seconds in which nobody listened.
+    - on_session_ending: Called once, with the seconds until the session's limit or until its
+      server shuts down.
+    - on_session_moving: Called with the session's id and the reason, when a session was lost and
+      the conversation moves to another one.
+    - on_session_moved: Called with the session's id and the length of the gap in seconds.
     - on_user_started: Called with a :class:`~pipecat_duplex.conversation.turns.UserStarted`.
     - on_user_stopped: Called with a ``UserStopped``.
     - on_agent_started: Called with an ``AgentStarted``.
     - on_agent_stopped: Called with an ``AgentStopped`` and the text of the utterance.
     - on_yield: Called with a ``Yielded`` and the text said so far.
     - on_backchannel: Called with a ``Backchannel``.
-    - on_said: Called with a :class:`~pipecat_duplex.session.Said`, when words that the agent was
-      given were spoken or dropped.
+    - on_said: Called with a :class:`~pipecat_duplex.session.Said`, when given words were spoken or
+      dropped.
     - on_user_transcript: Called with what the user said, the seconds in which it was said, and
       ``turn`` or ``backchannel``.
 
@@ -196,8 +196,8 @@ class DuplexLLMService(TracedConversation, LLMService):
             checkpoint: The model to load: ``embedded`` (the default), a hub name such as
                 ``kyutai/moshiko-pytorch-bf16``, or a local folder. With a backend or a URL, only
                 its name in metrics.
-            backend: Where sessions come from instead, e.g. one ``Engine`` that several bots of a
-                process share. It is not closed by the service.
+            backend: A source of sessions in place of a checkpoint, such as one ``Engine`` that all
+                bots of a process share. The service does not close it.
             url: A server to call instead, such as ``ws://gpu:8998/api/chat``: one of ours, or any
                 that speaks Moshi's protocol. Or several: a list, a name with many addresses, or a
                 registry's ``http://host:8990/workers``. The emptiest is called; when it dies or
@@ -207,11 +207,11 @@ class DuplexLLMService(TracedConversation, LLMService):
             vad_analyzer: Observes the user's voice for turn events. Pipecat's Silero by default.
             settings: Sampling and limits.
             turns: Levels and times of the turn events.
-            clock: How much lateness is borne on the way in and out.
-            reopen_secs: When a session fails, another one is tried for this long, in which the
-                conversation goes on; where that is not possible, a fresh one. 0 gives up at once.
-            history: A conversation to go on with, :attr:`history` of another service.
-            ending_notice_secs: ``on_session_ending`` is called when no more than this is left.
+            clock: How much lateness is tolerated on the way in and out.
+            reopen_secs: How long to retry after a session fails. The conversation resumes if the
+                backend supports it, otherwise a new one starts. 0 disables retrying.
+            history: A conversation to resume: :attr:`history` of another service.
+            ending_notice_secs: How long before its end a session calls ``on_session_ending``.
             now_secs: The time, for tests and for runs faster than real time.
             **kwargs: Additional arguments passed to the parent LLMService.
 
@@ -368,12 +368,12 @@ class DuplexLLMService(TracedConversation, LLMService):
 
     @property
     def lag_secs(self) -> float:
-        """Delay of the agent's audio beyond its least delay, at the last step."""
+        """Delay of the agent's audio beyond its smallest delay, at the last step."""
         return self._agent_audio.lag_secs
 
     @property
     def dropped_output_steps(self) -> int:
-        """Steps of agent speech that were too old to be heard."""
+        """Steps of agent speech that came too late to be heard."""
         return self._agent_audio.dropped_steps
 
     #
@@ -506,7 +506,7 @@ class DuplexLLMService(TracedConversation, LLMService):
 
     @property
     def history(self) -> History | None:
-        """What the conversation can be rebuilt from, also after its session has failed."""
+        """The state from which the conversation can be rebuilt, also after its session failed."""
         return self._continued.history() if self._continued else None
 
     async def _handle_summary_request(self, frame):
@@ -694,13 +694,13 @@ class DuplexLLMService(TracedConversation, LLMService):
     ) -> int | None:
         """Let the agent speak these words, in its own voice.
 
-        They wait for the end of its own utterance. A user who barges in stops them like any other
-        words; ``on_said`` tells what was spoken and what was not. Before the session is open they
-        wait for it.
+        They wait until the agent has finished its own utterance, and until the session is open. A
+        user who barges in stops them like any other words; ``on_said`` tells which words were
+        spoken.
 
         Args:
             text: What to say.
-            cut_in: Do not wait; what is being said or queued is dropped.
+            cut_in: Do not wait. Words that are being said or queued are dropped.
             append_to_context: Whether the words go into the conversation's context.
 
         Returns:

@@ -13,11 +13,12 @@ from pipecat_duplex.session.errors import DuplexError, SessionEnded
 from pipecat_duplex.session.history import History, HistoryKeeper, ResumeKey
 from pipecat_duplex.session.inbox import StepInbox
 from pipecat_duplex.session.retry import Pauses, Retry
-from pipecat_duplex.session.saying import CanSay, Saying, Sayings, give
+from pipecat_duplex.session.saying import Saying, Sayings, give
 from pipecat_duplex.session.step import (
     STEP_SAMPLES,
     STEP_SECS,
     TEXT_PADDING,
+    CanSay,
     Said,
     Step,
     StepTiming,
@@ -59,7 +60,7 @@ class MoveNews:
 
 
 async def restore_or_close(session: DuplexSession, history: History) -> None:
-    """Restore a session; where that fails, its slot is free again.
+    """Restore a session. If that fails, close it, so that its slot is free.
 
     Args:
         session: A session before its first step.
@@ -78,9 +79,9 @@ async def restore_or_close(session: DuplexSession, history: History) -> None:
 class ContinuedSession(DuplexSession):
     """A session that is moved when it fails, is drained or loses its server.
 
-    While it moves, which takes a second or so, the agent is silent: steps of that time are answered
-    with silence at once. What the user says meanwhile is kept, and the next model hears it first.
-    Then the agent goes on where it stopped, and so does what it was given to say.
+    A move takes about a second. Meanwhile the agent is silent: steps of that time are answered with
+    silence at once. The user's audio of that time is kept, and the next model hears it first. Then
+    the agent continues where it stopped, and so do given words.
     """
 
     def __init__(
@@ -148,13 +149,13 @@ class ContinuedSession(DuplexSession):
 
     @property
     def secs_left(self) -> float | None:
-        """How long the conversation still goes on; None if nothing is known to end it."""
+        """Seconds until the conversation ends; None if no end is known."""
         if self._config.max_secs is not None:
             return self._config.max_secs - self._sent * STEP_SECS
         return None if self._session is None else self._session.secs_left
 
     def history(self) -> History | None:
-        """Return what the conversation can be rebuilt from; also after its end."""
+        """Return the state from which the conversation can be rebuilt, also after its end."""
         return self._keeper.history()
 
     def send(self, pcm: np.ndarray) -> int:
@@ -248,7 +249,7 @@ class ContinuedSession(DuplexSession):
             return None
 
     async def hush(self) -> None:
-        """Drop what :meth:`say` has not spoken yet."""
+        """Drop the rest of all given words."""
         self._inbox.check_open()
         self._drop_waiting_words()
         if self._session is not None:

@@ -15,7 +15,7 @@ MAX_SAY_BYTES = 128 * 1024
 
 
 def check_words(text: str) -> None:
-    """Raise if a text is none that an agent could be given, whatever its model knows.
+    """Check that a text can be given to an agent, apart from the words that its model has.
 
     Raises:
         CannotSay: It is longer than :data:`MAX_SAY_BYTES`, or not valid Unicode.
@@ -26,23 +26,6 @@ def check_words(text: str) -> None:
         raise CannotSay(f"the text is not valid Unicode: {e.reason}") from None
     if length > MAX_SAY_BYTES:
         raise CannotSay(f"the text has {length} bytes; at most {MAX_SAY_BYTES} are taken at once")
-
-
-@dataclass(frozen=True, slots=True)
-class CanSay:
-    """Whether a model can say a text; true if it can.
-
-    Parameters:
-        lacks: The words that it does not have.
-        reason: Why it cannot, in words; empty if it can.
-    """
-
-    lacks: tuple[str, ...] = ()
-    reason: str = ""
-
-    def __bool__(self) -> bool:
-        """Whether it can say the whole text."""
-        return not self.reason
 
 
 @dataclass
