@@ -83,7 +83,7 @@ from pipecat_duplex.service.given_words import MAX_FINISH_SECS, GivenWords
 from pipecat_duplex.service.llm_upstream import LlmUpstream, Words, llm_upstream_of
 from pipecat_duplex.service.settings import DEFAULT_FILLER_AFTER_MS, DuplexLLMSettings
 from pipecat_duplex.service.tracing import TracedConversation
-from pipecat_duplex.service.turn_strategies import DuplexUserTurnStrategies
+from pipecat_duplex.service.user_turns import DuplexUserTurnStrategies
 from pipecat_duplex.session import (
     SAMPLE_RATE_HZ,
     STEP_SECS,
@@ -515,7 +515,7 @@ class DuplexLLMService(TracedConversation, LLMService):
     async def _update_settings(self, delta):
         """Take new settings; those of a session take effect with the next one."""
         wanted = copy.copy(self._settings)
-        wanted.apply_update(delta)
+        wanted.apply_update(delta)  # pyright: ignore[reportArgumentType]
         try:
             wanted.session_config()
             wanted.check_words()
@@ -935,7 +935,7 @@ class DuplexLLMService(TracedConversation, LLMService):
     async def _follow_floor(self, step: Step):
         if self._hold_secs is not None and self._handled_steps * STEP_SECS >= self._hold_secs:
             await self.release()
-        if self._pauses and not self._speaking and not self._upstream.is_open(self._utterance_id):
+        if self._pauses and not self._speaking and not self._response_goes_on():
             await self._end_response()
         await self._upstream.step(
             step,
@@ -1103,7 +1103,7 @@ class DuplexLLMService(TracedConversation, LLMService):
         await self._push_captions(self._captions.end_utterance())
         self._agent_audio.end_utterance()
         self._given_words.end_utterance()
-        self._pauses = not event.yielded and self._upstream.is_open(self._utterance_id)
+        self._pauses = not event.yielded and self._response_goes_on()
         await self._close_brackets()
         if not self._tracker.user_speaking:
             if not self._upstream.waits_for_wish:
@@ -1159,6 +1159,13 @@ class DuplexLLMService(TracedConversation, LLMService):
             await self.push_frame(LLMFullResponseEndFrame())
         elif not self._pauses:
             await self.push_frame(LLMAssistantPushAggregationFrame())
+
+    def _response_goes_on(self) -> bool:
+        """Whether given words, which are one message in the context, are to go on."""
+        number = self._utterance_id
+        if self._brackets_llm:
+            return False
+        return self._upstream.is_open(number) or self._given_words.is_saying(number)
 
     async def _end_response(self):
         """Let the context have what was said before a pause, after which nothing came."""
