@@ -20,7 +20,6 @@ Environment:
     DUPLEX_SLOTS: Rooms at a time (default 2).
 """
 
-import asyncio
 import os
 
 from loguru import logger
@@ -82,19 +81,17 @@ class RoomCaptions(FrameProcessor):
 
 
 backend: DuplexBackend | None = None
-loading = asyncio.Lock()
+"""Where sessions come from, if not from the model of this process."""
 
 
 async def shared_backend() -> DuplexBackend:
     """Return the one model of this process; the first room loads it."""
-    global backend
-    async with loading:
-        if backend is None:
-            from pipecat_duplex.engine import Engine
-
-            checkpoint = os.getenv("DUPLEX_CHECKPOINT", "embedded")
-            backend = await Engine.load(checkpoint, slots=int(os.getenv("DUPLEX_SLOTS", "2")))
+    if backend is not None:
         return backend
+    from pipecat_duplex.engine import Engine
+
+    checkpoint = os.getenv("DUPLEX_CHECKPOINT", "embedded")
+    return await Engine.shared(checkpoint, slots=int(os.getenv("DUPLEX_SLOTS", "2")))
 
 
 def create_transport(room_url: str, token: str | None) -> DailyTransport:

@@ -16,7 +16,14 @@ from pipecat_duplex.engine.model import Loaded, SlotOutput, StepModel
 from pipecat_duplex.engine.preparation import Preparation, Preparations
 from pipecat_duplex.engine.session import EngineSession, Frame
 from pipecat_duplex.engine.stats import StepRecorder
-from pipecat_duplex.session import STEP_SECS, BackendHealth, Step, StepTiming
+from pipecat_duplex.session import (
+    STEP_SECS,
+    BackendHealth,
+    CheckpointError,
+    DuplexError,
+    Step,
+    StepTiming,
+)
 
 MAX_FAILURES = 3
 """Failed steps in a row after which the engine gives up."""
@@ -192,13 +199,13 @@ class StepLoop:
         try:
             model = self._load_model()
         except Exception as error:
-            self._loaded.set_exception(error)
+            self._loaded.set_exception(_load_error(error))
             return
         with model.running():
             try:
                 model.warm_up()
             except Exception as error:
-                self._loaded.set_exception(error)
+                self._loaded.set_exception(_load_error(error))
                 return
             self._loaded.set_result(Loaded(model.summary, model.vocabulary))
             self._preparations = Preparations(model)
@@ -416,6 +423,15 @@ def _hand_out(letters: list[Letter]) -> None:
         except Exception as error:
             logger.opt(exception=error).error(f"Session {session.id} is ended")
             session.end(f"its step could not be handed out: {_describe(error)}")
+
+
+def _load_error(error: Exception) -> Exception:
+    """Return what is told of a model that cannot be loaded, or not run once."""
+    if isinstance(error, DuplexError | ValueError):
+        return error
+    told = CheckpointError(f"the checkpoint cannot be run: {_describe(error)}")
+    told.__cause__ = error
+    return told
 
 
 def _describe(error: Exception) -> str:
