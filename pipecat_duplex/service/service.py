@@ -3,6 +3,7 @@
 import asyncio
 import copy
 import math
+import ssl
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -178,6 +179,7 @@ class DuplexLLMService(TracedConversation, LLMService):
         backend: DuplexBackend | None = None,
         url: str | Sequence[str] | None = None,
         api_key: str | None = None,
+        ssl_context: ssl.SSLContext | None = None,
         vad_analyzer: VADAnalyzer | None = None,
         settings: Settings | None = None,
         turns: TurnSettings | None = None,
@@ -201,6 +203,7 @@ class DuplexLLMService(TracedConversation, LLMService):
                 registry's ``http://host:8990/workers``. The emptiest is called; when it dies or
                 shuts down, the conversation goes on at another.
             api_key: The server's key, if it wants one.
+            ssl_context: For servers whose certificate is not publicly known.
             vad_analyzer: Observes the user's voice for turn events. Pipecat's Silero by default.
             settings: Sampling and limits.
             turns: Levels and times of the turn events.
@@ -237,6 +240,8 @@ class DuplexLLMService(TracedConversation, LLMService):
             raise ValueError("give url or backend, not both")
         if api_key is not None and url is None:
             raise ValueError("api_key is shown to a server; give its url, too")
+        if ssl_context is not None and url is None:
+            raise ValueError("ssl_context is for a server; give its url, too")
         if not reopen_secs >= 0:
             raise ValueError(f"reopen_secs must be 0 or more, not {reopen_secs}")
         if not callable(now_secs):
@@ -255,7 +260,7 @@ class DuplexLLMService(TracedConversation, LLMService):
         self._backend = backend
         self._owns_backend = backend is None
         if url is not None:
-            self._backend = _connect_to(url, api_key)
+            self._backend = _connect_to(url, api_key, ssl_context)
         self._load_error: DuplexError | None = None
         self._unread_context = ""
         self._vad_in_front = False
@@ -1215,12 +1220,14 @@ def _chosen_checkpoint(
     return model
 
 
-def _connect_to(url: str | Sequence[str], api_key: str | None) -> DuplexBackend:
+def _connect_to(
+    url: str | Sequence[str], api_key: str | None, ssl_context: ssl.SSLContext | None
+) -> DuplexBackend:
     from pipecat_duplex.remote import RemoteBackend, RemoteFleet, is_one_server
 
     if isinstance(url, str) and is_one_server(url):
-        return RemoteBackend(url, api_key=api_key)
-    return RemoteFleet(url, api_key=api_key)
+        return RemoteBackend(url, api_key=api_key, ssl_context=ssl_context)
+    return RemoteFleet(url, api_key=api_key, ssl_context=ssl_context)
 
 
 def _import_engine():
