@@ -180,13 +180,28 @@ def talk(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "localhost",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 7860,
     slots: Annotated[int, typer.Option(min=1, help="Conversations at a time.")] = 1,
+    llm: Annotated[
+        str | None,
+        typer.Option(help="An OpenAI-compatible server that gives the words; see docs/llm.md."),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="The LLM's name there.")] = None,
+    stt: Annotated[
+        str, typer.Option(help="A Whisper model, by name or folder, for the LLM.")
+    ] = "base",
     verbose: Verbose = False,
 ) -> None:
     """Talk with the model in a browser."""
     _start_logging(verbose)
     from pipecat_duplex.commands.talk.talk import run_talk
 
-    run_talk(checkpoint=checkpoint, host=host, port=port, slots=slots)
+    given = None
+    if (llm is None) != (model is None):
+        raise DuplexError("--llm and --model belong together: a server, and the model's name there")
+    if llm is not None and model is not None:
+        from pipecat_duplex.commands.talk.llm import TalkLlm
+
+        given = TalkLlm(llm, model, stt, os.getenv("LLM_API_KEY"))
+    run_talk(checkpoint=checkpoint, host=host, port=port, slots=slots, llm=given)
 
 
 @app.command()

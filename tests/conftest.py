@@ -25,7 +25,7 @@ class _Module(pytest.Module):
         try:
             return list(super().collect())
         except self.CollectError as error:
-            if reason := reason_to_skip(error.__cause__):
+            if reason := reason_to_skip(error.__cause__, collecting=True):
                 pytest.skip(reason, allow_module_level=True)
             raise
 
@@ -49,7 +49,7 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 def _skipping() -> Iterator[None]:
     try:
         return (yield)
-    except (ModuleNotFoundError, OSError) as error:
+    except Exception as error:
         if reason := reason_to_skip(error):
             pytest.skip(reason)
         raise

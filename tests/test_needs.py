@@ -59,6 +59,19 @@ def test_a_fault_is_no_reason(code: str, folder: str):
     assert reason_to_skip(error_of(code, ROOT / folder)) is None
 
 
+def test_an_error_around_a_failed_import_is_seen_through():
+    code = """
+    try: import no_such_module
+    except ImportError as e: raise Exception("install it") from e
+    """
+    assert reason_to_skip(error_of(code, ROOT / "tests")) == "needs no_such_module"
+
+
+def test_a_file_that_cannot_be_imported_needs_what_the_package_imports():
+    error = error_of("import no_such_module", ROOT / "pipecat_duplex")
+    assert reason_to_skip(error, collecting=True) == "needs no_such_module"
+
+
 def test_the_engines_files_need_torch():
     assert needs_of_file(ROOT / "tests" / "engine" / "test_x.py") == ["torch", "moshi"]
     assert not needs_of_file(ROOT / "tests" / "test_x.py")

@@ -2,7 +2,7 @@
 
 import asyncio
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from loguru import logger
 
@@ -48,6 +48,8 @@ class Engine(DuplexBackend):
         engine = await Engine.load("embedded", slots=4)
         session = await engine.open(SessionConfig(seed=1))
     """
+
+    _shared: ClassVar[dict[tuple, "asyncio.Future[Engine]"]] = {}
 
     def __init__(self, step_loop: StepLoop, loaded: Loaded, slots: int, voices: Voices):
         """Initialize around a running loop; use :meth:`load`."""
@@ -151,6 +153,34 @@ class Engine(DuplexBackend):
             f"{summary.quantization or summary.dtype} by {summary.runtime}, slots: {slots}"
         )
         return cls(step_loop, loaded, slots, found)
+
+    @classmethod
+    async def shared(
+        cls, checkpoint: str | Path = "embedded", *, slots: int = 1, **options: Any
+    ) -> "Engine":
+        """Return the one engine of this process for these arguments; the first caller loads it.
+
+        Whoever asks while it loads waits for it. An engine that was closed or could not be loaded
+        is loaded anew.
+
+        Args:
+            checkpoint: As in :meth:`load`.
+            slots: Conversations at a time, of all callers together.
+            **options: As in :meth:`load`.
+
+        Raises:
+            DuplexError: As in :meth:`load`.
+        """
+        key = (str(checkpoint), slots, *sorted(options.items()))
+        loading = cls._shared.get(key)
+        if loading is not None and loading.done():
+            failed = loading.cancelled() or loading.exception() is not None
+            loading = None if failed or loading.result()._closed else loading
+        if loading is None:
+            loading = asyncio.ensure_future(cls.load(checkpoint, slots=slots, **options))
+            cls._shared[key] = loading
+        # A caller who gives up does not stop the others' loading.
+        return await asyncio.shield(loading)
 
     @property
     def summary(self) -> ModelSummary:

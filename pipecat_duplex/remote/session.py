@@ -87,7 +87,7 @@ class RemoteSession(DuplexSession):
         audio_format: protocol.AudioFormat,
         config: SessionConfig,
         lead_steps: int,
-        strips_first_space: bool,
+        strips_spaces: bool,
         limits: RemoteLimits,
         greeting: protocol.Greeting | None = None,
         max_secs: float | None = None,
@@ -100,7 +100,7 @@ class RemoteSession(DuplexSession):
             audio_format: How audio travels.
             config: What the server was asked for.
             lead_steps: Frames at the beginning that an Opus stream leaves without audio.
-            strips_first_space: Whether the server leaves out the space of the first word.
+            strips_spaces: Whether the server leaves out the space of a word after padding.
             limits: When the server counts as dead.
             greeting: What the server has said of itself so far.
             max_secs: The server ends the session after this much audio.
@@ -111,7 +111,7 @@ class RemoteSession(DuplexSession):
         self._limits = limits
         self._id = f"remote-{(greeting and greeting.session) or secrets.token_hex(4)}"
         self._pairing = Pairing(0 if audio_format == "pcm" else lead_steps)
-        self._pieces = PieceQueue(strips_first=strips_first_space)
+        self._pieces = PieceQueue(strips_after_padding=strips_spaces)
         self._encoder = OpusEncoder() if audio_format == "opus" else None
         self._decoder = OpusDecoder() if audio_format == "opus" else None
         self._cutter = StepCutter()
@@ -168,7 +168,7 @@ class RemoteSession(DuplexSession):
 
     @property
     def ended(self) -> bool:
-        """Whether it is over, for whatever reason."""
+        """Whether it is over, for any reason."""
         return self._inbox.is_over
 
     @property
@@ -427,7 +427,9 @@ class RemoteSession(DuplexSession):
         for index, sent_secs in lost:
             self._deliver_silence(index, now_secs - sent_secs)
         if lost:
-            logger.debug(f"Session {self._id}: {len(lost)} steps of {self._host} were lost")
+            logger.warning(
+                f"Session {self._id}: {len(lost)} steps of {self._host} were lost; they are silent"
+            )
         if mine is None:
             return
         index, sent_secs = mine

@@ -29,6 +29,10 @@ class GivenWords:
         """Whether the session has taken something that it has not said to the end."""
         return bool(self._taken)
 
+    def is_saying(self, number: int | None) -> bool:
+        """Whether the session has taken this utterance, and not come to its end."""
+        return number is not None and self._taken.get(number) is not None
+
     async def begin(self, text: str, *, to_context: bool, more: bool) -> int | None:
         """Begin an utterance whose words are still to come; None if there is no session.
 

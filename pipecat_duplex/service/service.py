@@ -3,6 +3,7 @@
 import asyncio
 import copy
 import math
+import ssl
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -82,7 +83,7 @@ from pipecat_duplex.service.given_words import MAX_FINISH_SECS, GivenWords
 from pipecat_duplex.service.llm_upstream import LlmUpstream, Words, llm_upstream_of
 from pipecat_duplex.service.settings import DEFAULT_FILLER_AFTER_MS, DuplexLLMSettings
 from pipecat_duplex.service.tracing import TracedConversation
-from pipecat_duplex.service.turn_strategies import DuplexUserTurnStrategies
+from pipecat_duplex.service.user_turns import DuplexUserTurnStrategies
 from pipecat_duplex.session import (
     SAMPLE_RATE_HZ,
     STEP_SECS,
@@ -178,6 +179,7 @@ class DuplexLLMService(TracedConversation, LLMService):
         backend: DuplexBackend | None = None,
         url: str | Sequence[str] | None = None,
         api_key: str | None = None,
+        ssl_context: ssl.SSLContext | None = None,
         vad_analyzer: VADAnalyzer | None = None,
         settings: Settings | None = None,
         turns: TurnSettings | None = None,
@@ -201,6 +203,7 @@ class DuplexLLMService(TracedConversation, LLMService):
                 registry's ``http://host:8990/workers``. The emptiest is called; when it dies or
                 shuts down, the conversation goes on at another.
             api_key: The server's key, if it wants one.
+            ssl_context: For servers whose certificate is not publicly known.
             vad_analyzer: Observes the user's voice for turn events. Pipecat's Silero by default.
             settings: Sampling and limits.
             turns: Levels and times of the turn events.
@@ -237,6 +240,8 @@ class DuplexLLMService(TracedConversation, LLMService):
             raise ValueError("give url or backend, not both")
         if api_key is not None and url is None:
             raise ValueError("api_key is shown to a server; give its url, too")
+        if ssl_context is not None and url is None:
+            raise ValueError("ssl_context is for a server; give its url, too")
         if not reopen_secs >= 0:
             raise ValueError(f"reopen_secs must be 0 or more, not {reopen_secs}")
         if not callable(now_secs):
@@ -255,7 +260,7 @@ class DuplexLLMService(TracedConversation, LLMService):
         self._backend = backend
         self._owns_backend = backend is None
         if url is not None:
-            self._backend = _connect_to(url, api_key)
+            self._backend = _connect_to(url, api_key, ssl_context)
         self._load_error: DuplexError | None = None
         self._unread_context = ""
         self._vad_in_front = False
@@ -510,7 +515,7 @@ class DuplexLLMService(TracedConversation, LLMService):
     async def _update_settings(self, delta):
         """Take new settings; those of a session take effect with the next one."""
         wanted = copy.copy(self._settings)
-        wanted.apply_update(delta)
+        wanted.apply_update(delta)  # pyright: ignore[reportArgumentType]
         try:
             wanted.session_config()
             wanted.check_words()
@@ -930,7 +935,7 @@ class DuplexLLMService(TracedConversation, LLMService):
     async def _follow_floor(self, step: Step):
         if self._hold_secs is not None and self._handled_steps * STEP_SECS >= self._hold_secs:
             await self.release()
-        if self._pauses and not self._speaking and not self._upstream.is_open(self._utterance_id):
+        if self._pauses and not self._speaking and not self._response_goes_on():
             await self._end_response()
         await self._upstream.step(
             step,
@@ -1098,7 +1103,7 @@ class DuplexLLMService(TracedConversation, LLMService):
         await self._push_captions(self._captions.end_utterance())
         self._agent_audio.end_utterance()
         self._given_words.end_utterance()
-        self._pauses = not event.yielded and self._upstream.is_open(self._utterance_id)
+        self._pauses = not event.yielded and self._response_goes_on()
         await self._close_brackets()
         if not self._tracker.user_speaking:
             if not self._upstream.waits_for_wish:
@@ -1155,6 +1160,13 @@ class DuplexLLMService(TracedConversation, LLMService):
         elif not self._pauses:
             await self.push_frame(LLMAssistantPushAggregationFrame())
 
+    def _response_goes_on(self) -> bool:
+        """Whether given words, which are one message in the context, are to go on."""
+        number = self._utterance_id
+        if self._brackets_llm:
+            return False
+        return self._upstream.is_open(number) or self._given_words.is_saying(number)
+
     async def _end_response(self):
         """Let the context have what was said before a pause, after which nothing came."""
         if self._pauses and not self._speaking:
@@ -1208,12 +1220,14 @@ def _chosen_checkpoint(
     return model
 
 
-def _connect_to(url: str | Sequence[str], api_key: str | None) -> DuplexBackend:
+def _connect_to(
+    url: str | Sequence[str], api_key: str | None, ssl_context: ssl.SSLContext | None
+) -> DuplexBackend:
     from pipecat_duplex.remote import RemoteBackend, RemoteFleet, is_one_server
 
     if isinstance(url, str) and is_one_server(url):
-        return RemoteBackend(url, api_key=api_key)
-    return RemoteFleet(url, api_key=api_key)
+        return RemoteBackend(url, api_key=api_key, ssl_context=ssl_context)
+    return RemoteFleet(url, api_key=api_key, ssl_context=ssl_context)
 
 
 def _import_engine():

@@ -25,7 +25,6 @@ from pipecat_duplex.session.errors import (
     one_line,
 )
 from pipecat_duplex.session.health import BackendHealth, ReportsHealth
-from pipecat_duplex.session.saying import CanSay
 from pipecat_duplex.session.step import (
     SAMPLE_RATE_HZ,
     STEP_SAMPLES,
@@ -33,6 +32,7 @@ from pipecat_duplex.session.step import (
     TEXT_END_OF_PADDING,
     TEXT_PADDING,
     WORD_START,
+    CanSay,
     Said,
     Step,
     StepTiming,

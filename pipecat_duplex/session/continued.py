@@ -13,11 +13,12 @@ from pipecat_duplex.session.errors import DuplexError, SessionEnded
 from pipecat_duplex.session.history import History, HistoryKeeper, ResumeKey
 from pipecat_duplex.session.inbox import StepInbox
 from pipecat_duplex.session.retry import Pauses, Retry
-from pipecat_duplex.session.saying import CanSay, Saying, Sayings, give
+from pipecat_duplex.session.saying import Saying, Sayings, give
 from pipecat_duplex.session.step import (
     STEP_SAMPLES,
     STEP_SECS,
     TEXT_PADDING,
+    CanSay,
     Said,
     Step,
     StepTiming,

@@ -12,8 +12,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from pipecat_duplex.session.history import History, ResumeKey
-from pipecat_duplex.session.saying import CanSay
-from pipecat_duplex.session.step import Step
+from pipecat_duplex.session.step import CanSay, Step
 
 
 class Sampling(NamedTuple):

@@ -28,23 +28,6 @@ def check_words(text: str) -> None:
         raise CannotSay(f"the text has {length} bytes; at most {MAX_SAY_BYTES} are taken at once")
 
 
-@dataclass(frozen=True, slots=True)
-class CanSay:
-    """Whether a model can say a text; true if it can.
-
-    Parameters:
-        lacks: The words that it does not have.
-        reason: Why it cannot, in words; empty if it can.
-    """
-
-    lacks: tuple[str, ...] = ()
-    reason: str = ""
-
-    def __bool__(self) -> bool:
-        """Whether it can say the whole text."""
-        return not self.reason
-
-
 @dataclass
 class Saying:
     """Words that the agent was asked to say.

@@ -4,11 +4,15 @@ import asyncio
 import socket
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from pipecat_duplex.server.listen import bind, is_loopback, url_of
 from pipecat_duplex.session import DuplexBackend, MissingExtra
+
+if TYPE_CHECKING:
+    from pipecat_duplex.commands.talk.llm import TalkLlm
 
 
 def run_talk(
@@ -18,6 +22,7 @@ def run_talk(
     port: int,
     slots: int,
     backend: DuplexBackend | None = None,
+    llm: "TalkLlm | None" = None,
 ) -> None:
     """Serve the talking page and its bots until Ctrl-C.
 
@@ -30,17 +35,20 @@ def run_talk(
         slots: Conversations at a time.
         backend: Where sessions come from instead of an engine with the checkpoint. It is closed at
             the end.
+        llm: The LLM that gives the words, if there is one.
 
     Raises:
         MissingExtra: The ``webrtc`` extra is not installed.
         DuplexError: The port is taken, or the checkpoint cannot be loaded.
     """
     _require_extra()
+    if llm is not None:
+        llm.check()
     console = Console()
     # Before the model is loaded: a port that is taken should not cost a minute to find out.
     listeners = bind(host, port)
     try:
-        asyncio.run(_serve(console, listeners, checkpoint, slots, backend))
+        asyncio.run(_serve(console, listeners, checkpoint, slots, backend, llm))
     except KeyboardInterrupt:
         pass
     finally:
@@ -63,6 +71,7 @@ async def _serve(
     checkpoint: str,
     slots: int,
     backend: DuplexBackend | None,
+    llm: "TalkLlm | None",
 ) -> None:
     import uvicorn
 
@@ -76,6 +85,7 @@ async def _serve(
         backend,
         checkpoint=_public_name(checkpoint),
         note=note,
+        llm=llm,
         local_only=is_loopback(listeners),
     )
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3)
