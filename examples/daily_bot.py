@@ -7,7 +7,7 @@ Pipecat's runner makes the room and the tokens, and gives the address of a page 
 Set ``DAILY_ROOM_URL`` for a room that you have. Every participant is heard, mixed together, and the
 agent goes when the last one has left.
 
-Whoever is in the room receives app messages with ``"from": "agent"`` and one of::
+Everybody in the room receives app messages with ``"from": "agent"`` and one of::
 
     {"type": "word", "text": " hello", "time_secs": 2.4}
     {"type": "done"}                                   the end of an utterance

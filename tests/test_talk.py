@@ -164,3 +164,16 @@ def test_the_page_comes_with_the_package():
     from pipecat_duplex.commands.talk.app import PAGE
 
     assert {path.name for path in PAGE.iterdir()} >= {"index.html", "page.js", "style.css"}
+
+
+def test_the_page_says_whose_speech_the_model_follows():
+    from fastapi.testclient import TestClient
+
+    from pipecat_duplex.commands.talk.app import PAGE, create_app
+
+    page = (PAGE / "index.html").read_text(encoding="utf-8")
+    assert 'id="follows"' in page and 'href="embedded-model.md"' in page
+    client = TestClient(create_app(ScriptedBackend()), base_url="http://localhost")
+    guide = client.get("/embedded-model.md")
+    assert guide.status_code == 200 and guide.headers["content-type"].startswith("text/plain")
+    assert "Whose speech it follows" in guide.text

@@ -265,7 +265,7 @@ class TurnTracker:
         return [self._stop_agent(self._last_step, yielded=False)]
 
     def finish(self) -> list[TurnEvent]:
-        """End the conversation: close whatever is open.
+        """End the conversation, and close what is open.
 
         Returns:
             The closing events.

@@ -289,7 +289,7 @@ def read_header(weights: Path) -> bytes:
     """Read the header of a safetensors file: what each tensor is called, and where it lies.
 
     Raises:
-        CheckpointError: The file is none.
+        CheckpointError: The file is not one.
     """
     try:
         with weights.open("rb") as file:
@@ -305,7 +305,7 @@ def count_parameters(weights: Path) -> int:
     """Count the numbers in a safetensors file.
 
     Raises:
-        CheckpointError: The file is none.
+        CheckpointError: The file is not one.
     """
     try:
         entries = json.loads(read_header(weights))

@@ -155,7 +155,7 @@ class StepLoop:
         return self._seats.count(None)
 
     def health(self) -> BackendHealth:
-        """Tell how the thread is. Takes no lock: whoever holds one may be what is stuck."""
+        """Tell how the thread is. Takes no lock: the holder of a lock may be stuck."""
         if self.failure is not None:
             return BackendHealth(False, f"the engine has failed: {self.failure}")
         if self._stopping or not self._thread.is_alive():
@@ -246,7 +246,7 @@ class StepLoop:
         return batch
 
     def _step(self, model: StepModel, batch: Batch) -> None:
-        """Take a step. Whatever fails for one session ends that session, and no other."""
+        """Take a step. A fault of one session ends that session, and no other."""
         began_secs = self._step_began_secs = time.perf_counter()
         self._follow_seats(model, batch)
         # What is chosen in this step is given out in the next.
@@ -294,7 +294,7 @@ class StepLoop:
         """Run the model; return its outputs, and what it raised for sessions that it fails for.
 
         Raises:
-            Exception: The model fails whoever takes part.
+            Exception: The model fails for every session.
         """
         frames = {slot: frame.pcm for slot, (_, frame) in batch.items()}
         choose_word = words if words.is_needed else None
@@ -358,7 +358,7 @@ class StepLoop:
         self._post([Letter(session, session.end, reason)])
 
     def _recover(self, model: StepModel, error: Exception) -> None:
-        """End every session: the model fails whoever takes part."""
+        """End every session: the model fails for all of them."""
         self._failures_in_a_row += 1
         reason = f"a step of the engine failed: {_describe(error)}"
         if self._failures_in_a_row >= MAX_FAILURES:

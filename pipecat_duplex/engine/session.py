@@ -64,7 +64,7 @@ class EngineSession(DuplexSession):
         wake_engine: Callable[[], None],
         leave_slot: Callable[["EngineSession"], None],
     ):
-        """Initialize a session; ``Engine.open`` does, for whoever needs one.
+        """Initialize a session. Use ``Engine.open`` instead.
 
         Args:
             config: What the conversation asks of the model. Without a seed, one is drawn.

@@ -151,7 +151,7 @@ class Spelling:
         """Return the words.
 
         Raises:
-            CannotSay: There are none, or some that the model cannot say.
+            CannotSay: There are no words, or the model cannot say some of them.
         """
         unsayable = list(dict.fromkeys(self.unsayable))
         if unsayable:

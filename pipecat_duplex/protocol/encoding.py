@@ -1,7 +1,7 @@
 """From messages to bytes and back.
 
 The first byte of a binary message is its kind. ``parse(encode(message))`` is the message again, and
-whatever the bytes, :func:`parse` raises nothing but :class:`WireError`.
+:func:`parse` raises only :class:`WireError`, for any bytes.
 """
 
 import json

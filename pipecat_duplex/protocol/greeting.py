@@ -114,7 +114,7 @@ class Greeting:
     def read(cls, metadata: Metadata) -> "Greeting | None":
         """Read metadata; ``None`` if the server is not one of ours.
 
-        Whatever is wrong in it is left out.
+        Wrong fields are left out.
         """
         fields = metadata.fields
         ours = fields.get(_OURS)

@@ -55,7 +55,7 @@ def build_query(
 ) -> dict[str, str]:
     """Return the query parameters that ask for a session, in the Rust backend's names.
 
-    ``seed`` is none of them: it breaks PersonaPlex's server.
+    ``seed`` is not one of them: it breaks PersonaPlex's server.
 
     Args:
         config: The session's settings.

@@ -168,7 +168,7 @@ class RemoteSession(DuplexSession):
 
     @property
     def ended(self) -> bool:
-        """Whether it is over, for whatever reason."""
+        """Whether it is over, for any reason."""
         return self._inbox.is_over
 
     @property

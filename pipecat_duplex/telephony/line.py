@@ -5,7 +5,7 @@ Pure logic: the time is an argument.
 A jitter buffer in front of the model would delay the caller's every word, and with it each yield.
 So the caller's audio goes to the model as soon as it is there, and the unevenness is made up where
 it is heard: in front of each of the agent's utterances, by as much silence as the line has lately
-been late, or as the last utterances were torn. On an even line that is none.
+been late, or as the last utterances were torn. An even line has none.
 """
 
 import math

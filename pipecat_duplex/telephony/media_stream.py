@@ -29,7 +29,7 @@ MAX_MESSAGE_CHARS = 64 * 1024
 MAX_CHUNK_SECS = 1.0
 START_TIMEOUT_SECS = 5.0
 MAX_TIMESTAMP_MS = 10**12
-"""Thirty years: a timestamp beyond it is none."""
+"""Thirty years: later timestamps are refused."""
 
 MAX_PARAMETERS, MAX_PARAMETER_CHARS = 64, 4096
 

@@ -29,7 +29,7 @@ class MediaStreamSerializer(TwilioFrameSerializer):
     - The caller's chunks are put into the order of their timestamps, and silence where one is lost.
     - What is not the protocol ends the call, with a close code, a reason and a line in the log.
     - When the line is uneven, each of the agent's utterances begins with as much silence as keeps
-      it from being torn. On an even line that is none.
+      it from being torn. An even line has none.
     """
 
     def __init__(

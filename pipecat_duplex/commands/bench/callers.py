@@ -43,7 +43,7 @@ class CallLog:
         lags_secs: For each step, how late the caller itself was with it.
         lost_steps: Steps that were never answered.
         calls: Calls that were taken.
-        refused: Calls that were refused at once, for want of a slot.
+        refused: Calls that were refused at once, because no slot was free.
         errors: Why calls ended that should not have.
     """
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from aiortc.sdp import SessionDescription
 from fastapi import FastAPI, HTTPException
+from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 from loguru import logger
 from pipecat.pipeline.pipeline import Pipeline
@@ -44,6 +45,12 @@ from pipecat_duplex.session import (
 )
 
 PAGE = Path(__file__).parent / "page"
+# Whose speech the embedded model follows: a checkout has the whole page, a wheel the model card.
+_GUIDES = (
+    PAGE.parents[3] / "docs" / "embedded-model.md",
+    PAGE.parents[2] / "checkpoints" / "embedded" / "MODEL_CARD.md",
+)
+GUIDE = next((path for path in _GUIDES if path.is_file()), None)
 
 # A visitor has this long to connect. After that, one who has been silent for so long that the
 # connection counts as lost (Pipecat: 3 s without a ping) gets GONE_SECS more: a closed laptop does
@@ -156,7 +163,7 @@ def _check_offer(offer: Offer) -> None:
     """Raise if this is no offer of sound that anybody could connect to.
 
     Raises:
-        ValueError: It is none.
+        ValueError: It is not one.
     """
     try:
         session = SessionDescription.parse(offer.sdp)
@@ -290,6 +297,12 @@ def create_app(
             raise HTTPException(500, {"reason": "backend", "message": str(e)}) from e
         except ValueError as e:
             raise HTTPException(400, {"reason": "offer", "message": str(e)}) from e
+
+    @app.get("/embedded-model.md")
+    async def embedded_model() -> FileResponse:
+        if GUIDE is None:
+            raise HTTPException(404)
+        return FileResponse(GUIDE, media_type="text/plain; charset=utf-8")
 
     app.mount("/", StaticFiles(directory=PAGE, html=True))
     return app

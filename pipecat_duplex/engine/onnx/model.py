@@ -319,7 +319,7 @@ class OnnxModel(StepModel):
                 self._pool = None
 
     def join(self, slot: int, config: SessionConfig) -> None:
-        """Begin a conversation in a slot, whoever was there before."""
+        """Begin a conversation in a slot. An earlier conversation there is forgotten."""
         self.keep()
         self._memory.reset(np.array([slot]))
         self._sampler.set_slot(slot, config)

@@ -220,6 +220,7 @@ async function showAbout() {
     writtenByLlm = Boolean(llm);
     $("model").textContent = llm ? `${llm}, spoken by ${checkpoint}` : checkpoint;
     $("model").hidden = false;
+    $("follows").hidden = checkpoint !== "embedded";
     $("note").textContent = note ?? "";
     $("note").hidden = !note;
   } catch {
