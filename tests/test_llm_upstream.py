@@ -145,6 +145,7 @@ async def test_a_tool_is_called_and_its_result_is_said_after_a_filler() -> None:
     assert len(result.llm.contexts) == 2
 
 
+@pytest.mark.slow
 async def test_no_filler_where_the_answer_is_there() -> None:
     result = await talk(
         backend(),
@@ -172,6 +173,7 @@ async def test_an_answer_that_the_user_has_moved_on_from_is_dropped_and_told() -
     assert "stale words" in [said.unspoken for (said,) in result.of("on_said")]
 
 
+@pytest.mark.slow
 async def test_a_cough_while_the_llm_thinks_loses_no_answer() -> None:
     result = await talk(
         backend(),
@@ -194,6 +196,7 @@ async def test_words_that_the_model_lacks_are_left_out_and_named() -> None:
     assert said.unsayable == ("Kubernetes",)
 
 
+@pytest.mark.slow
 async def test_with_both_the_models_small_talk_goes_on() -> None:
     result = await talk(
         backend(replies=["okay"]),
@@ -243,6 +246,7 @@ async def test_own_words_can_be_held_for_a_while() -> None:
     assert [text for role, text in result.messages() if role == "assistant"] == ["two"]
 
 
+@pytest.mark.slow
 async def test_typed_text_reaches_the_llm() -> None:
     async def type_text(result):
         message = {"role": "user", "content": "typed"}
@@ -259,6 +263,7 @@ async def test_typed_text_reaches_the_llm() -> None:
     assert result.messages() == [("user", "typed"), ("assistant", "read it")]
 
 
+@pytest.mark.slow
 async def test_a_flow_says_and_asks() -> None:
     from pipecat.flows import FlowManager
 
