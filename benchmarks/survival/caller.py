@@ -123,6 +123,7 @@ class Caller:
         self._said_words: list[str] = []
         self._heard: list[str] = []
         self._told = 0
+        self.began = asyncio.Event()
         self._over = asyncio.Event()
         self._requests_at_secs: list[float] = []
         self._problems: list[str] = []
@@ -156,6 +157,10 @@ class Caller:
         @worker.event_handler("on_pipeline_started")
         async def on_pipeline_started(_, frame):
             started.set()
+
+        @self._service.event_handler("on_session_started")
+        async def on_session_started(_, session_id):
+            self.began.set()
 
         @self._service.event_handler("on_session_ended")
         async def on_session_ended(_, session_id, reason):

@@ -356,7 +356,7 @@ class RemoteSession(DuplexSession):
             elif isinstance(message, protocol.Text):
                 self._pieces.put(message.text)
             elif isinstance(message, protocol.Error):
-                return f"{self._host} reports: {message.reason}"
+                return f"{self._host} reports: {_in_one_line(message.reason)}"
 
     async def _watch(self) -> str:
         """Ping the server, and notice when it is gone or stuck."""
@@ -471,5 +471,10 @@ class RemoteSession(DuplexSession):
     def _describe_close(self, error: ConnectionClosed) -> str:
         if error.rcvd is None:
             return f"the connection to {self._host} was lost"
-        reason = error.rcvd.reason or "no reason given"
+        reason = _in_one_line(error.rcvd.reason) or "no reason given"
         return f"{self._host} hung up: {reason} (close code {error.rcvd.code})"
+
+
+def _in_one_line(text: str) -> str:
+    """Another machine's words as they may go into a log."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())

@@ -35,7 +35,7 @@ async def test_no_call_and_no_word_is_lost(fault: str) -> None:
         for worker in workers:
             stack.push_async_callback(worker.stop)
         await asyncio.gather(*(worker.start() for worker in workers))
-        figures, results = await run(workers, fault, callers=3, secs=8.0, every_secs=3.0)
+        figures, results = await run(workers, fault, callers=3, secs=8.0, every_secs=4.5)
     assert figures.faults >= 1
     assert figures.moves >= 1
     assert [result.lost for result in results] == [None] * 3
