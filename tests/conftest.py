@@ -34,10 +34,15 @@ def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> 
     return _Module.from_parent(parent, path=module_path)
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
+# Not before `yield` in the wrapper: other plugins prepare in theirs what their teardown expects.
+@pytest.hookimpl(specname="pytest_runtest_setup", tryfirst=True)
+def pytest_skip_without_needs(item: pytest.Item) -> None:
     if lacking := missing(needs_of(item)):
         pytest.skip(f"needs {', '.join(lacking)}")
+
+
+@pytest.hookimpl(specname="pytest_runtest_setup", wrapper=True, tryfirst=True)
+def pytest_skip_without_imports_of_fixtures(item: pytest.Item) -> Iterator[None]:
     return (yield from _skipping())
 
 

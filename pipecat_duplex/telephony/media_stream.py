@@ -1,4 +1,4 @@
-"""One call on Twilio's Media Streams: its first messages, and what is refused.
+"""One call on Twilio's Media Streams: its first messages, and the checks of all messages.
 
 The protocol is Twilio's: text messages of JSON over a WebSocket. ``connected`` and ``start`` come
 first; then ``media``, ``dtmf``, ``mark`` and at the end ``stop``.

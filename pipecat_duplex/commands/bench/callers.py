@@ -95,7 +95,7 @@ async def run_callers(
     Each begins at another moment of a step and at another place of the speech.
 
     Args:
-        backend: Whom they call.
+        backend: The backend that they call.
         callers: How many.
         secs: For how long, after warming up.
         speech: What they say over and over, float32, 24 kHz, at least a step.

@@ -26,7 +26,7 @@ STALL_SECS = 120.0
 
 
 LAST_STEPS_SECS = 2.0
-"""How long what was said last is waited for at the wall clock's pace."""
+"""How long to wait for the last answers, at the wall clock's pace."""
 
 
 class WatchedBackend:
