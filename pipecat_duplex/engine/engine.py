@@ -160,7 +160,7 @@ class Engine(DuplexBackend):
     ) -> "Engine":
         """Return the one engine of this process for these arguments; the first caller loads it.
 
-        Whoever asks while it loads waits for it. An engine that was closed or could not be loaded
+        Callers that ask while it loads wait for it. An engine that was closed or could not be loaded
         is loaded anew.
 
         Args:

@@ -197,7 +197,7 @@ class EngineSession(DuplexSession):
         if preparation is not self.preparation:
             return
         self.preparation = None
-        if preparation.done.done():  # whoever waited for it was cancelled
+        if preparation.done.done():  # the caller that waited for it was cancelled
             return
         if preparation.error is None:
             preparation.done.set_result(None)
