@@ -160,8 +160,8 @@ class Engine(DuplexBackend):
     ) -> "Engine":
         """Return the one engine of this process for these arguments; the first caller loads it.
 
-        Callers that ask while it loads wait for it. An engine that was closed or could not be loaded
-        is loaded anew.
+        Callers that ask while it loads wait for it. An engine that was closed, or could not be
+        loaded, is loaded anew.
 
         Args:
             checkpoint: As in :meth:`load`.
