@@ -64,7 +64,7 @@ class Connection(Passed):
         self._transport = cast(asyncio.Transport, transport)
         self.address = _network(transport.get_extra_info("peername"))
         if not self._connections.enter(self):
-            transport.abort()
+            self._transport.abort()
             return
         self._is_taken_in = True
         self.wait()

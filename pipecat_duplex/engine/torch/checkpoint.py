@@ -134,8 +134,8 @@ def _load_language(files: CheckpointFiles, device: torch.device, dtype: torch.dt
     weights: dict[str, torch.Tensor] = {}
     with safe_open(files.lm_weights, framework="pt", device=str(device)) as file:
         for name in file.keys():
-            match = ALL_CODEBOOKS.fullmatch(name) if wanted is not None else None
-            if match is not None:
+            match = ALL_CODEBOOKS.fullmatch(name)
+            if wanted is not None and match is not None:
                 rows = wanted[f"{match[1]}s.0.weight"].shape[0]
                 parts = file.get_tensor(name).split(rows)[:CODEBOOKS]
                 for codebook, part in enumerate(parts):
