@@ -167,6 +167,7 @@ class Layout:
         self.ready: list[int] = []
 
     def lay(self) -> Dialogue:
+        """Lay it from its first step to its last."""
         rng = self.rng
         if rng.random() < self.habits.agent_opens:
             start = FIRST_WORD_STEPS + int(rng.integers(0, 3))

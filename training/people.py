@@ -1,8 +1,8 @@
 """Recordings of people, as utterances of the corpus.
 
-A folder of recordings has a ``manifest.jsonl``: one JSON object a line with ``path``, ``secs`` and
-``source``, and where known ``speaker``, ``text``, ``words`` (each with its start and end in seconds)
-and ``sound_secs`` (where the sound begins and ends). Recordings never go into the repository.
+A folder of recordings has a ``manifest.jsonl``: one JSON object a line with ``path`` and
+``source``, and where known ``speaker``, ``words`` (each with its start and end in seconds) and
+``sound_secs`` (where the sound begins and ends). Recordings never go into the repository.
 
 People outside the training are kept for measuring: a fifth of the speakers, and where nobody knows
 who speaks, of the recordings.
@@ -23,9 +23,7 @@ from training.sizes import SAMPLE_RATE
 from training.speech import Span, Speech
 
 MANIFEST = "manifest.jsonl"
-UNKNOWN_WORD = (
-    "something"  # of recordings without a text: one word from their first sound to the last
-)
+UNKNOWN_WORD = "something"  # of recordings without a text: one word that lasts as they do
 _HELD_OUT_SHARE = 5  # one of so many
 _LEAD_SECS, _TAIL_SECS, _FADE_SECS = 0.06, 0.35, 0.03
 _LATEST_END_SECS = 0.25  # a recording's sound may outlast the aligner's last word this much

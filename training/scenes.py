@@ -3,8 +3,8 @@
     python -m training.scenes DATA CODEC_CHECKPOINT [--scenes 800] [--seed 0]
 
 The agent's own voice comes back from a loudspeaker through a room, somebody coughs while the user
-speaks, music plays all the time. What lies over something else cannot be composed in codes, so these
-dialogues are laid as sound and encoded:
+speaks, music plays all the time. What lies over something else cannot be composed in codes, so
+these dialogues are laid as sound and encoded:
 
     DATA/bank/scenes-NNN.npz     dialogues, ready for the language model
 
@@ -91,7 +91,7 @@ class SceneComposer:
 def decode_answer(mimi: MimiModel, answer: Answer) -> np.ndarray:
     """The sound of an answer by the codec."""
     codes = torch.from_numpy(answer.codes[:, : answer.steps].astype(np.int64))
-    return mimi.decode(codes[None])[0, 0].numpy()
+    return mimi.decode(codes[None])[0, 0].detach().numpy()
 
 
 class SceneLayout(Layout):
@@ -178,7 +178,7 @@ class SceneLayout(Layout):
         return looped * (gain / max(float(looped.std()), 1e-6))
 
     def _add_event(self, heard: np.ndarray) -> None:
-        """A sound somewhere; where the user speaks it is fainter, where the agent does it decides."""
+        """A sound somewhere: fainter where the user speaks, decisive where the agent does."""
         rng, habits, sound = self.rng, self.scenes.habits, self._draw_sound()
         onset = int(rng.integers(0, len(heard) - STEP_SAMPLES))
         first, last = onset // STEP_SAMPLES, (onset + len(sound)) // STEP_SAMPLES

@@ -21,9 +21,11 @@ _VERBS = (
 ).split()
 _THINGS = (
     "the|red|car a|cup|of|tea two|tickets the|old|house a|new|phone some|bread the|blue|jacket "
-    "an|umbrella the|bill my|bag the|keys|to|the|office a|table|for|four the|last|train those|shoes "
+    "an|umbrella the|bill my|bag the|keys|to|the|office a|table|for|four the|last|train "
+    "those|shoes "
     "a|small|dog the|kitchen|window seven|eggs a|large|coffee|with|milk the|password the|green|box "
-    "her|birthday|present the|meeting our|holiday the|whole|story a|letter|from|the|bank the|answer "
+    "her|birthday|present the|meeting our|holiday the|whole|story a|letter|from|the|bank "
+    "the|answer "
     "twenty|chairs the|heating the|parcel a|different|room the|number|nine|bus some|fresh|fish "
     "the|garden|gate his|first|book an|appointment the|black|cat three|bottles|of|water the|news "
     "a|single|room|without|a|view the|printer|on|the|second|floor the|best|pizza|in|town a|ladder"
@@ -50,7 +52,8 @@ _JOINTS = (
     "that|is|why since unless and|besides even|though"
 ).split()
 _OPENINGS = (
-    "well so okay|so i|think you|know actually i|mean listen excuse|me look by|the|way to|be|honest "
+    "well so okay|so i|think you|know actually i|mean listen excuse|me look by|the|way "
+    "to|be|honest "
     "let|me|see maybe hello|again the|thing|is hey what|i|wanted|to|say|is sorry yes|but "
     "no|no first|of|all thank|you|but good|morning|i stop|it|i|mean"
 ).split()
@@ -68,7 +71,8 @@ _PATTERNS = (
     "do you know if P V T", "can you tell me where T is", "where is T L", "how much is T",
     "what about T", "why is T Q", "who was L W", "when does T arrive L", "is T Q", "are there T L",
     "could you bring T L please", "please put T L", "i would like T and T please", "give me T",
-    "what did P say about T", "how do i get from T to T", "let us meet L W", "i am not sure if T is Q",
+    "what did P say about T", "how do i get from T to T", "let us meet L W",
+    "i am not sure if T is Q",
     "it was Q", "that is Q", "call P W", "play T", "turn off T", "remind me to ask P about T W",
     "the problem with T is that it is Q", "there was T L W", "P was L W", "P and P were L",
     "my address is N N N L", "the number is N N N N", "N N N N", "it costs N N or N N", "order N N",

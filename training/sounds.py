@@ -1,7 +1,7 @@
 """Sounds that are no speech: nobody means the agent by them.
 
-All are made here from noise, pulses and tones, except music, which fluidsynth renders (Debian packages
-``fluidsynth`` and ``timgm6mb-soundfont``), and crowds, which are made of other voices of the corpus.
+All are made here from noise, pulses and tones, except music, which fluidsynth renders (Debian
+packages ``fluidsynth`` and ``timgm6mb-soundfont``), and crowds, which are made of many voices.
 """
 
 import functools

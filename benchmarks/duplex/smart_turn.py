@@ -1,8 +1,8 @@
 """Pipecat's smart-turn beside the agent: the same sound, and only the decision.
 
 A turn detector is asked when a voice detector has heard some silence. Here it is asked at that time
-after the end of each sentence, and after the beginning of each pause, of the very sound that the agent
-heard. It is never asked inside a sentence, and it says nothing about yields, backchannels or noise.
+after the end of each sentence, and after the beginning of each pause, of the very sound that the
+agent heard. It is never asked inside a sentence, and says nothing about yields or backchannels.
 """
 
 from collections.abc import Iterable

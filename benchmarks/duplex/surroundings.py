@@ -1,4 +1,4 @@
-"""Users whose microphone hears more than them: sounds that are no speech, and the agent's own voice."""
+"""Users whose microphone hears more than them: sounds that are no speech, the agent's voice."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

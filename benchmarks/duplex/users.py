@@ -35,7 +35,8 @@ class Turn:
     """What a user does next.
 
     Attributes:
-        kind: ``ask``, ``pause``, ``barge_in``, ``backchannel``, ``story``, ``sound`` or ``sound_over``.
+        kind: ``ask``, ``pause``, ``barge_in``, ``backchannel``, ``story``, ``sound`` or
+            ``sound_over``.
         line: What they say first.
         over: What they say over the answer.
         wait_secs: Silence before.
