@@ -281,20 +281,26 @@ def write_sessions(path: Path, sessions: list[Session]) -> None:
         {"steps": s.codes.shape[1], "heard": [asdict(heard) for heard in s.heard]} for s in sessions
     ]
     codes = np.concatenate([session.codes for session in sessions], 1)
-    np.savez(path, codes=codes, index=json.dumps(index))
+    unfinished = path.with_suffix(".tmp.npz")
+    np.savez(unfinished, codes=codes, index=json.dumps(index))
+    unfinished.rename(path)
 
 
-def read_sessions(bank: Path, name: str) -> list[Session]:
-    """Load all sessions of a name that have been made so far."""
-    sessions = []
-    for path in sorted(bank.glob(f"{name}-[0-9]*.npz")):
-        with np.load(path) as data:
-            codes, index = data["codes"], json.loads(str(data["index"]))
-        start = 0
-        for item in index:
-            own = codes[:, start : start + item["steps"]]
-            start += item["steps"]
-            sessions.append(Session(own, [Heard(**heard) for heard in item["heard"]]))
+
+def session_paths(bank: Path, name: str) -> list[Path]:
+    """The files of a name that have been made so far."""
+    return sorted(bank.glob(f"{name}-[0-9][0-9][0-9].npz"))
+
+
+def read_session_file(path: Path) -> list[Session]:
+    """The sessions of one file."""
+    with np.load(path) as data:
+        codes, index = data["codes"], json.loads(str(data["index"]))
+    sessions, start = [], 0
+    for item in index:
+        own = codes[:, start : start + item["steps"]]
+        start += item["steps"]
+        sessions.append(Session(own, [Heard(**heard) for heard in item["heard"]]))
     return sessions
 
 

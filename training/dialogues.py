@@ -30,7 +30,8 @@ from training.bank import (
     Session,
     join,
     read_answers,
-    read_sessions,
+    read_session_file,
+    session_paths,
 )
 from training.sizes import CODEBOOKS, END_OF_PADDING_ID, PADDING_ID
 from training.tokenizer import WORD_START
@@ -115,16 +116,22 @@ class Composer:
         words, _ = read_answers(bank / "words.npz")
         self.words = {word.text: word for word in words}
         self.answer_ids = {text: number for number, text in enumerate(self.answers)}
-        self.sessions = [
-            session
-            for session in read_sessions(bank, users)
-            if sum(heard.kind not in NO_QUESTIONS for heard in session.heard) >= 3
-        ]
+        self.bank, self.users = bank, users
+        self.known: set[Path] = set()
+        self.sessions: list[Session] = []
+        self.look_again()
         questions = world.exchanges() + world.more_outside_exchanges() + world.held_out_exchanges()
         self.owed = {exchange.question: exchange.answer for exchange in questions}
         self.word_ids = {word: number for number, word in enumerate(world.user_words(), start=1)}
         self.tokenizer = tokenizer
         self.pieces = {word: self._piece(word) for word in world.agent_words()}
+
+    def look_again(self) -> None:
+        """Read the sessions that have been made since."""
+        for path in session_paths(self.bank, self.users):
+            if path not in self.known:
+                self.known.add(path)
+                self.sessions += [s for s in read_session_file(path) if _has_questions(s)]
 
     def _piece(self, word: str) -> int:
         piece = self.tokenizer.piece_to_id(WORD_START + word)
@@ -143,6 +150,10 @@ class Composer:
         """A dialogue of ``steps`` steps."""
         session = self.sessions[rng.integers(len(self.sessions))]
         return Layout(self, session, steps, rng).lay()
+
+
+def _has_questions(session: Session) -> bool:
+    return sum(heard.kind not in NO_QUESTIONS for heard in session.heard) >= 3
 
 
 class Layout:

@@ -303,6 +303,7 @@ def train(data: Path, run: Path, minutes: float, anneal: bool, changes: dict) ->
     while progress.minutes < minutes:
         rate = progress.rate(minutes, anneal=anneal)
         if trainer.step % SAVE_EVERY == 0:
+            composer.look_again()
             scenes.look_again()
         batch = [draw(composer, scenes, trainer) for _ in range(trainer.options.batch)]
         terms = trainer.train_step(batch, rate)
