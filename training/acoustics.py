@@ -123,6 +123,8 @@ def _target(microphone: Microphone) -> float:
 
 def speech_level(samples: np.ndarray) -> float:
     """Root mean square of the louder half of a stretch of speech."""
+    if len(samples) < 480:
+        samples = np.resize(samples, 480)
     blocks = samples[: len(samples) // 480 * 480].reshape(-1, 480)
     power = np.sort((blocks**2).mean(1))
     return float(np.sqrt(power[len(power) // 2 :].mean()))

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from pipecat_duplex.engine.engine import Runtime
 from pipecat_duplex.engine.torch.checkpoint import Checkpoint, load_checkpoint
 from pipecat_duplex.session import STEP_SAMPLES
+from tests.engine.bank import write_bank
 from training.onnx_graphs import write_graphs
 
 
@@ -34,6 +35,14 @@ def denormals() -> Iterator[None]:
     """A benchmark flushes denormals to zero in this thread; the tests after it want them back."""
     yield
     torch.set_flush_denormal(False)
+
+
+@pytest.fixture(scope="session")
+def bank(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Speech as codes, see ``tests.engine.bank``."""
+    folder = tmp_path_factory.mktemp("bank")
+    write_bank(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")
