@@ -286,7 +286,6 @@ def write_sessions(path: Path, sessions: list[Session]) -> None:
     unfinished.rename(path)
 
 
-
 def session_paths(bank: Path, name: str) -> list[Path]:
     """The files of a name that have been made so far."""
     return sorted(bank.glob(f"{name}-[0-9][0-9][0-9].npz"))

@@ -181,8 +181,9 @@ def make_report(args: argparse.Namespace, dialogues: list[Dialogue]) -> Report:
 
 def recognise(args: argparse.Namespace, report: Report, dialogues: list[Dialogue]) -> None:
     """Add the word errors to the report."""
-    from benchmarks.duplex.recogniser import Spoken, intelligibility, sentences, word_loop
+    from benchmarks.duplex.intelligibility import Spoken, intelligibility
     from training import world
+    from training.recogniser import sentences, word_loop
     from training.speech import AGENT_VOICE, synthesise
 
     said = whole_answers(report.outcomes, set(world.answers()), args.recognise, args.seed)

@@ -17,7 +17,7 @@ from benchmarks.duplex.figures import (
     share,
     utterances,
 )
-from benchmarks.duplex.recogniser import Intelligibility
+from benchmarks.duplex.intelligibility import Intelligibility
 from benchmarks.duplex.smart_turn import Decisions
 from benchmarks.duplex.speech import SEEN, UNSEEN
 from pipecat_duplex.commands.recording import Recording
