@@ -1,4 +1,4 @@
-"""How well the agent is understood: word errors of pocketsphinx, beside those on the source voice."""
+"""How well the agent is understood: word errors of pocketsphinx, beside those on the source."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
