@@ -14,7 +14,7 @@ import soundfile
 from benchmarks.duplex.dialogue import Dialogue, Ear, Moment
 from benchmarks.duplex.figures import measure, summarise
 from benchmarks.duplex.people import NoPeople, people_plans
-from benchmarks.duplex.report import Report, markdown
+from benchmarks.duplex.report import Report, as_json, markdown
 from benchmarks.duplex.smart_turn import Decisions, SmartTurn
 from benchmarks.duplex.stage import in_lock_step
 from benchmarks.duplex.surroundings import ECHO, NoSounds, echo_plans, sound_plans
@@ -120,7 +120,9 @@ def test_sounds_take_no_turn_of_an_agent_that_is_silent_and_stop_one_that_hears_
         for plan in sound_plans(2, 1, tmp_path, None)
     ]
     assert {turn.line.text for plan in plans for turn in plan.turns if not turn.over} == {"bang"}
-    silent = summarise(outcomes(held(plans, Script(step_secs=0))))
+    found = outcomes(held(plans, Script(step_secs=0)))
+    assert as_json(Report("silent", "in lock step", 2, 1, knows_world=True, outcomes=found))
+    silent = summarise(found)
     assert silent.starts_at_sounds.of == 10 and silent.starts_at_sounds.hits == 0
     script = Script(replies=[world.STORY], reply_steps=3, yield_steps=2, step_secs=0)
     loud = summarise(outcomes(held(plans, script)))
@@ -192,6 +194,7 @@ def test_the_table_has_only_rows_that_somebody_has():
         measure(Dialogue("", "sounds", silence, silence, [], [moment]), 0, knows_world=True)
     )
     report.smart_turn["sounds"] = Decisions([True, False], [])
+    assert json.loads(as_json(report))["smart_turn"]["sounds"]["complete_after"] == [True, False]
     table = markdown(report)
     assert "| takes the turn at a sound that is no speech | ≤ 0.10 | 0.00" in table
     assert '"complete" after the sentence | | 0.50' in table

@@ -290,7 +290,7 @@ class Share:
 def share(values: Iterable[bool | None]) -> Share:
     """Return the share of the true ones; ``None`` does not count."""
     known = [value for value in values if value is not None]
-    return Share(sum(known), len(known))
+    return Share(sum(map(bool, known)), len(known))
 
 
 @dataclass(frozen=True)

@@ -238,7 +238,9 @@ def as_json(report: Report) -> str:
 
 
 def _plain(value):
-    """JSON has no infinity: a yield that never came is told as "never"."""
+    """A yield that never came is told as "never", and numbers of numpy as plain ones."""
+    if isinstance(value, np.generic):
+        value = value.item()
     if isinstance(value, float):
         return round(value, 4) if math.isfinite(value) else "never"
     if isinstance(value, dict):
