@@ -50,18 +50,23 @@ class Habits:
 
     agent_opens: float = 0.2
     answer_gap: tuple[float, ...] = (0.0, 0.25, 0.45, 0.3)  # share of gaps of 0, 1, 2, 3 steps
-    unknown_gap: tuple[int, ...] = (13, 14, 15)  # steps before it says that it does not know
+    # Steps before it says that it does not know. At each later one it is likely that it begins:
+    # where an end is hard to hear, none would be likely enough else, and it would never begin.
+    unknown_gap: int = 13
+    unknown_share: float = 0.7
     unknown_goes_on: float = 0.2  # the user speaks again within about that time
     goes_on: float = 0.1  # the user speaks again when the agent is about to, or has just begun
-    barge_in: float = 0.42
+    barge_in: float = 0.48
     barge_in_stop: float = 0.35
-    backchannel: float = 0.28
+    backchannel: float = 0.26
     pause: float = 0.25  # of questions that are picked for the pause in them
     yield_after: int = 4  # steps from the one of the user's onset to the first yields
     # Of those that have not yielded yet, at each step. Near 1, since the model hardly samples, and
     # there are many codes for a voice that fades, but one for a voice that goes on.
     yield_share: float = 0.95
-    yield_late: float = 0.1  # so that one that was missed still comes, at any later step
+    # So that one that was missed still comes: at each later step it is the likeliest again.
+    yield_late: float = 0.25
+    yield_late_share: float = 0.7
     long_answer: int = 16  # steps from which an answer can be talked over
     between_turns: float = 0.1  # share of backchannels, where the user has the floor
     sound: float = 0.6  # chance of a sound that is no speech during an answer without these two
@@ -206,7 +211,7 @@ class Layout:
         end = self._hear(heard, onset)
         text = self.composer.owed.get(heard.text, world.UNKNOWN)
         unknown = text == world.UNKNOWN
-        gap = int(rng.choice(habits.unknown_gap) if unknown else self._answer_gap())
+        gap = self._unknown_gap() if unknown else self._answer_gap()
         start = end + 1 + gap
         if rng.random() < habits.told_instead:
             return self._speak(self.composer.told(rng), start, given=True)
@@ -226,6 +231,9 @@ class Layout:
         elif rng.random() < habits.sound:
             stop = self._sound(start, stop)
         return stop
+
+    def _unknown_gap(self) -> int:
+        return self.habits.unknown_gap - 1 + int(self.rng.geometric(self.habits.unknown_share))
 
     def _answer_gap(self) -> int:
         return int(self.rng.choice(len(self.habits.answer_gap), p=self.habits.answer_gap))
@@ -259,10 +267,9 @@ class Layout:
     def _yield_delay(self, heard: Heard) -> int:
         """Steps from the user's onset to the first in which the agent fades out."""
         habits, length = self.habits, heard.end - heard.onset
-        if self.rng.random() < habits.yield_late:
-            first = habits.yield_after + 2
-            return int(self.rng.integers(first, max(length, first) + 1))
-        delay = habits.yield_after - 1 + int(self.rng.geometric(habits.yield_share))
+        late = self.rng.random() < habits.yield_late
+        share = habits.yield_late_share if late else habits.yield_share
+        delay = habits.yield_after - 1 + late + int(self.rng.geometric(share))
         return min(delay, max(length, habits.yield_after))
 
     def _backchannel(self, start: int, stop: int) -> None:

@@ -32,14 +32,15 @@ from training.bank import (
     read_utterances,
 )
 from training.corpus import Utterance
-from training.dialogues import AFTER_STEPS, Composer, Dialogue, Layout
+from training.dialogues import AFTER_STEPS, DECISIVE_STEPS, Composer, Dialogue, Layout
 from training.progress import set_up_torch
-from training.sizes import CODEBOOKS, STEP_SAMPLES
+from training.sizes import CODEBOOKS, STEP_SAMPLES, STEP_SECONDS
 from training.tokenizer import build_tokenizer
 
 PART_SCENES = 40
 SCENE_STEPS = 512
 A_SESSION = 2  # dialogues of each session
+ECHO_DECIDES_STEPS = 10
 _LABELS = tuple(f.name for f in fields(Dialogue) if f.name not in ("codes", "notes"))
 
 
@@ -49,6 +50,7 @@ class SceneHabits:
 
     echo: float = 0.6
     echo_db: tuple[float, float] = (-50.0, -6.0)
+    heard_db: float = -42.0  # fainter ones are no sound at all
     echo_over_user_db: float = 6.0  # nobody could be heard over more
     echo_secs: tuple[float, float] = (0.04, 0.45)
     events: float = 3.0  # sounds a dialogue
@@ -163,13 +165,18 @@ class SceneLayout(Layout):
         low, high = habits.echo_db
         decibels = rng.uniform(low, max(min(high, most), low + 6))
         delay = rng.uniform(*habits.echo_secs)
-        if decibels > -42:
-            # What it hears now is itself.
-            for start in self.starts:
-                first = start + int(delay * 12.5)
-                if self.agent_speaks[first : first + 6].all():
-                    self._decide(first + self.habits.yield_after)
+        if decibels > habits.heard_db:
+            self._decide_to_go_on(int(delay / STEP_SECONDS))
         return acoustics.echo(self.agent, delay, 10 ** (decibels / 20), rng)
+
+    def _decide_to_go_on(self, late: int) -> None:
+        """What it hears is itself: soon after each beginning, and now and then after that."""
+        for start in self.starts:
+            step = start + late + self.habits.yield_after
+            while self.agent_speaks[start : step + DECISIVE_STEPS].all() and step < SCENE_STEPS:
+                if not self.user_speaks[step - 8 : step + 8].any():
+                    self._decide(step)
+                step += ECHO_DECIDES_STEPS
 
     def _bed(self) -> np.ndarray:
         sound = self._draw_sound()
