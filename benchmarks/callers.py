@@ -24,9 +24,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from pipecat_duplex.commands.bench import find_held, loads_table
-from pipecat_duplex.commands.callers import WARM_UP_SECS
-from pipecat_duplex.commands.load import Load, LoadOptions, measure_load
+from pipecat_duplex.commands.bench.bench import find_held, loads_table
+from pipecat_duplex.commands.bench.callers import WARM_UP_SECS
+from pipecat_duplex.commands.bench.load import Load, LoadOptions, measure_load
 from pipecat_duplex.engine.checkpoint import find_checkpoint
 
 MOSHI_SERVER = Path(__file__).parents[1] / "tests" / "remote" / "run_moshi_server.py"

@@ -33,7 +33,10 @@ from pipecat.frames.frames import (
 from pipecat.pipeline.pipeline import Pipeline
 from pipecat.pipeline.worker import PipelineParams, PipelineWorker
 from pipecat.processors.aggregators.llm_context import LLMContext
-from pipecat.processors.aggregators.llm_response_universal import LLMContextAggregatorPair
+from pipecat.processors.aggregators.llm_response_universal import (
+    LLMContextAggregatorPair,
+    LLMUserAggregatorParams,
+)
 from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
 from pipecat.runner.types import DailyRunnerArguments
 from pipecat.transports.daily.transport import DailyParams, DailyTransport
@@ -44,6 +47,7 @@ from pipecat_duplex import (
     BackchannelFrame,
     DuplexBackend,
     DuplexLLMService,
+    DuplexUserTurnStrategies,
     MonologueTextFrame,
 )
 
@@ -112,7 +116,11 @@ def create_transport(room_url: str, token: str | None) -> DailyTransport:
 async def run_bot(transport: DailyTransport, *, handle_sigint: bool = False):
     """Stay in a room until the last participant has left."""
     duplex = DuplexLLMService(backend=await shared_backend())
-    user_aggregator, assistant_aggregator = LLMContextAggregatorPair(LLMContext())
+    user_aggregator, assistant_aggregator = LLMContextAggregatorPair(
+        LLMContext(),
+        # The service's own. Pipecat's default would load a turn model for each room.
+        user_params=LLMUserAggregatorParams(user_turn_strategies=DuplexUserTurnStrategies()),
+    )
     pipeline = Pipeline(
         [
             transport.input(),

@@ -13,6 +13,8 @@ Environment:
     DUPLEX_CHECKPOINT: The model: ``embedded`` (default), a hub name such as
         ``kyutai/moshiko-pytorch-bf16``, or a local folder.
     DUPLEX_SLOTS: Conversations at a time (default 2).
+    DUPLEX_URL: Servers to call instead of a model in this process, with commas between them:
+        addresses, a name with many addresses, or a registry. ``DUPLEX_API_KEY`` is their key.
 """
 
 import asyncio
@@ -35,6 +37,7 @@ from pipecat_duplex import (
     BackchannelFrame,
     DuplexBackend,
     DuplexLLMService,
+    DuplexRTVIFeed,
     MonologueTextFrame,
 )
 
@@ -87,6 +90,15 @@ async def shared_backend() -> DuplexBackend:
         return backend
 
 
+async def make_service() -> DuplexLLMService:
+    """Call servers elsewhere, if any are named, or the model of this process."""
+    url = os.getenv("DUPLEX_URL")
+    if url:
+        key = os.getenv("DUPLEX_API_KEY") or None
+        return DuplexLLMService(url=[each.strip() for each in url.split(",")], api_key=key)
+    return DuplexLLMService(backend=await shared_backend())
+
+
 def daily_params():
     """Import Daily's SDK only for a bot that joins a Daily room."""
     from pipecat.transports.daily.transport import DailyParams
@@ -112,7 +124,7 @@ transport_params = {
 
 async def run_bot(transport: BaseTransport, runner_args: RunnerArguments):
     """Hold one conversation over a transport."""
-    duplex = DuplexLLMService(backend=await shared_backend())
+    duplex = await make_service()
     captions = CaptionLog()
     user_aggregator, assistant_aggregator = LLMContextAggregatorPair(LLMContext())
 
@@ -122,6 +134,7 @@ async def run_bot(transport: BaseTransport, runner_args: RunnerArguments):
             user_aggregator,
             duplex,  # hears the user, speaks, and yields when spoken over
             captions,
+            DuplexRTVIFeed(),  # tells clients of yields, backchannels and the monologue
             transport.output(),
             assistant_aggregator,
         ]

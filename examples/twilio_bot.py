@@ -30,7 +30,10 @@ from pipecat.frames.frames import Frame, InputDTMFFrame, MetricsFrame
 from pipecat.pipeline.pipeline import Pipeline
 from pipecat.pipeline.worker import PipelineParams, PipelineWorker
 from pipecat.processors.aggregators.llm_context import LLMContext
-from pipecat.processors.aggregators.llm_response_universal import LLMContextAggregatorPair
+from pipecat.processors.aggregators.llm_response_universal import (
+    LLMContextAggregatorPair,
+    LLMUserAggregatorParams,
+)
 from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
 from pipecat.transports.websocket.fastapi import FastAPIWebsocketParams, FastAPIWebsocketTransport
 from pipecat.workers.runner import WorkerRunner
@@ -41,8 +44,15 @@ from pipecat_duplex import (
     DuplexBackend,
     DuplexLLMService,
     DuplexMetricsData,
+    DuplexUserTurnStrategies,
 )
-from pipecat_duplex.telephony import MediaStream, MediaStreamSerializer, StreamRefused, is_signed
+from pipecat_duplex.telephony import (
+    MediaStream,
+    MediaStreamSerializer,
+    StreamRefused,
+    StreamTokens,
+    is_signed,
+)
 
 LINE_RATE_HZ = 8_000
 FAREWELL = "goodbye"
@@ -50,6 +60,10 @@ FAREWELL = "goodbye"
 
 MAX_MESSAGE_BYTES = 64 * 1024
 """Twilio's messages and requests have a few hundred; larger ones are refused unread."""
+
+
+MAX_DIGITS = 100
+"""Keys that the log line of a call names."""
 
 
 class CallLog(FrameProcessor):
@@ -71,8 +85,8 @@ class CallLog(FrameProcessor):
 
     def _count(self, frame: Frame):
         if isinstance(frame, InputDTMFFrame):
-            self.digits += frame.button.value
-            logger.info(f"The caller pressed {frame.button.value}")
+            self.digits = (self.digits + frame.button.value)[:MAX_DIGITS]
+            logger.debug(f"The caller pressed {frame.button.value}")
         elif isinstance(frame, AgentYieldedFrame):
             self._yields += 1
         elif isinstance(frame, BackchannelFrame):
@@ -123,7 +137,11 @@ async def run_call(
     )
     duplex = DuplexLLMService(backend=backend)
     log = CallLog()
-    user_aggregator, assistant_aggregator = LLMContextAggregatorPair(LLMContext())
+    user_aggregator, assistant_aggregator = LLMContextAggregatorPair(
+        LLMContext(),
+        # The service's own. Pipecat's default would load a turn model for each call.
+        user_params=LLMUserAggregatorParams(user_turn_strategies=DuplexUserTurnStrategies()),
+    )
     pipeline = Pipeline(
         [
             transport.input(),
@@ -183,6 +201,7 @@ def create_app(
         sample_rate_hz: The pipelines' rate.
     """
     model = backend
+    tokens = StreamTokens()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI):
@@ -222,10 +241,12 @@ def create_app(
         if not comes_from_twilio(request, "https", form):
             return Response("the signature is wrong", status_code=403)
         caller = quoteattr(form.get("From", "unknown"))
+        token = quoteattr(tokens.issue(form.get("CallSid"), form.get("AccountSid")))
         twiml = (
             '<?xml version="1.0" encoding="UTF-8"?><Response><Connect>'
             f"<Stream url={quoteattr(f'wss://{host}/media')}>"
-            f'<Parameter name="from" value={caller}/></Stream></Connect></Response>'
+            f'<Parameter name="from" value={caller}/><Parameter name="token" value={token}/>'
+            "</Stream></Connect></Response>"
         )
         return Response(twiml, media_type="application/xml")
 
@@ -237,6 +258,11 @@ def create_app(
         try:
             stream = await MediaStream.accept(websocket)
         except StreamRefused:
+            return
+        # The signature of this address is the same for every call; the token is of this one.
+        token = stream.parameters.get("token")
+        if auth_token and not tokens.take(token, stream.call_sid, stream.account_sid):
+            await stream.refuse(StreamRefused(1008, "the stream token is wrong or used up"))
             return
         assert model is not None
         await run_call(

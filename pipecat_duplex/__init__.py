@@ -7,6 +7,7 @@ import Pipecat until a name that needs it is asked for, so that the command line
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from pipecat_duplex import moved
 from pipecat_duplex.session import (
     AtCapacity,
     CannotSay,
@@ -15,6 +16,8 @@ from pipecat_duplex.session import (
     DuplexError,
     DuplexSession,
     InvalidAudio,
+    InvalidHistory,
+    InvalidPrompt,
     MissingExtra,
     Said,
     SessionConfig,
@@ -25,23 +28,42 @@ from pipecat_duplex.session import (
 from pipecat_duplex.version import __version__
 
 if TYPE_CHECKING:
-    from pipecat_duplex.frames import (
+    from pipecat_duplex.conversation.clock import ClockSettings
+    from pipecat_duplex.conversation.turns import TurnSettings
+    from pipecat_duplex.engine import Engine
+    from pipecat_duplex.service import (
         AgentYieldedFrame,
         BackchannelFrame,
+        DuplexLLMService,
+        DuplexLLMSettings,
         DuplexMetricsData,
+        DuplexRTVIFeed,
+        DuplexUserTurnStrategies,
         MonologueTextFrame,
+        UnheardTextFrame,
     )
-    from pipecat_duplex.service import DuplexLLMService
-    from pipecat_duplex.settings import DuplexLLMSettings
+    from pipecat_duplex.session.continued import ContinuedSession
+    from pipecat_duplex.session.history import History
 
-_NEEDS_PIPECAT = {
-    "AgentYieldedFrame": "frames",
-    "BackchannelFrame": "frames",
-    "DuplexLLMService": "service",
-    "DuplexLLMSettings": "settings",
-    "DuplexMetricsData": "frames",
-    "MonologueTextFrame": "frames",
+moved.install()
+
+_LAZY = {
+    "AgentYieldedFrame": "service.frames",
+    "BackchannelFrame": "service.frames",
+    "ClockSettings": "conversation.clock",
+    "ContinuedSession": "session.continued",
+    "DuplexLLMService": "service.service",
+    "DuplexLLMSettings": "service.settings",
+    "DuplexMetricsData": "service.frames",
+    "DuplexRTVIFeed": "service.rtvi",
+    "DuplexUserTurnStrategies": "service.user_turns",
+    "Engine": "engine",
+    "History": "session.history",
+    "MonologueTextFrame": "service.frames",
+    "TurnSettings": "conversation.turns",
+    "UnheardTextFrame": "service.frames",
 }
+"""Names that cost an import of Pipecat or of the engine, and where they live."""
 
 __all__ = [
     "AgentYieldedFrame",
@@ -49,13 +71,21 @@ __all__ = [
     "BackchannelFrame",
     "CannotSay",
     "CheckpointError",
+    "ClockSettings",
+    "ContinuedSession",
     "DuplexBackend",
     "DuplexError",
     "DuplexLLMService",
     "DuplexLLMSettings",
     "DuplexMetricsData",
+    "DuplexRTVIFeed",
     "DuplexSession",
+    "DuplexUserTurnStrategies",
+    "Engine",
+    "History",
     "InvalidAudio",
+    "InvalidHistory",
+    "InvalidPrompt",
     "MissingExtra",
     "MonologueTextFrame",
     "Said",
@@ -63,13 +93,15 @@ __all__ = [
     "SessionEnded",
     "Step",
     "StepTiming",
+    "TurnSettings",
+    "UnheardTextFrame",
     "__version__",
 ]
 
 
 def __getattr__(name: str):
-    if name not in _NEEDS_PIPECAT:
+    if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_NEEDS_PIPECAT[name]}"), name)
+    value = getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
     globals()[name] = value
     return value

@@ -4,6 +4,7 @@ Nothing heavy is imported here: ``--help`` answers at once, with neither Pipecat
 """
 
 import functools
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Annotated, Any, Literal
 import typer
 from loguru import logger
 
+from pipecat_duplex.commands.encoding import print_in_any_encoding
 from pipecat_duplex.session import DuplexError
 from pipecat_duplex.version import __version__
 
@@ -27,10 +29,17 @@ Verbose = Annotated[bool, typer.Option("--verbose", help="Show what goes on insi
 Checkpoint = Annotated[
     str, typer.Option(help="The model: 'embedded', a local folder, or owner/name on the hub.")
 ]
+Url = Annotated[
+    str | None, typer.Option(help="Talk with this server instead, e.g. ws://gpu:8998/api/chat.")
+]
+ApiKey = Annotated[
+    str | None, typer.Option(envvar="PIPECAT_DUPLEX_API_KEY", help="Shown to the server of --url.")
+]
 
 
 def main() -> None:
     """Run the command line."""
+    print_in_any_encoding()
     app()
 
 
@@ -58,12 +67,13 @@ def _start_logging(verbose: bool) -> None:
     """
     logger.remove()
     if verbose:
-        logger.add(_write_log, level="DEBUG", colorize=sys.stderr.isatty())
+        logger.add(_write_log, level="DEBUG", colorize=sys.stderr.isatty(), diagnose=False)
     else:
         logger.add(
             _write_log,
             level="WARNING",
             format="{level}: {message}",
+            diagnose=False,  # No values of variables: among them are keys.
             filter=lambda record: (record["name"] or "").startswith("pipecat_duplex"),
         )
 
@@ -94,7 +104,9 @@ def pipecat_duplex(
 @app.command()
 @_readable_errors
 def converse(
-    audio: Annotated[Path, typer.Argument(metavar="IN.wav", help="The user: wav or flac.")],
+    audio: Annotated[
+        Path, typer.Argument(metavar="IN.wav", help="The user: wav, flac, mp3 ...; '-' is a pipe.")
+    ],
     out: Annotated[
         Path | None, typer.Option(help="Write the agent's voice, on the time line of IN.")
     ] = None,
@@ -106,6 +118,8 @@ def converse(
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the conversation (PNG).")] = None,
     checkpoint: Checkpoint = "embedded",
+    url: Url = None,
+    api_key: ApiKey = None,
     seed: Annotated[
         int | None, typer.Option(min=0, max=2**63 - 1, help="Get the same conversation again.")
     ] = None,
@@ -122,7 +136,7 @@ def converse(
 ) -> None:
     """Let a recording talk with the model, and keep what it answers."""
     _start_logging(verbose)
-    from pipecat_duplex.commands.converse import ConverseOptions, run_converse
+    from pipecat_duplex.commands.converse.converse import ConverseOptions, run_converse
 
     run_converse(
         ConverseOptions(
@@ -132,6 +146,8 @@ def converse(
             events=events,
             plot=plot,
             checkpoint=checkpoint,
+            url=url,
+            api_key=api_key,
             seed=seed,
             greedy=greedy,
             realtime=realtime,
@@ -151,7 +167,7 @@ def talk(
 ) -> None:
     """Talk with the model in a browser."""
     _start_logging(verbose)
-    from pipecat_duplex.commands.talk import run_talk
+    from pipecat_duplex.commands.talk.talk import run_talk
 
     run_talk(checkpoint=checkpoint, host=host, port=port, slots=slots)
 
@@ -166,7 +182,7 @@ def serve(
     api_key: Annotated[
         list[str] | None,
         typer.Option(
-            envvar="PIPECAT_DUPLEX_API_KEY", help="Callers must show it; may be given again."
+            help="Callers must show it; may be given again. Or one in PIPECAT_DUPLEX_API_KEY."
         ),
     ] = None,
     allow_origin: Annotated[
@@ -185,22 +201,42 @@ def serve(
         Literal["text", "json"], typer.Option(help="One line a session, in words or in JSON.")
     ] = "text",
     device: Annotated[str | None, typer.Option(help="'cpu' or 'cuda'.")] = None,
+    quantize: Annotated[
+        Literal["int8", "int4"] | None,
+        typer.Option(help="Keep the weights in fewer bits, for a small GPU (docs/gpu.md)."),
+    ] = None,
     voices: Annotated[
         Path | None, typer.Option(help="Folder of recordings that callers may name as a voice.")
+    ] = None,
+    default_voice: Annotated[
+        str | None,
+        typer.Option(help="The voice where a caller names an unknown one; '' is the model's own."),
+    ] = None,
+    static: Annotated[
+        Path | None, typer.Option(help="Folder of a web page to serve beside the API.")
+    ] = None,
+    max_calls_per_address: Annotated[
+        int | None, typer.Option(min=1, help="Calls of one address at a time.")
     ] = None,
     verbose: Verbose = False,
 ) -> None:
     """Serve the model to callers elsewhere, in Moshi's protocol."""
     _start_logging(verbose)
-    from pipecat_duplex.commands.serve import ServeOptions, run_serve
+    from pipecat_duplex.commands.serve import (
+        EmptyKey,
+        ServeOptions,
+        read_api_keys,
+        refuse_all,
+        run_serve,
+    )
 
-    run_serve(
-        ServeOptions(
+    def options(api_keys: tuple[str, ...]) -> ServeOptions:
+        return ServeOptions(
             checkpoint=checkpoint,
             slots=slots,
             host=host,
             port=port,
-            api_keys=tuple(api_key or ()),
+            api_keys=api_keys,
             allowed_origins=tuple(allow_origin or ()),
             tls_cert=tls_cert,
             tls_key=tls_key,
@@ -208,9 +244,19 @@ def serve(
             drain_secs=drain_secs,
             log_format=log_format,
             device=device,
+            quantize=quantize,
             voices=voices,
+            default_voice=default_voice,
+            static=static,
+            max_calls_per_address=max_calls_per_address,
         )
-    )
+
+    try:
+        api_keys = read_api_keys(api_key or (), os.environ)
+    except EmptyKey as problem:
+        refuse_all(options(()), problem)
+    else:
+        raise typer.Exit(run_serve(options(api_keys)))
 
 
 @app.command()
@@ -225,7 +271,8 @@ def bench(
     runtime: Annotated[
         Literal["onnx", "torch"] | None, typer.Option(help="What runs it, if not the usual.")
     ] = None,
-    url: Annotated[str | None, typer.Option(help="Call this server instead.")] = None,
+    url: Url = None,
+    api_key: ApiKey = None,
     speech: Annotated[
         Path | None, typer.Option(help="What the callers say: wav or flac. A murmur by default.")
     ] = None,
@@ -241,7 +288,7 @@ def bench(
 ) -> None:
     """See how many conversations this machine, or a server, holds in real time."""
     _start_logging(verbose)
-    from pipecat_duplex.commands.bench import BenchOptions, run_bench
+    from pipecat_duplex.commands.bench.bench import BenchOptions, run_bench
 
     try:
         loads = tuple(int(number) for number in (callers or "").split(",") if number)
@@ -254,6 +301,7 @@ def bench(
             checkpoint=checkpoint,
             runtime=runtime,
             url=url,
+            api_key=api_key,
             speech=speech,
             come_and_go=come_and_go,
             playout_ms=playout_ms,
@@ -275,6 +323,98 @@ def doctor(
     from pipecat_duplex.commands.doctor import run_doctor
 
     raise typer.Exit(run_doctor(checkpoint=checkpoint, as_json=as_json))
+
+
+fleet = typer.Typer(help="Run workers on a Ray cluster: see docs/fleet.md.", no_args_is_help=True)
+app.add_typer(fleet, name="fleet")
+
+Cluster = Annotated[str, typer.Option(help="The cluster, as for `ray.init`.")]
+
+
+@fleet.command()
+@_readable_errors
+def up(
+    workers: Annotated[int, typer.Option(min=1, help="How many.")] = 2,
+    checkpoint: Checkpoint = "embedded",
+    slots: Annotated[int, typer.Option(min=1, help="Calls at a time, of each worker.")] = 8,
+    cpus: Annotated[int, typer.Option(min=0, help="Processor cores of each worker.")] = 2,
+    gpus: Annotated[int, typer.Option(min=0, max=1, help="GPUs of each worker.")] = 0,
+    drain_secs: Annotated[
+        float, typer.Option(min=0, help="How long calls may stay that cannot move.")
+    ] = 30.0,
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar="PIPECAT_DUPLEX_API_KEY", help="Callers must show it; may be given again."
+        ),
+    ] = None,
+    registry_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Where bots find the workers.")
+    ] = 8990,
+    cluster: Cluster = "auto",
+    verbose: Verbose = False,
+) -> None:
+    """Start a fleet; one that runs is replaced worker by worker, and its calls move."""
+    _start_logging(verbose)
+    from pipecat_duplex.commands.fleet import WorkerOptions, run_up
+
+    options = WorkerOptions(
+        checkpoint=checkpoint,
+        slots=slots,
+        cpus=cpus,
+        gpus=gpus,
+        drain_secs=drain_secs,
+        api_keys=tuple(api_key or ()),
+    )
+    run_up(cluster, options, workers=workers, registry_port=registry_port)
+
+
+@fleet.command()
+@_readable_errors
+def status(cluster: Cluster = "auto", verbose: Verbose = False) -> None:
+    """See the workers and their calls."""
+    _start_logging(verbose)
+    from pipecat_duplex.commands.fleet import run_status
+
+    run_status(cluster)
+
+
+@fleet.command()
+@_readable_errors
+def scale(
+    workers: Annotated[int, typer.Argument(min=0, help="How many workers there shall be.")],
+    cluster: Cluster = "auto",
+    verbose: Verbose = False,
+) -> None:
+    """Have more workers, or fewer: calls move first."""
+    _start_logging(verbose)
+    from pipecat_duplex.commands.fleet import run_scale
+
+    run_scale(cluster, workers)
+
+
+@fleet.command()
+@_readable_errors
+def drain(
+    node: Annotated[str, typer.Argument(help="The machine: its address, name or id.")],
+    cluster: Cluster = "auto",
+    verbose: Verbose = False,
+) -> None:
+    """Take a machine's workers away; their calls move to others."""
+    _start_logging(verbose)
+    from pipecat_duplex.commands.fleet import run_drain
+
+    run_drain(cluster, node)
+
+
+@fleet.command()
+@_readable_errors
+def down(cluster: Cluster = "auto", verbose: Verbose = False) -> None:
+    """End the fleet."""
+    _start_logging(verbose)
+    from pipecat_duplex.commands.fleet import run_down
+
+    run_down(cluster)
 
 
 if __name__ == "__main__":

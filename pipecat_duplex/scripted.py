@@ -7,16 +7,16 @@ the user speaks over it, or does not.
 
 import asyncio
 import itertools
+import re
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
 from pipecat_duplex.conversation.pcm import level_db
-from pipecat_duplex.history import STREAMS, History, Memory
 from pipecat_duplex.session import (
     SAMPLE_RATE_HZ,
     STEP_SAMPLES,
@@ -32,6 +32,8 @@ from pipecat_duplex.session import (
     StepTiming,
     check_step_audio,
 )
+from pipecat_duplex.session.history import STREAMS, History, ResumeKey
+from pipecat_duplex.session.streams import TextStreams, WordCutter
 
 WORD_STEPS = 3
 FINGERPRINT = "scripted"
@@ -54,6 +56,7 @@ class Script:
         stalls: Extra computing time of single steps, by index.
         fail_step: The step at which the session fails.
         remembers: Whether steps come with tokens, from which a session can be restored.
+        unsayable: Words, in lower case, that it does not have.
     """
 
     opening: str | None = None
@@ -65,6 +68,7 @@ class Script:
     stalls: Mapping[int, float] = field(default_factory=dict)
     fail_step: int | None = None
     remembers: bool = False
+    unsayable: Collection[str] = ()
 
 
 class ScriptedBackend:
@@ -94,7 +98,7 @@ class ScriptedBackend:
         self.sessions = [session for session in self.sessions if not session.closed]
         if len(self.sessions) >= self._slots:
             raise AtCapacity(f"all {self._slots} slots are taken")
-        session = ScriptedSession(f"scripted-{next(self._ids)}", self._script, config.max_secs)
+        session = ScriptedSession(f"scripted-{next(self._ids)}", self._script, config)
         self.sessions.append(session)
         return session
 
@@ -107,20 +111,23 @@ class ScriptedBackend:
 class ScriptedSession:
     """A conversation with a scripted agent."""
 
-    def __init__(self, session_id: str, script: Script, max_secs: float | None = None):
+    def __init__(self, session_id: str, script: Script, config: SessionConfig | None = None):
         """Initialize the session.
 
         Args:
             session_id: Its name.
             script: What the agent does.
-            max_secs: It ends after this much audio.
+            config: Its limit is kept.
         """
         self._id = session_id
+        self._config = config or SessionConfig()
         self._script = script
         self._agent = _ScriptedAgent(script)
-        self._max_secs = max_secs
+        self._max_secs = self._config.max_secs
         self._sent = 0
         self._frames: asyncio.Queue[tuple[float, np.ndarray] | None] = asyncio.Queue()
+        self._cutters: dict[int, WordCutter] = {}
+        self._streams = TextStreams()
         self.closed = False
 
     @property
@@ -129,9 +136,14 @@ class ScriptedSession:
         return self._id
 
     @property
-    def memory(self) -> Memory | None:
-        """What a history of this session is of use to."""
-        return Memory(FINGERPRINT, CONTEXT_STEPS) if self._script.remembers else None
+    def config(self) -> SessionConfig:
+        """What it was opened with."""
+        return self._config
+
+    @property
+    def memory(self) -> ResumeKey | None:
+        """Identifies which sessions can resume this one."""
+        return ResumeKey(FINGERPRINT, CONTEXT_STEPS) if self._script.remembers else None
 
     @property
     def secs_left(self) -> float | None:
@@ -174,6 +186,7 @@ class ScriptedSession:
                 spoken.utterance_id,
                 self._agent.take_said(),
                 spoken.tokens if self._script.remembers else None,
+                spoken.wish,
             )
 
     async def restore(self, history: History) -> None:
@@ -184,12 +197,39 @@ class ScriptedSession:
         history.check(FINGERPRINT, text_tokens=100, audio_tokens=1000)
         self._agent.restore(history.codes[:, -1].tolist())
 
-    async def say(self, text: str, *, cut_in: bool = False) -> int:
+    async def say(
+        self, text: str | AsyncIterable[str], *, cut_in: bool = False, more: bool = False
+    ) -> int:
         """Let the agent speak; see :class:`~pipecat_duplex.session.DuplexSession`."""
+        if not isinstance(text, str):
+            return await self._streams.say(self, text, cut_in=cut_in)
         self._check_open()
-        if not text.split():
+        words, unsayable = self._agent.known(text)
+        if unsayable and not more:
+            raise CannotSay(f"the model does not have the words to say {', '.join(unsayable)}")
+        if not words and not more:
             raise CannotSay(f"there are no words in {text!r}")
-        return self._agent.say(text.split(), cut_in=cut_in)
+        number = self._agent.say([] if more else words, cut_in=cut_in, more=more)
+        if more:
+            self._cutters[number] = WordCutter()
+            await self.say_more(number, text)
+        return number
+
+    async def say_more(self, utterance_id: int, text: str, *, more: bool = True) -> None:
+        """Add to an utterance; see :class:`~pipecat_duplex.session.DuplexSession`."""
+        self._check_open()
+        cutter = self._cutters.get(utterance_id)
+        if cutter is None:
+            return
+        whole = cutter.push(text) + ("" if more else cutter.end())
+        self._agent.say_more(utterance_id, whole, more=more)
+        if not more:
+            del self._cutters[utterance_id]
+
+    async def hold(self, held: bool = True) -> None:
+        """Keep the script's words back; see :class:`~pipecat_duplex.session.DuplexSession`."""
+        self._check_open()
+        self._agent.held = held
 
     async def hush(self) -> None:
         """Drop what :meth:`say` has not spoken yet."""
@@ -198,6 +238,7 @@ class ScriptedSession:
 
     async def close(self) -> None:
         """End the session."""
+        self._streams.close()
         if not self.closed:
             self.closed = True
             self._frames.put_nowait(None)
@@ -215,6 +256,7 @@ class _Spoken(NamedTuple):
     pcm: np.ndarray
     utterance_id: int | None
     tokens: np.ndarray
+    wish: bool = False
 
 
 @dataclass
@@ -225,6 +267,8 @@ class _Utterance:
     id: int | None = None
     spoken: int = 0
     number: int = 0
+    more: bool = False
+    unsayable: tuple[str, ...] = ()
 
 
 class _ScriptedAgent:
@@ -242,22 +286,45 @@ class _ScriptedAgent:
         self._user_steps = 0
         self._over_steps = 0
         self._quiet_steps = 0
+        self._wish = False
+        self.held = False
 
     def step(self, index: int, pcm: np.ndarray) -> _Spoken:
+        self._wish = False
         self._listen(pcm)
         if index == self._script.opening_step and self._script.opening and not self._restored:
             self._begin(self._scripted(1))
-        if self._now is None and self._to_say:
-            self._begin(self._to_say.popleft())
+        ready = next((each for each in self._to_say if each.words or not each.more), None)
+        if self._now is None and ready is not None:
+            self._to_say.remove(ready)
+            self._begin(ready)
+            if not ready.words:
+                self._stop()
         return self._speak(index)
 
-    def say(self, words: list[str], *, cut_in: bool) -> int:
+    def known(self, text: str) -> tuple[list[str], list[str]]:
+        """Return the words of a text that it has, and those that it lacks."""
+        words, unsayable = [], []
+        for word in text.split():
+            lacks = re.sub(r"\W", "", word.lower()) in self._script.unsayable
+            (unsayable if lacks else words).append(word)
+        return words, unsayable
+
+    def say(self, words: list[str], *, cut_in: bool, more: bool) -> int:
         if cut_in:
             self.hush()
             self._stop()
         self._asked += 1
-        self._to_say.append(_Utterance(words, self._asked))
+        self._to_say.append(_Utterance(words, self._asked, more=more))
         return self._asked
+
+    def say_more(self, utterance_id: int, text: str, *, more: bool) -> None:
+        for utterance in (self._now, *self._to_say):
+            if utterance is not None and utterance.id == utterance_id:
+                words, unsayable = self.known(text)
+                utterance.words += words
+                utterance.unsayable += tuple(unsayable)
+                utterance.more = more
 
     def hush(self) -> None:
         if self._now is not None and self._now.id is not None:
@@ -292,6 +359,9 @@ class _ScriptedAgent:
         return tuple(said)
 
     def _begin(self, utterance: _Utterance) -> None:
+        if self.held and utterance.id is None:
+            self._wish = self._now is None
+            return
         self._stop()
         self._now = utterance
 
@@ -305,7 +375,7 @@ class _ScriptedAgent:
         if utterance.id is not None:
             spoken = " ".join(utterance.words[: utterance.spoken])
             unspoken = " ".join(utterance.words[utterance.spoken :])
-            self._said.append(Said(utterance.id, spoken, unspoken))
+            self._said.append(Said(utterance.id, spoken, unspoken, utterance.unsayable))
 
     def _listen(self, pcm: np.ndarray) -> None:
         user = level_db(pcm) > _USER_LEVEL_DB
@@ -333,15 +403,21 @@ class _ScriptedAgent:
 
     def _speak(self, index: int) -> _Spoken:
         utterance = self._now
+        begins = self._word_step == 0
+        if utterance is not None and begins and utterance.spoken == len(utterance.words):
+            if not utterance.more:
+                self._stop()
+            utterance = None  # It waits for more words, or has just come to its end.
         if utterance is None:
             silence = np.zeros(STEP_SAMPLES, np.float32)
-            return _Spoken(TEXT_PADDING, None, silence, None, self._tokens(TEXT_PADDING))
-        begins = self._word_step == 0
+            tokens = self._tokens(TEXT_PADDING)
+            return _Spoken(TEXT_PADDING, None, silence, None, tokens, self._wish)
         utterance.spoken += begins
         word = utterance.words[utterance.spoken - 1]
         pcm = _tone(index, 180 + 17 * (len(word) + ord(word[0]) % 7))
         self._word_step = (self._word_step + 1) % WORD_STEPS
-        if self._word_step == 0 and utterance.spoken == len(utterance.words):
+        is_last = utterance.spoken == len(utterance.words) and not utterance.more
+        if self._word_step == 0 and is_last:
             self._stop()
         if not begins:
             return _Spoken(TEXT_PADDING, None, pcm, None, self._tokens(TEXT_PADDING))

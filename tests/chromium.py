@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import time
 import urllib.request
+from collections.abc import Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -34,6 +35,7 @@ class Tab:
         self._answers: dict[int, asyncio.Future] = {}
         self.requested: list[str] = []
         self.console: list[str] = []
+        self.listeners: dict[str, Callable[[dict], None]] = {}
         self._reader = asyncio.create_task(self._read())
 
     async def _read(self):
@@ -53,6 +55,8 @@ class Tab:
                 self.console.append(json.dumps(message["params"]["exceptionDetails"]))
             elif message["method"] == "Log.entryAdded":
                 self.console.append(message["params"]["entry"]["text"])
+            elif listener := self.listeners.get(message["method"]):
+                listener(message["params"])
 
     async def call(self, method: str, **params) -> dict:
         """Call a DevTools method."""

@@ -1,18 +1,58 @@
-"""Fixtures that several rooms share."""
+"""Fixtures that several folders share, and the rule of what is skipped: see :mod:`tests.needs`."""
 
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-import hypothesis
 import pytest
 
-# These make checkpoints and compare with torch: they need the extra `moshi`. What needs none is in
-# test_onnx_engine.py and test_embedded.py.
-collect_ignore = [] if find_spec("torch") else ["engine"]
+from tests.needs import missing, needs_of, needs_of_file, reason_to_skip
 
-# A busy machine is no reason to fail: properties have no deadline.
-hypothesis.settings.register_profile("suite", deadline=None)
-hypothesis.settings.load_profile("suite")
+if find_spec("hypothesis"):
+    import hypothesis
+
+    # A busy machine is no reason to fail: properties have no deadline.
+    hypothesis.settings.register_profile("suite", deadline=None)
+    hypothesis.settings.load_profile("suite")
+
+
+class _Module(pytest.Module):
+    """A test file that is skipped if it imports something optional that is not installed."""
+
+    def collect(self):
+        if lacking := missing(needs_of_file(self.path)):
+            pytest.skip(f"needs {', '.join(lacking)}", allow_module_level=True)
+        try:
+            return list(super().collect())
+        except self.CollectError as error:
+            if reason := reason_to_skip(error.__cause__):
+                pytest.skip(reason, allow_module_level=True)
+            raise
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module:
+    return _Module.from_parent(parent, path=module_path)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
+    if lacking := missing(needs_of(item)):
+        pytest.skip(f"needs {', '.join(lacking)}")
+    return (yield from _skipping())
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    return (yield from _skipping())
+
+
+def _skipping() -> Iterator[None]:
+    try:
+        return (yield)
+    except (ModuleNotFoundError, FileNotFoundError) as error:
+        if reason := reason_to_skip(error):
+            pytest.skip(reason)
+        raise
 
 
 @pytest.fixture(scope="session")

@@ -26,7 +26,10 @@ from pipecat.observers.base_observer import BaseObserver
 from pipecat.pipeline.pipeline import Pipeline
 from pipecat.pipeline.worker import PipelineParams, PipelineWorker
 from pipecat.processors.aggregators.llm_context import LLMContext
-from pipecat.processors.aggregators.llm_response_universal import LLMContextAggregatorPair
+from pipecat.processors.aggregators.llm_response_universal import (
+    LLMContextAggregatorPair,
+    LLMUserAggregatorParams,
+)
 from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
 from pipecat.transports.base_output import BaseOutputTransport
 from pipecat.transports.base_transport import TransportParams
@@ -154,6 +157,8 @@ EVENTS = (
     "on_session_started",
     "on_session_ended",
     "on_session_ending",
+    "on_session_moving",
+    "on_session_moved",
     "on_user_started",
     "on_user_stopped",
     "on_agent_started",
@@ -176,6 +181,8 @@ async def converse(
     processors: Sequence[FrameProcessor] = (),
     gaps: Sequence[tuple[float, float]] = (),
     inject: dict[float, Callable[[], Frame]] | None = None,
+    lobby_secs: float = 0.0,
+    user_params: LLMUserAggregatorParams | None = None,
     **service_args,
 ) -> Conversation:
     """Hold a conversation in a real pipeline.
@@ -191,6 +198,8 @@ async def converse(
         processors: Processors behind the output transport.
         gaps: Stretches (start and end in seconds) in which no packet is sent.
         inject: Frames to queue once the user's audio has come to these seconds.
+        lobby_secs: The user comes only after this time.
+        user_params: For the user aggregator.
         **service_args: For the service.
 
     Returns:
@@ -202,7 +211,7 @@ async def converse(
         service_args.setdefault("now_secs", lambda: fed_secs)
     service = DuplexLLMService(backend=backend, **service_args)
     context = LLMContext()
-    user, assistant = LLMContextAggregatorPair(context)
+    user, assistant = LLMContextAggregatorPair(context, user_params=user_params)
     tap, far, near_user, speaker = Tap(), Tap(), Tap(), Speaker(realtime=realtime)
     conversation = Conversation(service, tap, far, near_user, speaker, context)
     for name in EVENTS:
@@ -223,6 +232,7 @@ async def converse(
         nonlocal fed_secs
         live = True
         await tap.started.wait()
+        await asyncio.sleep(lobby_secs)
         chunk = round(rate_hz * CHUNK_SECS)
         begun_secs = time.monotonic()
         for first in range(0, len(audio) - chunk + 1, chunk):

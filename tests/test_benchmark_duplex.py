@@ -207,6 +207,7 @@ def figures_of(script: Script, *, knows_world: bool):
     return summarise(outcomes)
 
 
+@pytest.mark.slow
 @needs_speech
 def test_an_agent_that_never_talks_fails():
     found = figures_of(Script(step_secs=0), knows_world=True)
@@ -215,6 +216,7 @@ def test_an_agent_that_never_talks_fails():
     assert found.opening.hits == 0 and found.yields.of == 0
 
 
+@pytest.mark.slow
 @needs_speech
 def test_an_agent_that_always_talks_fails():
     words = " ".join(["word"] * 4000)
@@ -245,6 +247,7 @@ def test_an_agent_that_hears_loudness_alone_takes_pauses_and_yields():
     assert found.yields.of and (found.yields.value or 0) > 0.6
 
 
+@pytest.mark.slow
 @needs_speech
 async def test_by_the_clock_through_a_pipeline(tmp_path):
     plans = quiet_plans(2, 2)

@@ -128,6 +128,7 @@ def test_without_matplotlib_it_says_what_to_install(user: Path, tmp_path: Path, 
     assert_one_line(result, "pipecat-duplex[plot]")
 
 
+@pytest.mark.slow
 @pytest.mark.engine
 def test_greedy_gives_the_same_files_byte_for_byte(user: Path, tmp_path: Path, tiny_checkpoint):
     pytest.importorskip("moshi")
@@ -157,6 +158,7 @@ def test_greedy_gives_the_same_files_byte_for_byte(user: Path, tmp_path: Path, t
     assert soundfile.info(tmp_path / "a.wav").frames == 36_000
 
 
+@pytest.mark.slow
 @pytest.mark.engine
 @pytest.mark.skipif(os.name == "nt", reason="no SIGINT to send")
 def test_ctrl_c_is_quiet(user: Path, tiny_checkpoint):

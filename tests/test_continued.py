@@ -5,9 +5,6 @@ import asyncio
 import numpy as np
 import pytest
 
-from pipecat_duplex.continued import ContinuedSession
-from pipecat_duplex.history import STREAMS, History, HistoryKeeper, Memory
-from pipecat_duplex.inbox import MAX_PENDING_STEPS
 from pipecat_duplex.scripted import FINGERPRINT, Script, ScriptedBackend
 from pipecat_duplex.session import (
     STEP_SAMPLES,
@@ -20,6 +17,10 @@ from pipecat_duplex.session import (
     Step,
     StepTiming,
 )
+from pipecat_duplex.session.continued import ContinuedSession
+from pipecat_duplex.session.history import STREAMS, History, HistoryKeeper, ResumeKey
+from pipecat_duplex.session.inbox import MAX_PENDING_STEPS
+from pipecat_duplex.session.saying import Saying, Sayings
 
 COUNT = "one two three four five six seven eight nine ten"
 SILENCE = np.zeros(STEP_SAMPLES, np.float32)
@@ -122,6 +123,58 @@ async def test_given_words_are_told_though_only_their_last_sound_was_lost():
     await session.close()
 
 
+async def test_a_stream_goes_on_where_it_stopped_and_own_words_stay_held():
+    then = Script(step_secs=0, remembers=True, opening="not mine", opening_step=30)
+    relay = Relay(Script(step_secs=0, remembers=True, fail_step=10), then, refusals=1)
+    session = await continued(relay)
+    await session.hold()
+    conversation = asyncio.create_task(converse(session, 150))
+    number = await session.say("one two ", more=True)
+    await session.say_more(number, "thr")
+    await session.say_more(number, "ee 4 fi")
+    await relay.moving.wait()
+    await session.say_more(number, "ve ")
+    await asyncio.sleep(0)
+    await session.say_more(number, "six", more=False)
+    steps = await conversation
+    assert session.moves == 1
+    assert text_of(steps) == "one two three 4 five six"
+    (said,) = said_in(steps)
+    assert said.utterance_id == number and said.unspoken == ""
+    await session.close()
+
+
+async def test_a_text_as_an_iterator_is_said():
+    async def text():
+        yield "one tw"
+        yield "o three"
+
+    session = await continued(Relay(script(opening_step=1000), None))
+    number = await session.say(text())
+    steps = await converse(session, 20)
+    assert said_in(steps) == [Said(number, "one two three", "")]
+    await session.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "begun", "rest"),
+    [
+        ("the 42 ways", ["the", "forty"], "ways"),
+        ("the 42 ways", ["the", "forty", "two"], "ways"),
+        ("oh - kubernetes is near", ["oh", "is"], "near"),
+        ("hel", [], "hel"),
+        ("hello wor", ["hel"], "wor"),
+    ],
+)
+def test_what_is_left_of_a_text_is_found_by_what_was_heard(text, begun, rest):
+    saying = Saying(text)
+    sayings = Sayings()
+    sayings.add(1, saying)
+    for piece in begun:
+        sayings.hear(1, f"▁{piece}")
+    assert saying.continued().text == rest
+
+
 @pytest.mark.parametrize("cut_in", [False, True])
 async def test_what_waits_for_a_move_can_be_dropped(cut_in):
     first = Script(step_secs=0, remembers=True, fail_step=10)
@@ -201,9 +254,9 @@ async def test_what_it_was_restored_from_goes_along():
 async def test_a_history_without_audio_is_kept_too():
     codes = np.full((STREAMS, 3), 5, np.int32)
     history = History(FINGERPRINT, codes, True, np.zeros((0, STEP_SAMPLES), np.float32))
-    kept = HistoryKeeper(Memory(FINGERPRINT, 100), history).history()
+    kept = HistoryKeeper(ResumeKey(FINGERPRINT, 100), history).history()
     assert kept is not None and kept.steps == 3 and kept.complete and len(kept.audio) == 0
-    shorter = HistoryKeeper(Memory(FINGERPRINT, 2), history).history()
+    shorter = HistoryKeeper(ResumeKey(FINGERPRINT, 2), history).history()
     assert shorter is not None and shorter.steps == 2 and not shorter.complete
 
 
@@ -231,7 +284,7 @@ def step_of(index: int, tokens: np.ndarray | None) -> Step:
 
 
 def test_the_keeper_keeps_the_last_window_and_says_so():
-    keeper = HistoryKeeper(Memory(FINGERPRINT, 5))
+    keeper = HistoryKeeper(ResumeKey(FINGERPRINT, 5))
     assert keeper.history() is None
     keeper.send(SILENCE)
     keeper.take(step_of(0, None))

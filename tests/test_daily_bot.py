@@ -85,6 +85,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> ScriptedBackend:
     return backend
 
 
+@pytest.mark.slow
 @by_the_clock
 async def test_a_conversation_in_a_room(monkeypatch, scripted):
     transports: list[DailyTransport] = []

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from pipecat_duplex.commands.converse import ConverseOptions, converse
+from pipecat_duplex.commands.converse.converse import ConverseOptions, converse
 from pipecat_duplex.engine import Engine
 from pipecat_duplex.session import STEP_SAMPLES, SessionConfig
 from tests.pipeline import AUDIO
@@ -44,6 +44,7 @@ def test_moshis_own_loaders_run_it():
     assert info.get_text_tokenizer().vocab_size() > 100
 
 
+@pytest.mark.slow
 @pytest.mark.engine
 def test_moshis_own_command_runs_it(tmp_path):
     """``moshi.run_inference`` answers a file, by the stock files alone.

@@ -70,6 +70,7 @@ async def run(*arguments: str, cwd: Path, name: str) -> asyncio.subprocess.Proce
         )
 
 
+@pytest.mark.slow
 async def test_the_quickstart_bot_passes_its_scenario(tmp_path: Path):
     port = free_port()
     (tmp_path / "scripted_bot.py").write_text(BOT)

@@ -41,7 +41,7 @@ from examples.nodes.handoff import HandOff
 from examples.nodes.moderation_gate import ModerationGate
 from examples.nodes.recorder import AGENT, USER, StereoRecorder, StereoWav
 from examples.nodes.transcript_writer import Speech, TranscriptWriter, Word, webvtt
-from pipecat_duplex import DuplexLLMService, MonologueTextFrame
+from pipecat_duplex import DuplexLLMService, MonologueTextFrame, UnheardTextFrame
 from pipecat_duplex.conversation.clock import ClockSettings
 from pipecat_duplex.conversation.pcm import float_to_pcm16
 from pipecat_duplex.scripted import WORD_STEPS, Script, ScriptedBackend
@@ -235,6 +235,24 @@ async def test_gate_finds_phrases_across_pieces(pieces, step):
     assert await muted_at(["Secret code", "café"], *pieces) == step
 
 
+@pytest.mark.parametrize(
+    ("phrase", "pieces", "step"),
+    [
+        ("密码", ("▁我", "的", "密", "码", "是"), 3),
+        ("密码", ("▁我", "的", "密", "的", "码"), None),
+        ("暗証番号", ("あなた", "の", "暗", "証", "番号", "は"), 4),
+        ("秘密 代码", ("▁秘密", "▁代", "码"), 2),
+        ("รหัสลับ", ("▁นี่คือ", "รหัส", "ลับ"), 2),
+        ("code", ("▁我的", "code"), 1),
+        ("code", ("▁我的", "de", "code"), None),
+        ("비밀 코드", ("▁비밀", "▁코드"), 1),
+        ("밀", ("▁비밀",), None),
+    ],
+)
+async def test_gate_finds_phrases_of_any_script(phrase, pieces, step):
+    assert await muted_at([phrase], *pieces) == step
+
+
 async def test_gate_mutes_to_the_end_of_the_utterance_only():
     gates = []
 
@@ -299,6 +317,27 @@ async def test_handoff_starts_once_a_match_and_blocks_nothing():
     assert started == ["transfer", "i will transfer you"]
     assert call.words() == "well I will Transfer you, now transferring"
     assert not call.errors()
+
+
+@pytest.mark.parametrize(
+    ("phrase", "words", "matches"),
+    [
+        ("转接", ("我", "帮您转接给同事"), 1),
+        ("转接", ("转", "接", "再转接"), 2),
+        ("transfer me", ("please", " transfer", " me"), 1),
+        ("transfer me", (" transfer", UnheardTextFrame(" [not heard: x]", "sentence"), " me"), 0),
+        ("not heard", (UnheardTextFrame(" [not heard: x]", "sentence"),), 0),
+    ],
+)
+async def test_handoff_hears_what_was_heard_in_any_script(phrase, words, matches):
+    started = []
+
+    async def function(said):
+        started.append(said)
+
+    frames = [TTSTextFrame(w, "word") if isinstance(w, str) else w for w in words]
+    await run_test(HandOff([phrase], function), frames_to_send=frames)
+    assert len(started) == matches
 
 
 async def test_handoff_phrase_lies_in_one_utterance():
@@ -699,6 +738,7 @@ def sounded_secs(call: Call, rate_hz: int) -> list[float]:
     return begun[: chunks * len(frames) : chunks]
 
 
+@pytest.mark.slow
 @by_the_clock
 async def test_gate_decides_before_the_sound_and_the_recorder_keeps_to_the_models_time(tmp_path):
     """One call by the clock, in which packets are missing at the start and in the middle."""

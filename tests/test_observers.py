@@ -2,10 +2,21 @@
 
 import numpy as np
 import pytest
-from pipecat.frames.frames import OutputTransportMessageUrgentFrame, TTSAudioRawFrame
+from pipecat.audio.vad.silero import SileroVADAnalyzer
+from pipecat.frames.frames import (
+    InterruptionFrame,
+    OutputTransportMessageUrgentFrame,
+    TTSAudioRawFrame,
+    UserStartedSpeakingFrame,
+    UserStoppedSpeakingFrame,
+    VADUserStartedSpeakingFrame,
+    VADUserStoppedSpeakingFrame,
+)
 from pipecat.observers.turn_tracking_observer import TurnTrackingObserver
 from pipecat.observers.user_bot_latency_observer import UserBotLatencyObserver
+from pipecat.processors.aggregators.llm_response_universal import LLMUserAggregatorParams
 from pipecat.processors.audio.audio_buffer_processor import AudioBufferProcessor
+from pipecat.processors.frame_processor import FrameDirection
 
 from pipecat_duplex.scripted import Script, ScriptedBackend
 from pipecat_duplex.session import STEP_SECS
@@ -25,6 +36,7 @@ def onsets_secs(pcm: np.ndarray, *, gap_secs: float = 0.3, level: float = 0.02) 
     return [loud[i] / RATE_HZ for i in starts]
 
 
+@pytest.mark.slow
 @by_the_clock
 async def test_turn_tracking_counts_a_yield_as_an_interruption_and_a_backchannel_not():
     for yield_steps, interrupted in ((6, True), (None, False)):
@@ -67,6 +79,39 @@ async def test_latency_is_that_of_the_voices():
     assert latencies and latencies[0] == pytest.approx(first_pts - user_end, abs=0.15)
 
 
+@pytest.mark.parametrize("in_front", [False, True])
+@by_the_clock
+async def test_one_start_and_one_stop_an_utterance_also_with_a_detector_in_front(in_front):
+    """A ``vad_analyzer`` that was left in the user aggregator tells of the voice in our place."""
+    observer = UserBotLatencyObserver()
+    latencies = []
+
+    async def on_latency_measured(_observer, secs):
+        latencies.append(secs)
+
+    observer.add_event_handler("on_latency_measured", on_latency_measured)
+    vad = SileroVADAnalyzer() if in_front else None
+    conversation = await converse(
+        ScriptedBackend(Script(replies=["yes indeed"], reply_steps=6)),
+        np.concatenate([silence(1), speech("barge_in"), silence(3)]),
+        realtime=True,
+        observers=[observer],
+        user_params=LLMUserAggregatorParams(vad_analyzer=vad),
+    )
+    names = conversation.event_names()
+    for frame_type, event in (
+        (VADUserStartedSpeakingFrame, "on_user_started"),
+        (VADUserStoppedSpeakingFrame, "on_user_stopped"),
+    ):
+        frames = conversation.near.of(frame_type, direction=FrameDirection.DOWNSTREAM)
+        assert len(frames) == names.count(event) == 1
+    assert len(latencies) == 1
+    turns = (UserStartedSpeakingFrame, UserStoppedSpeakingFrame)
+    turns = conversation.near.of(*turns, direction=FrameDirection.DOWNSTREAM)
+    assert len(turns) == 2
+    assert not conversation.near.of(InterruptionFrame)
+
+
 async def record(script: Script) -> tuple[Conversation, np.ndarray, np.ndarray, np.ndarray]:
     """Hold a conversation with a recorder.
 
@@ -90,6 +135,7 @@ async def record(script: Script) -> tuple[Conversation, np.ndarray, np.ndarray, 
     return conversation, user, recorded_user, recorded_bot
 
 
+@pytest.mark.slow
 @by_the_clock
 async def test_a_recording_lines_up():
     conversation, user, recorded_user, recorded_bot = await record(
@@ -100,6 +146,7 @@ async def test_a_recording_lines_up():
     assert onsets_secs(recorded_bot) == pytest.approx(utterances_secs(conversation), abs=0.15)
 
 
+@pytest.mark.slow
 @by_the_clock
 async def test_a_recording_lines_up_over_a_stall():
     conversation, _, _, recorded_bot = await record(

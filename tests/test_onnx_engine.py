@@ -86,6 +86,7 @@ def test_slot_is_clean_for_the_next_caller(model: OnnxModel) -> None:
     np.testing.assert_array_equal(alone(model, 1, slot=5), first)
 
 
+@pytest.mark.slow
 def test_past_the_context_it_goes_on(model: OnnxModel) -> None:
     frame = speech(1)[0]
     model.join(0, SessionConfig(seed=1))

@@ -42,7 +42,7 @@ RATE_HZ = 48_000
 
 # The server of run_talk in a process of its own, that can be killed.
 SERVER = """
-from pipecat_duplex.commands.talk import run_talk
+from pipecat_duplex.commands.talk.talk import run_talk
 from pipecat_duplex.scripted import Script, ScriptedBackend
 run_talk(checkpoint="scripted", host="127.0.0.1", port={port}, slots=1,
          backend=ScriptedBackend(Script(opening="hello there")))
@@ -67,7 +67,7 @@ class Talk:
 @asynccontextmanager
 async def serving(backend: ScriptedBackend):
     """Serve the app of run_talk in this process."""
-    from pipecat_duplex.commands.talk_app import create_app
+    from pipecat_duplex.commands.talk.app import create_app
 
     app = create_app(backend, checkpoint="scripted")
     listener = socket.create_server(("127.0.0.1", 0))
@@ -148,6 +148,7 @@ def state(tab: Tab, name: str):
     return tab.until(f"document.body.dataset.state === {name!r}")
 
 
+@pytest.mark.slow
 @by_the_clock
 async def test_a_conversation(tmp_path: Path, microphone: Path):
     script = Script(opening=STORY, replies=[REPLY], yield_steps=8)
@@ -221,6 +222,7 @@ async def test_a_conversation(tmp_path: Path, microphone: Path):
         assert not tab.console
 
 
+@pytest.mark.slow
 async def test_visitors_do_not_disturb_each_other(tmp_path: Path, microphone: Path):
     async with (
         serving(ScriptedBackend(Script(opening=STORY), slots=2)) as talk,
@@ -291,6 +293,7 @@ async def test_no_microphone(tmp_path: Path):
         assert not talk.backend.sessions
 
 
+@pytest.mark.slow
 async def test_a_session_that_fails(tmp_path: Path, microphone: Path):
     async with (
         serving(ScriptedBackend(Script(fail_step=30))) as talk,
@@ -322,6 +325,7 @@ async def server_process():
     await process.communicate()
 
 
+@pytest.mark.slow
 async def test_a_server_that_is_gone(tmp_path: Path, microphone: Path, server_process):
     process, url = server_process
     async with chromium(tmp_path / "profile", microphone) as tab:

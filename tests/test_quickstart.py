@@ -77,6 +77,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> ScriptedBackend:
     return backend
 
 
+@pytest.mark.slow
 @by_the_clock
 async def test_captions(scripted: ScriptedBackend, capsys: pytest.CaptureFixture):
     room = Room(np.concatenate([silence(1.5), speech("barge_in"), silence(2)]))

@@ -53,6 +53,7 @@ def exporter() -> InMemorySpanExporter:
     return exporter
 
 
+@pytest.mark.slow
 @by_the_clock
 async def test_every_part_of_a_realtime_app_sees_what_it_should(exporter: InMemorySpanExporter):
     exporter.clear()
@@ -148,6 +149,12 @@ async def test_every_part_of_a_realtime_app_sees_what_it_should(exporter: InMemo
     turn_spans = [span for span in exporter.get_finished_spans() if span.name == "turn"]
     assert turn_spans[0].attributes["turn.was_interrupted"] is True
     assert len(turn_spans) == names.count("on_turn_started")
+    assert spans["llm_setup"].attributes["gen_ai.provider.name"] == "pipecat_duplex"
+    responses = [s for s in exporter.get_finished_spans() if s.name == "llm_response"]
+    assert [span.attributes["output"] for span in responses] == [text.strip() for text in assistant]
+    assert responses[0].attributes["response.status"] == "incomplete"
+    assert responses[-1].attributes["response.status"] == "completed"
+    assert responses[0].attributes["gen_ai.request.model"] == "embedded"
 
 
 def note(seen: list[tuple], name: str):

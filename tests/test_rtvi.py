@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from pipecat.frames.frames import OutputTransportMessageUrgentFrame
 from pipecat.observers.base_observer import BaseObserver, FramePushed
+from pipecat.processors.frameworks.rtvi import RTVIProcessor
 
-from pipecat_duplex.rtvi import DuplexRTVIFeed
 from pipecat_duplex.scripted import WORD_STEPS, Script, ScriptedBackend
+from pipecat_duplex.service.rtvi import DuplexRTVIFeed
 from pipecat_duplex.session import STEP_SECS
 from tests.pipeline import Conversation, converse, silence, speech
 
@@ -51,12 +52,66 @@ async def tell(script: Script, audio: np.ndarray) -> tuple[RTVIMessages, Convers
     return rtvi, conversation
 
 
+class StockConsole:
+    """What a stock client shows of the agent's words.
+
+    The rules are those of client-react's ``conversationActions.ts`` for protocol 2: a message that
+    is new or will not be spoken adds a part; a completed one marks the part of its segment.
+    """
+
+    def __init__(self, rtvi: RTVIMessages):
+        self.parts: list[str] = []
+        self.spoken: list[str] = []
+        segments: dict[int, str] = {}
+        for message in rtvi.messages:
+            if message["type"] != "bot-output":
+                continue
+            data = message["data"]
+            if not data.get("will_be_spoken") or data["spoken_status"] == "new":
+                assert data["aggregated_by"] == "sentence"
+                self.parts.append(data["text"])
+                segments[data["segment_id"]] = data["text"]
+            else:
+                assert data["spoken_status"] == "completed"
+                assert data["spoken_progress"]["remaining_text"] == ""
+                assert data["spoken_progress"]["accumulated_text"] == segments[data["segment_id"]]
+                self.spoken.append(data["text"])
+
+
+async def test_the_stock_console_shows_each_word_once_and_as_spoken():
+    rtvi, conversation = await tell(Script(opening=STORY, step_secs=0), silence(7))
+    console = StockConsole(rtvi)
+    assert console.parts == STORY.split()
+    assert console.spoken == console.parts
+    assert "".join(m["data"]["text"] for m in rtvi.messages if m["type"] == "bot-llm-text") == STORY
+    assert conversation.assistant_words() == [STORY]
+
+
+async def test_the_stock_console_shows_what_was_heard_before_an_interruption():
+    audio = np.concatenate([silence(1), speech("question"), silence(2)])
+    rtvi, conversation = await tell(Script(opening=STORY, yield_steps=8, step_secs=0), audio)
+    order = rtvi.order()
+    assert {"user-started-speaking", "bot-interrupted", "bot-stopped-speaking"} <= set(order)
+    console = StockConsole(rtvi)
+    assert console.parts == console.spoken
+    assert conversation.assistant_words() == [" ".join(console.parts)]
+
+
+async def test_a_client_of_the_first_protocol_is_told_words(monkeypatch):
+    monkeypatch.setattr(RTVIProcessor, "client_version", property(lambda self: [1, 4, 0]))
+    rtvi, _ = await tell(Script(opening="hello there", step_secs=0), silence(3))
+    output = [m["data"] for m in rtvi.messages if m["type"] == "bot-output"]
+    spoken = [data["text"].strip() for data in output if data["spoken"]]
+    assert spoken == [data["text"] for data in output if not data["spoken"]] == ["hello", "there"]
+
+
 async def test_monologue():
     rtvi, _ = await tell(Script(opening="hello there", step_secs=0), silence(3))
     pieces = rtvi.of("duplex-monologue")
     assert [piece["text"] for piece in pieces] == [" hello", " there"]
     assert [piece["step_index"] for piece in pieces] == [5, 5 + WORD_STEPS]
     assert pieces[0]["time_secs"] == pytest.approx(6 * STEP_SECS)
+    assert pieces[0]["utterance_id"] is None
     order = rtvi.order()
     assert order.index("bot-llm-started") < order.index("duplex-monologue")
     assert "bot-llm-stopped" in order

@@ -8,16 +8,21 @@ import time
 
 import numpy as np
 import pytest
+from pipecat.clocks.system_clock import SystemClock
 from pipecat.frames.frames import (
     BotStartedSpeakingFrame,
     BotStoppedSpeakingFrame,
+    CancelFrame,
+    EndFrame,
     ErrorFrame,
     InputAudioRawFrame,
     InterruptionFrame,
+    LLMContextFrame,
     LLMFullResponseEndFrame,
     LLMFullResponseStartFrame,
     LLMTextFrame,
     MetricsFrame,
+    StartFrame,
     TTSAudioRawFrame,
     TTSSpeakFrame,
     TTSStartedFrame,
@@ -29,7 +34,13 @@ from pipecat.frames.frames import (
     VADUserStoppedSpeakingFrame,
 )
 from pipecat.metrics.metrics import TTFBMetricsData
-from pipecat.processors.frame_processor import FrameDirection
+from pipecat.processors.aggregators.llm_context import LLMContext
+from pipecat.processors.frame_processor import (
+    FrameDirection,
+    FrameProcessor,
+    FrameProcessorSetup,
+)
+from pipecat.utils.asyncio.task_manager import TaskManager, TaskManagerParams
 
 from pipecat_duplex import (
     AgentYieldedFrame,
@@ -39,11 +50,12 @@ from pipecat_duplex import (
     DuplexMetricsData,
     MonologueTextFrame,
     SessionConfig,
+    UnheardTextFrame,
 )
-from pipecat_duplex.history import STREAMS, History
 from pipecat_duplex.scripted import FINGERPRINT, WORD_STEPS, Script, ScriptedBackend
 from pipecat_duplex.session import STEP_SAMPLES, STEP_SECS
-from tests.pipeline import Conversation, converse, is_sound, silence, speech
+from pipecat_duplex.session.history import STREAMS, History
+from tests.pipeline import Conversation, converse, is_sound, noter, silence, speech
 from tests.stalls import by_the_clock
 
 LONG = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
@@ -79,6 +91,19 @@ def assert_brackets(conversation: Conversation) -> None:
         elif isinstance(frame, TTSAudioRawFrame | TTSTextFrame | LLMTextFrame):
             assert open_tts, f"{frame} outside the brackets"
     assert not open_llm and not open_tts
+
+
+def assert_unheard_words_are_marked(conversation: Conversation, words: list[str]) -> None:
+    """Captions and context hold every word once, and tell which of them were not heard."""
+    (context,) = conversation.assistant_words()
+    assert context == "".join(frame.text for frame in conversation.near.of(LLMTextFrame))
+    assert (
+        context.replace("[not heard: ", "").replace("]", "").split()
+        == words[: len(context.split()) - 2 * context.count("[not heard:")]
+    )
+    marks = [frame.text for frame in conversation.near.of(UnheardTextFrame)]
+    assert marks and all(mark in context for mark in marks)
+    assert context.count("[not heard:") == len(marks)
 
 
 async def test_question_and_answer():
@@ -132,6 +157,35 @@ async def test_the_text_of_a_step_comes_before_its_sound():
         if isinstance(piece, MonologueTextFrame):
             assert isinstance(audio, TTSAudioRawFrame)
             assert audio.pts / 1e9 == pytest.approx(piece.time_secs)
+
+
+async def test_a_piece_tells_which_given_words_it_belongs_to():
+    conversation = await converse(
+        fast(opening="hello"), silence(4), inject={1.5: lambda: TTSSpeakFrame("one moment")}
+    )
+    pieces = conversation.near.of(MonologueTextFrame)
+    assert [piece.utterance_id for piece in pieces] == [None, 1, 1]
+
+
+async def test_a_context_passes_upstream_and_goes_no_further_downstream():
+    """A tool's result, say, comes from behind and is for an LLM in front of the service."""
+
+    class Returns(FrameProcessor):
+        async def process_frame(self, frame, direction):
+            await super().process_frame(frame, direction)
+            await self.push_frame(frame, direction)
+            if isinstance(frame, TTSStartedFrame):
+                await self.push_frame(LLMContextFrame(LLMContext()), FrameDirection.UPSTREAM)
+
+    conversation = await converse(
+        fast(opening="hello"),
+        silence(2),
+        inject={0.2: lambda: LLMContextFrame(LLMContext())},
+        processors=[Returns()],
+    )
+    assert not conversation.near.of(LLMContextFrame, direction=FrameDirection.DOWNSTREAM)
+    assert len(conversation.near_user.of(LLMContextFrame, direction=FrameDirection.UPSTREAM)) == 1
+    assert conversation.assistant_words() == ["hello"]
 
 
 async def test_a_silent_agent_pushes_no_audio():
@@ -331,6 +385,7 @@ async def test_without_a_limit_no_end_is_told():
     assert "on_session_ending" not in [event[0] for event in conversation.events]
 
 
+@pytest.mark.slow
 @by_the_clock
 async def test_a_fresh_session_takes_over_from_a_failed_one():
     """Once a session fails, the bot hears of it and the caller goes on with another."""
@@ -346,6 +401,7 @@ async def test_a_fresh_session_takes_over_from_a_failed_one():
     assert_brackets(conversation)
 
 
+@pytest.mark.slow
 @by_the_clock
 async def test_a_fresh_session_goes_on_where_the_last_one_was():
     """After a while without room anywhere the next session has the conversation all the same."""
@@ -367,6 +423,50 @@ async def test_a_fresh_session_goes_on_where_the_last_one_was():
     conversation = await converse(Backend(script), silence(8), realtime=True, reopen_secs=1.0)
     assert " ".join(conversation.assistant_words()).split() == count.split()
     assert conversation.service.is_usable
+
+
+class Moving(ScriptedBackend):
+    """A backend whose first session fails, and which then refuses a few times."""
+
+    def __init__(self, refusals: int):
+        super().__init__(Script(opening=LONG, fail_step=20, remembers=True, step_secs=0))
+        self._refusals = refusals
+
+    async def open(self, config):
+        if self.sessions:
+            self._script = dataclasses.replace(self._script, fail_step=None)
+            self._refusals -= 1
+            if self._refusals >= 0:
+                raise AtCapacity("no slot anywhere")
+        return await super().open(config)
+
+
+@pytest.mark.parametrize("refusals", [0, 2])
+async def test_a_move_is_told_and_its_delay_is_an_error(refusals):
+    conversation = await converse(Moving(refusals), silence(6), realtime=True)
+    names = [name for name in conversation.event_names() if name.startswith("on_session")]
+    assert names == ["on_session_started", "on_session_moving", "on_session_moved", names[-1]]
+    _, moving, moved, _ = [event for event in conversation.events if event[0] in names]
+    assert moving[1:] == ("scripted-0", "the script says so")
+    assert moved[1] == "scripted-0" and moved[2] >= 0
+    errors = [frame.error for frame in conversation.near_user.of(ErrorFrame)]
+    assert len(errors) == min(refusals, 1)
+    assert all("no slot anywhere" in error for error in errors)
+    assert conversation.service.is_usable
+
+
+async def test_a_move_that_gets_no_answer_is_told_as_delayed(monkeypatch):
+    class Hangs(Moving):
+        async def open(self, config):
+            if self.sessions:
+                await asyncio.sleep(60)
+            return await super().open(config)
+
+    monkeypatch.setattr("pipecat_duplex.session.continued.DELAY_NOTICE_SECS", 0.2)
+    conversation = await converse(Hangs(0), silence(3), realtime=True)
+    (error,) = conversation.near_user.of(ErrorFrame)
+    assert "no other has answered yet" in error.error
+    assert "on_session_moved" not in conversation.event_names()
 
 
 async def test_a_history_that_is_refused_frees_its_session():
@@ -455,6 +555,55 @@ async def test_cleanup_twice_and_without_a_pipeline():
     await service.cleanup()
 
 
+@pytest.mark.parametrize(
+    "calls",
+    [
+        [],
+        ["start"],
+        ["start", "stop"],
+        ["start", "cancel"],
+        ["start", "stop", "cancel"],
+        ["stop"],
+        ["cancel"],
+        ["start", "start", "stop", "stop", "cancel", "cancel"],
+    ],
+)
+async def test_any_part_of_its_life_may_be_skipped(calls):
+    backend = fast(opening="hello")
+    service = DuplexLLMService(backend=backend, settings=DuplexLLMService.Settings(greeting="hi"))
+    ended = []
+    service.add_event_handler("on_session_ended", noter(ended, "on_session_ended"))
+    task_manager = TaskManager()
+    task_manager.setup(TaskManagerParams(loop=asyncio.get_running_loop()))
+    setup = FrameProcessorSetup(
+        clock=SystemClock(), task_manager=task_manager, pipeline_worker=None, observer=None
+    )
+    await service.setup(setup)
+    frames = {"start": StartFrame(), "stop": EndFrame(), "cancel": CancelFrame()}
+    for call in calls:
+        await getattr(service, call)(frames[call])
+        await asyncio.sleep(0)
+    for _ in range(2):
+        await service.cleanup()
+    await asyncio.sleep(0.01)
+    assert len(ended) == calls.count("start") - ("start" in calls and calls.count("start") > 1)
+    assert all(session.closed for session in backend.sessions)
+    assert not task_manager.current_tasks()
+
+
+async def test_a_fault_inside_ends_the_conversation_in_words(monkeypatch):
+    def broken(self, *_args, **_options):
+        raise RuntimeError("broken on purpose")
+
+    monkeypatch.setattr("pipecat_duplex.service.service.TurnTracker.step", broken)
+    backend = fast(opening="hello")
+    conversation = await converse(backend, silence(1))
+    (error,) = conversation.near_user.of(ErrorFrame)
+    assert "broken on purpose" in error.error
+    assert not conversation.service.is_usable
+    assert all(session.closed for session in backend.sessions)
+
+
 async def test_a_given_backend_is_not_closed():
     backend = fast(opening="hello")
     await converse(backend, silence(0.5))
@@ -481,6 +630,7 @@ async def test_metrics():
 #
 
 
+@pytest.mark.slow
 @by_the_clock
 async def test_a_muted_microphone_does_not_stop_the_agent():
     conversation = await converse(
@@ -492,14 +642,17 @@ async def test_a_muted_microphone_does_not_stop_the_agent():
     assert len(conversation.near.of(TTSStartedFrame)) == 1
 
 
+@pytest.mark.slow
 @by_the_clock
 async def test_after_a_stall_the_delay_is_back_within_two_seconds():
     stalled_step = 15
+    opening = " ".join(f"word{i}" for i in range(40))
     conversation = await converse(
-        ScriptedBackend(Script(opening=" ".join(["word"] * 40), stalls={stalled_step: 1.5})),
+        ScriptedBackend(Script(opening=opening, stalls={stalled_step: 1.5})),
         silence(8),
         realtime=True,
     )
+    assert_unheard_words_are_marked(conversation, opening.split())
     near = conversation.near
     audio = [seen for seen in near.seen if isinstance(seen.frame, TTSAudioRawFrame)]
     delays = {round(s.frame.pts / 1e9 / STEP_SECS): s.time_secs - s.frame.pts / 1e9 for s in audio}

@@ -20,6 +20,7 @@ def settings(**changes):
     return DuplexLLMService.Settings(seed=7, **changes)
 
 
+@pytest.mark.slow
 async def test_a_conversation_with_its_own_engine(tiny_checkpoint):
     first, second = [
         await converse(None, USER, checkpoint=str(tiny_checkpoint), settings=settings())
@@ -32,6 +33,7 @@ async def test_a_conversation_with_its_own_engine(tiny_checkpoint):
     assert monologue(first) == monologue(second)
 
 
+@pytest.mark.slow
 async def test_two_bots_share_an_engine(tiny_checkpoint):
     import asyncio
 

@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from pipecat_duplex.commands import talk
+from pipecat_duplex.commands.talk import talk
 from pipecat_duplex.scripted import ScriptedBackend
 from pipecat_duplex.session import AtCapacity, DuplexError, MissingExtra, SessionConfig
 
@@ -38,7 +38,7 @@ def test_a_host_that_is_unknown():
 
 
 async def test_an_offer_that_makes_no_sense_takes_no_slot():
-    from pipecat_duplex.commands.talk_app import Offer, Reception
+    from pipecat_duplex.commands.talk.app import Offer, Reception
 
     backend = ScriptedBackend(slots=1)
     reception = Reception(backend, checkpoint="scripted")
@@ -50,7 +50,7 @@ async def test_an_offer_that_makes_no_sense_takes_no_slot():
 
 
 async def test_a_full_house_refuses_before_anything_is_set_up():
-    from pipecat_duplex.commands.talk_app import Offer, Reception
+    from pipecat_duplex.commands.talk.app import Offer, Reception
 
     backend = ScriptedBackend(slots=1)
     await backend.open(SessionConfig())
@@ -62,17 +62,17 @@ async def test_a_visitor_who_never_connects_leaves(monkeypatch: pytest.MonkeyPat
     """An offer is taken, and then nobody comes."""
     from aiortc import RTCPeerConnection
 
-    from pipecat_duplex.commands import talk_app
+    from pipecat_duplex.commands.talk import app
 
-    monkeypatch.setattr(talk_app, "CONNECT_SECS", 0.5)
+    monkeypatch.setattr(app, "CONNECT_SECS", 0.5)
     peer = RTCPeerConnection()
     peer.addTransceiver("audio")
     peer.createDataChannel("rtvi")
     await peer.setLocalDescription(await peer.createOffer())
-    offer = talk_app.Offer(sdp=peer.localDescription.sdp, type="offer")
+    offer = app.Offer(sdp=peer.localDescription.sdp, type="offer")
 
     backend = ScriptedBackend(slots=1)
-    reception = talk_app.Reception(backend, checkpoint="scripted")
+    reception = app.Reception(backend, checkpoint="scripted")
     answer = await reception.answer(offer)
     assert answer["type"] == "answer" and answer["sdp"] and answer["pc_id"]
     [conversation] = reception._conversations
@@ -82,6 +82,6 @@ async def test_a_visitor_who_never_connects_leaves(monkeypatch: pytest.MonkeyPat
 
 
 def test_the_page_comes_with_the_package():
-    from pipecat_duplex.commands.talk_app import PAGE
+    from pipecat_duplex.commands.talk.app import PAGE
 
     assert {path.name for path in PAGE.iterdir()} >= {"index.html", "page.js", "style.css"}

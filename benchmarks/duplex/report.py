@@ -20,7 +20,7 @@ from benchmarks.duplex.figures import (
 from benchmarks.duplex.intelligibility import Intelligibility
 from benchmarks.duplex.smart_turn import Decisions
 from benchmarks.duplex.speech import SEEN, UNSEEN
-from pipecat_duplex.commands.recording import Recording
+from pipecat_duplex.commands.converse.recording import Recording
 
 MAX_LATE_SHARE = 0.01
 MAX_LISTED = 40
@@ -289,7 +289,7 @@ def plot_dialogue(dialogue: Dialogue, outcomes: Sequence[Outcome], path: Path) -
         outcomes: Its moments.
         path: A PNG file.
     """
-    from pipecat_duplex.commands.plot import plot_conversation
+    from pipecat_duplex.commands.converse.plot import plot_conversation
 
     recording = Recording(dialogue.user_pcm)
     recording.agent_pcm = dialogue.agent_pcm

@@ -19,11 +19,12 @@ from pipecat.transports.base_transport import TransportParams
 from benchmarks.duplex.dialogue import Dialogue
 from benchmarks.duplex.users import Plan, User
 from pipecat_duplex import DuplexLLMService, DuplexMetricsData
-from pipecat_duplex.commands.file_transport import FileOutputTransport
-from pipecat_duplex.commands.pacing import RealTime, WatchedBackend
-from pipecat_duplex.commands.pipeline import run_pipeline
+from pipecat_duplex.commands.converse.file_transport import FileOutputTransport
+from pipecat_duplex.commands.converse.pacing import RealTime, WatchedBackend
+from pipecat_duplex.commands.converse.pipeline import run_pipeline
 from pipecat_duplex.conversation.pcm import float_to_pcm16, pcm16_to_float
-from pipecat_duplex.frames import MonologueTextFrame
+from pipecat_duplex.service.frames import MonologueTextFrame
+from pipecat_duplex.service.settings import DuplexLLMSettings
 from pipecat_duplex.session import (
     SAMPLE_RATE_HZ,
     STEP_SECS,
@@ -33,7 +34,6 @@ from pipecat_duplex.session import (
     SessionConfig,
     StepTiming,
 )
-from pipecat_duplex.settings import DuplexLLMSettings
 
 
 async def by_the_clock(

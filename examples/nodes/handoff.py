@@ -16,8 +16,6 @@ The model has no tools, but it can be heard saying what is to happen. Place it b
 """
 
 import asyncio
-import re
-import unicodedata
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -25,13 +23,16 @@ from pipecat.frames.frames import Frame, LLMFullResponseStartFrame, TTSTextFrame
 from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
 from pipecat.utils.errors import ErrorCategory
 
+from pipecat_duplex import UnheardTextFrame
+from pipecat_duplex.conversation.phrases import words_of
+
 
 class HandOff(FrameProcessor):
     """Runs an async function each time the agent has said a phrase, beside the pipeline.
 
     It reads the words that the service sends out to the user, when they are complete: what was not
-    heard starts nothing. A phrase lies within one utterance and counts in whole words. Upper and
-    lower case and punctuation make no difference.
+    heard starts nothing. A phrase lies within one utterance and counts in whole words, or in
+    characters where a script puts no spaces between words. Case and punctuation make no difference.
 
     An error of the function is reported with ``push_error`` and changes nothing else. A function
     that is still running when the pipeline is cleaned up is cancelled.
@@ -53,7 +54,7 @@ class HandOff(FrameProcessor):
         super().__init__(**kwargs)
         if isinstance(phrases, str):
             raise ValueError("phrases is one string; put it into a list")
-        self._phrases = {phrase: _words(phrase) for phrase in phrases}
+        self._phrases = {phrase: words_of(phrase) for phrase in phrases}
         for phrase, words in self._phrases.items():
             if not words:
                 raise ValueError(f"the phrase {phrase!r} holds no word")
@@ -72,8 +73,10 @@ class HandOff(FrameProcessor):
         await super().process_frame(frame, direction)
         if isinstance(frame, LLMFullResponseStartFrame):
             self._said.clear()
+        elif isinstance(frame, UnheardTextFrame):
+            self._said.clear()  # What stands around it is no phrase.
         elif isinstance(frame, TTSTextFrame):
-            for word in _words(frame.text):
+            for word in words_of(frame.text):
                 self._said.append(word)
                 self._start_matches()
         await self.push_frame(frame, direction)
@@ -101,7 +104,3 @@ class HandOff(FrameProcessor):
                 exception=e,
                 category=ErrorCategory.UNKNOWN,
             )
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold())

@@ -14,25 +14,31 @@ see only what was allowed::
     ])
 """
 
-import re
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipecat.frames.frames import (
+    AggregatedTextFrame,
+    AggregatedTextProgressFrame,
     Frame,
     LLMFullResponseEndFrame,
     LLMFullResponseStartFrame,
     LLMTextFrame,
     TTSAudioRawFrame,
-    TTSTextFrame,
 )
 from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
 
 from pipecat_duplex import MonologueTextFrame
 from pipecat_duplex.conversation.monologue import piece_bytes
+from pipecat_duplex.conversation.phrases import has_spaces, words_of
 
-_SPEECH = (MonologueTextFrame, LLMTextFrame, TTSTextFrame, TTSAudioRawFrame)
+_SPEECH = (
+    MonologueTextFrame,
+    LLMTextFrame,
+    AggregatedTextFrame,
+    AggregatedTextProgressFrame,
+    TTSAudioRawFrame,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +64,9 @@ class ModerationGate(FrameProcessor):
     close the utterance pass, and so do turn events. The model does not know: it talks on, unheard.
 
     Upper and lower case, punctuation and spaces make no difference. A phrase begins where a word
-    begins. It may end inside one ("code" mutes "codes"): the gate does not wait for the rest of a
-    word whose sound has begun. The first words of a longer phrase have been heard by then.
+    begins, and anywhere in scripts that put no spaces between words. It may end inside a word
+    ("code" mutes "codes"): the gate does not wait for the rest of a word whose sound has begun. The
+    first words of a longer phrase have been heard by then.
 
     The service's own handlers, and the text in ``AgentYieldedFrame``, still tell all the words.
 
@@ -126,6 +133,5 @@ class ModerationGate(FrameProcessor):
 
 
 def _plain(text: str) -> str:
-    """Return the words alone, in one case, each with a space before it."""
-    words = re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold())
-    return "".join(f" {word}" for word in words)
+    """Return the words alone, in one case; where spaces part words, one stands before each."""
+    return "".join(f" {word}" if has_spaces(word) else word for word in words_of(text))

@@ -44,8 +44,8 @@ from pipecat_duplex import (
     DuplexLLMService,
     MonologueTextFrame,
 )
-from pipecat_duplex.conversation.monologue import WORD_START
 from pipecat_duplex.conversation.turns import UserStarted, UserStopped
+from pipecat_duplex.session import WORD_START
 
 AUDIBLE_PCM16 = 100
 """Samples up to this (-50 dBFS) are silence."""

@@ -2,25 +2,21 @@
 
 import asyncio
 import json
-import os
 import platform
 import threading
 import time
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipecat_duplex.session import STEP_SAMPLES, STEP_SECS, DuplexError, MissingExtra, SessionConfig
+from pipecat_duplex.commands.capacity import USABLE_SHARE, StepTimes, measure_capacity
+from pipecat_duplex.session import STEP_SECS, DuplexError, MissingExtra
 from pipecat_duplex.version import __version__
-
-if TYPE_CHECKING:
-    from pipecat_duplex.engine import Engine
 
 PACKAGES = ("pipecat-ai", "onnxruntime", "torch", "moshi", "numpy", "huggingface_hub")
 
@@ -37,29 +33,6 @@ EXTRAS = {
 
 HUB_CHECKPOINT = "kyutai/moshiko-pytorch-bf16"
 HUB_TIMEOUT_SECS = 4.0
-
-WARM_UP_STEPS = 5
-MEASURED_STEPS = 50
-SEVERAL_SLOTS = 4
-STEP_TIMEOUT_SECS = 20.0
-
-# Of the 80 ms of a step: the rest is for Pipecat, the network and bad luck.
-USABLE_SHARE = 0.8
-
-
-@dataclass(frozen=True)
-class StepTimes:
-    """How long steps take, from sending the audio to having the answer.
-
-    Parameters:
-        slots: Conversations that were stepped together.
-        median_ms: Half of the steps took at most this long.
-        p99_ms: 99 of 100 took at most this long.
-    """
-
-    slots: int
-    median_ms: float
-    p99_ms: float
 
 
 @dataclass(frozen=True)
@@ -83,8 +56,9 @@ class Diagnosis:
         python: Version.
         packages: Version of each package, ``None`` where it is not installed.
         extras: Whether what each extra brings is installed.
-        cpu_cores: Cores that this process may use.
-        memory_gib: Memory of the machine, ``None`` where it does not say.
+        cpu_cores: Cores that this process may use, within the limits of its container.
+        memory_gib: Memory of the machine, or the limit of its container; ``None`` where neither
+            says.
         gpu: Name of the GPU, if there is one that torch can use.
         gpu_memory_gib: Its memory.
         hub: ``reachable``, ``not reachable`` or ``unknown``.
@@ -133,7 +107,7 @@ def run_doctor(*, checkpoint: str = "embedded", as_json: bool = False) -> int:
     with screen.status("measuring the model"):
         diagnosis = asyncio.run(diagnose(checkpoint))
     if as_json:
-        print(json.dumps(asdict(diagnosis), indent=2, ensure_ascii=False))
+        print(json.dumps(asdict(diagnosis), indent=2))
     else:
         _print_diagnosis(diagnosis, checkpoint)
     return 0 if diagnosis.can_converse else 1
@@ -145,13 +119,16 @@ async def diagnose(checkpoint: str) -> Diagnosis:
     Args:
         checkpoint: The model to measure.
     """
+    from pipecat_duplex.engine.machine import available_memory_bytes, count_cores
+
     hub = _HubCheck()
+    memory_bytes = available_memory_bytes()
     diagnosis = Diagnosis(
         python=platform.python_version(),
         packages={"pipecat-duplex": __version__} | {name: _version(name) for name in PACKAGES},
         extras={name: all(map(_is_installed, modules)) for name, modules in EXTRAS.items()},
-        cpu_cores=_cpu_cores(),
-        memory_gib=_memory_gib(),
+        cpu_cores=count_cores(),
+        memory_gib=None if memory_bytes is None else memory_bytes / 2**30,
     )
     if diagnosis.extras["moshi"]:
         _find_gpu(diagnosis)
@@ -178,19 +155,6 @@ def _is_installed(module: str) -> bool:
         return find_spec(module) is not None
     except ValueError:  # a module without a spec: somebody has put it there by hand
         return True
-
-
-def _cpu_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _memory_gib() -> float | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    except (AttributeError, ValueError, OSError):
-        return None
 
 
 def _find_gpu(diagnosis: Diagnosis) -> None:
@@ -238,64 +202,24 @@ class _HubCheck:
 
 
 async def _measure(diagnosis: Diagnosis, checkpoint: str) -> None:
-    for slots in (1, SEVERAL_SLOTS):
-        try:
-            await _measure_slots(diagnosis, checkpoint, slots)
-        except MissingExtra as error:
-            diagnosis.complain(_one_line(error), "or use 'embedded', or a server that runs it")
-            return
-        except (DuplexError, RuntimeError) as error:  # torch: out of memory
-            if slots == 1:
-                diagnosis.complain(_one_line(error), "choose another one with --checkpoint")
-            return
+    memory_gib = diagnosis.gpu_memory_gib if diagnosis.gpu else diagnosis.memory_gib
+    memory_bytes = None if memory_gib is None else int(memory_gib * 2**30)
+    try:
+        capacity = await measure_capacity(checkpoint, memory_bytes=memory_bytes)
+    except MissingExtra as error:
+        diagnosis.complain(_one_line(error), "or use 'embedded', or a server that runs it")
+        return
+    except DuplexError as error:
+        diagnosis.complain(_one_line(error), "choose another one with --checkpoint")
+        return
+    diagnosis.steps = capacity.steps
+    diagnosis.sessions = capacity.sessions
+    if capacity.summary is not None:
+        diagnosis.checkpoint = asdict(capacity.summary)
 
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
-
-
-async def _measure_slots(diagnosis: Diagnosis, checkpoint: str, slots: int) -> None:
-    from pipecat_duplex.engine import Engine
-
-    engine = await Engine.load(checkpoint, slots=slots)
-    try:
-        diagnosis.checkpoint = asdict(engine.summary)
-        diagnosis.steps.append(await measure_steps(engine, slots))
-    finally:
-        await engine.close()
-
-
-async def measure_steps(engine: "Engine", slots: int, steps: int = MEASURED_STEPS) -> StepTimes:
-    """Measure steps in which every slot takes part, each as soon as the one before is done.
-
-    Args:
-        engine: The engine, with that many free slots.
-        slots: Conversations to step together.
-        steps: Steps to measure, after a few to warm up.
-
-    Raises:
-        DuplexError: A step failed, or took longer than :data:`STEP_TIMEOUT_SECS`.
-    """
-    sessions = [await engine.open(SessionConfig(seed=slot)) for slot in range(slots)]
-    answers = [session.steps() for session in sessions]
-    noise = np.random.default_rng(0).normal(0, 0.1, STEP_SAMPLES).astype(np.float32)
-    took_ms: list[float] = []
-    try:
-        for _ in range(WARM_UP_STEPS + steps):
-            started_secs = time.perf_counter()
-            for session in sessions:
-                session.send(noise)
-            async with asyncio.timeout(STEP_TIMEOUT_SECS):
-                for answer in answers:
-                    await anext(answer)
-            took_ms.append(1000 * (time.perf_counter() - started_secs))
-    except TimeoutError as error:
-        raise DuplexError(f"a step takes more than {STEP_TIMEOUT_SECS:.0f} s here") from error
-    finally:
-        for session in sessions:
-            await session.close()
-    median_ms, p99_ms = np.percentile(took_ms[WARM_UP_STEPS:], [50, 99])
-    return StepTimes(slots, float(median_ms), float(p99_ms))
 
 
 #
@@ -308,10 +232,10 @@ def _judge(diagnosis: Diagnosis) -> None:
     if diagnosis.steps:
         one = diagnosis.steps[0]
         diagnosis.can_converse = one.median_ms <= USABLE_SHARE * step_ms
-        diagnosis.sessions = estimate_sessions(diagnosis)
         if not diagnosis.can_converse:
             diagnosis.complain(
-                f"a step takes {one.median_ms:.0f} ms; real time needs {step_ms:.0f} ms or less",
+                f"a step takes {one.median_ms:.0f} ms; real time needs "
+                f"{USABLE_SHARE * step_ms:.0f} ms or less",
                 "use a GPU, a smaller checkpoint, or a server that runs the model"
                 if diagnosis.gpu is None
                 else "use a faster GPU or a smaller checkpoint",
@@ -331,39 +255,6 @@ def _judge(diagnosis: Diagnosis) -> None:
             "the hub is not reachable",
             "use 'embedded' or a local folder, or check the network and HF_HUB_OFFLINE",
         )
-
-
-def estimate_sessions(diagnosis: Diagnosis) -> int | None:
-    """Estimate how many conversations fit at a time.
-
-    A step costs so much however many take part, and so much more for each: two measurements give
-    both. Memory sets the other limit.
-
-    Args:
-        diagnosis: With step times and the checkpoint.
-
-    Returns:
-        The number, or ``None`` where only one batch size was measured.
-    """
-    if len(diagnosis.steps) < 2:
-        return None
-    few, many = diagnosis.steps[0], diagnosis.steps[-1]
-    each_ms = max(0.01, (many.median_ms - few.median_ms) / (many.slots - few.slots))
-    base_ms = few.median_ms - few.slots * each_ms
-    by_time = int((USABLE_SHARE * 1000 * STEP_SECS - base_ms) / each_ms + 1e-6)
-    return max(0, min(by_time, _sessions_by_memory(diagnosis)))
-
-
-def _sessions_by_memory(diagnosis: Diagnosis) -> int:
-    found = diagnosis.checkpoint
-    memory_gib = diagnosis.gpu_memory_gib if diagnosis.gpu else diagnosis.memory_gib
-    if memory_gib is None:
-        return 10**6
-    lm_bytes = 2 if found["dtype"] == "bfloat16" else 4
-    weights = found["lm_parameters"] * lm_bytes + found["mimi_parameters"] * 4
-    # A tenth is left for what the steps themselves need.
-    free = 0.9 * memory_gib * 2**30 - weights
-    return int(free / max(1, found["kv_bytes_per_slot"]))
 
 
 #

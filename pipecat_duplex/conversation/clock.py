@@ -19,6 +19,12 @@ MEMORY_SECS = 10.0
 
 ROUNDING_SECS = 1e-6
 
+MAX_DRIFT = 0.005
+"""The user's clock may run this much faster or slower than ours; sound cards stay within 0.1 %."""
+
+DRIFT_STEPS = 64
+"""The user's clock is read off the earliest of so many steps: those that no network delayed."""
+
 GAIN_STEPS = 5
 """After a stall, steps come faster than they play: within so many they gain more than one."""
 
@@ -46,7 +52,11 @@ class ClockSettings:
 
 
 class InputClock:
-    """Decides which of the user's steps the model hears, and when silence takes their place."""
+    """Decides which of the user's steps the model hears, and when silence takes their place.
+
+    The time line follows the user's clock, which is a little faster or slower than ours: a drift
+    never becomes a delay that has to be filled or dropped.
+    """
 
     def __init__(self, settings: ClockSettings | None = None):
         """Initialize a clock that has not started.
@@ -57,6 +67,7 @@ class InputClock:
         self._settings = settings or ClockSettings()
         self._origin_secs: float | None = None
         self._steps = 0
+        self._origins_secs: deque[float] = deque(maxlen=DRIFT_STEPS)
         self.filled_steps = 0
         self.dropped_steps = 0
 
@@ -73,6 +84,11 @@ class InputClock:
         """
         if self._origin_secs is None:
             self._origin_secs = now_secs
+
+    @property
+    def place(self) -> int:
+        """The step admitted or filled last, counted from 0."""
+        return self._steps - 1
 
     @property
     def due_secs(self) -> float:
@@ -94,8 +110,10 @@ class InputClock:
         # A little is allowed for: a step ahead of time by less than itself was merely early.
         if ahead_secs > self._settings.slack_secs or (quiet and ahead_secs >= STEP_SECS):
             self.dropped_steps += 1
+            self._origins_secs.clear()
             return False
         self._steps += 1
+        self._follow_drift(now_secs)
         return True
 
     def fill(self, now_secs: float) -> bool:
@@ -108,10 +126,10 @@ class InputClock:
         if wait_secs is None or wait_secs > 0:
             return False
         if -wait_secs > self._settings.max_fill_secs:
-            assert self._origin_secs is not None
-            self._origin_secs -= wait_secs
+            self._steps += int(-wait_secs / STEP_SECS)  # The hole keeps its place in time.
         self._steps += 1
         self.filled_steps += 1
+        self._origins_secs.clear()
         return True
 
     def secs_to_fill(self, now_secs: float) -> float | None:
@@ -123,6 +141,16 @@ class InputClock:
         if self._origin_secs is None or math.isinf(self._settings.patience_secs):
             return None
         return self._end_secs(self._steps) + self._settings.patience_secs - now_secs
+
+    def _follow_drift(self, now_secs: float) -> None:
+        """Move the time line towards the earliest of the latest steps, too slowly to be heard."""
+        assert self._origin_secs is not None
+        self._origins_secs.append(now_secs - self._steps * STEP_SECS)
+        if len(self._origins_secs) < DRIFT_STEPS:
+            return  # Steps were dropped or filled in a moment ago: that is no drift.
+        error_secs = min(self._origins_secs) - self._origin_secs
+        most_secs = MAX_DRIFT * STEP_SECS
+        self._origin_secs += max(-most_secs, min(most_secs, error_secs / (DRIFT_STEPS / 2)))
 
     def _end_secs(self, step: int) -> float:
         if self._origin_secs is None:
@@ -159,6 +187,8 @@ class OutputClock:
         self._played_until_secs = -math.inf
         self._old_delays_secs: deque[float] = deque(maxlen=GAIN_STEPS + 1)
         self._now_secs = 0.0
+        self._due_secs = 0.0
+        self._step_secs = STEP_SECS
         self._late_secs = 0.0
         self._queue_secs = 0.0
         self.lag_secs = 0.0
@@ -172,6 +202,10 @@ class OutputClock:
             due_secs: When the step of user audio that it answers was due.
         """
         self._now_secs = now_secs
+        # What is heard plays by the user's clock, which the due times follow.
+        step_secs, self._due_secs = due_secs - self._due_secs, due_secs
+        drifts = abs(step_secs - STEP_SECS) <= MAX_DRIFT * STEP_SECS + ROUNDING_SECS
+        self._step_secs = step_secs if drifts else STEP_SECS
         # User audio may run ahead of the time line. The answer to it is early, but that makes no
         # later step late.
         delay_secs = max(0.0, now_secs - due_secs)
@@ -201,7 +235,7 @@ class OutputClock:
             self.dropped_steps += 1
             self._standing.shorten(STEP_SECS)
             return False
-        self._played_until_secs = max(self._now_secs, self._played_until_secs) + STEP_SECS
+        self._played_until_secs = max(self._now_secs, self._played_until_secs) + self._step_secs
         return True
 
     def flush(self) -> None:

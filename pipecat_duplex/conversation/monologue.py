@@ -8,7 +8,8 @@ which a word is spoken.
 import re
 from dataclasses import dataclass
 
-WORD_START = "▁"
+from pipecat_duplex.session import WORD_START
+
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 

@@ -40,6 +40,8 @@ class TurnSettings:
             voice; if it is still speaking then, the user's speech was a backchannel.
         agent_backchannel_secs: Agent speech that begins inside the user's and is shorter than
             this is the agent's own backchannel: its end is not a yield.
+        wish_patience_secs: Where an LLM gives the words: silence after which the user's turn is
+            over, though the model has not wished to speak.
     """
 
     open_level_db: float = -45.0
@@ -48,6 +50,7 @@ class TurnSettings:
     yield_stop_secs: float = 0.32
     yield_window_secs: float = 0.8
     agent_backchannel_secs: float = 1.0
+    wish_patience_secs: float = 1.6
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +231,16 @@ class TurnTracker:
         events += self._step_agent(index, agent_level_db, agent_word)
         events += self._step_overlap(index)
         return events
+
+    def hear_wish(self) -> list[TurnEvent]:
+        """The model wishes to speak, and is kept from it: a user who is falling silent has stopped.
+
+        Returns:
+            The end of the user's speech, if it was still open.
+        """
+        if self._user_speaking and self._user_voice is UserVoice.STOPPING:
+            return [self._stop_user(self._last_step)]
+        return []
 
     def interrupt(self) -> list[TurnEvent]:
         """Somebody else cut the agent off: end its utterance; what it says next is a new one.

@@ -23,6 +23,7 @@ from pipecat_duplex.session import (
     CheckpointError,
     MissingExtra,
     Sampling,
+    one_line,
 )
 
 EMBEDDED = "embedded"
@@ -48,41 +49,6 @@ ELSEWHERE = "hf://"
 
 GRAPHS = ("encoder", "temporal", "depformer", "decoder")
 """The graphs of a checkpoint for ONNX Runtime, ``NAME.onnx``, in the order of a step."""
-
-
-@dataclass(frozen=True, slots=True)
-class CheckpointSummary:
-    """What was loaded, for logs and for a person.
-
-    Parameters:
-        name: The name it was asked for by.
-        trained: False if the weights are random, so that the agent babbles.
-        lm_parameters: Parameters of the language model.
-        mimi_parameters: Parameters of the codec.
-        context_steps: Steps that the language model can look back on.
-        runtime: What runs it, ``onnx`` or ``torch``.
-        device: Where it runs, in torch's words.
-        dtype: Number format of the language model; the codec is always float32.
-        kv_bytes_per_slot: Attention memory of one conversation.
-        sampling: How it recommends to sample.
-        fingerprint: Tells checkpoints apart.
-        text_tokens: Tokens of the monologue.
-        audio_tokens: Entries of a codebook.
-    """
-
-    name: str
-    trained: bool
-    lm_parameters: int
-    mimi_parameters: int
-    context_steps: int
-    runtime: str
-    device: str
-    dtype: str
-    kv_bytes_per_slot: int
-    sampling: Sampling
-    fingerprint: str
-    text_tokens: int
-    audio_tokens: int
 
 
 @dataclass(frozen=True)
@@ -362,9 +328,3 @@ def _digest_samples(path: Path, digest: "hashlib._Hash") -> None:
         for sample in range(DIGEST_SAMPLES):
             file.seek(sample * max(0, size - DIGEST_BYTES) // (DIGEST_SAMPLES - 1))
             digest.update(file.read(DIGEST_BYTES))
-
-
-def one_line(error: Exception) -> str:
-    """The first line of an error that says something, or its type."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

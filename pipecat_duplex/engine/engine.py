@@ -1,25 +1,27 @@
 """The engine: a model in this process that serves many conversations at once."""
 
 import asyncio
-import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 from loguru import logger
 
-from pipecat_duplex.engine.checkpoint import (
-    CheckpointSummary,
-    find_folder,
-    has_graphs,
-    split_hub_name,
-)
+from pipecat_duplex.engine.checkpoint import find_folder, has_graphs, split_hub_name
 from pipecat_duplex.engine.loop import StepLoop
-from pipecat_duplex.engine.model import StepModel
-from pipecat_duplex.engine.persona import find_voices, known_voice
-from pipecat_duplex.engine.session import EngineSession, Loaded
+from pipecat_duplex.engine.machine import count_cores
+from pipecat_duplex.engine.model import Loaded, ModelSummary, StepModel
+from pipecat_duplex.engine.persona import Persona, Voices, read_persona
+from pipecat_duplex.engine.session import EngineSession
+from pipecat_duplex.engine.share import LoopShare
 from pipecat_duplex.engine.stats import WINDOW_STEPS, EngineStats
-from pipecat_duplex.session import AtCapacity, DuplexBackend, DuplexError, SessionConfig
+from pipecat_duplex.session import (
+    AtCapacity,
+    BackendHealth,
+    DuplexBackend,
+    DuplexError,
+    InvalidPrompt,
+    SessionConfig,
+)
 
 GATHER_MS = 5.0
 """Default wait for neighbours to share a step, if there are any."""
@@ -27,6 +29,11 @@ GATHER_MS = 5.0
 
 Runtime = Literal["onnx", "torch"]
 """What runs the model."""
+
+Quantization = Literal["int8", "int4"]
+"""How weights are kept on torch: in one byte each, or in half a byte."""
+
+QUANTIZATIONS: tuple[Quantization, ...] = ("int8", "int4")
 
 
 class Engine(DuplexBackend):
@@ -42,7 +49,7 @@ class Engine(DuplexBackend):
         session = await engine.open(SessionConfig(seed=1))
     """
 
-    def __init__(self, step_loop: StepLoop, loaded: Loaded, slots: int, voices: Mapping[str, Path]):
+    def __init__(self, step_loop: StepLoop, loaded: Loaded, slots: int, voices: Voices):
         """Initialize around a running loop; use :meth:`load`."""
         self._step_loop = step_loop
         self._loaded = loaded
@@ -50,6 +57,7 @@ class Engine(DuplexBackend):
         self._summary = loaded.summary
         self._slots = slots
         self._closed = False
+        self._share = LoopShare()
 
     @classmethod
     async def load(
@@ -62,6 +70,8 @@ class Engine(DuplexBackend):
         gather_ms: float | None = None,
         cpu_threads: int | None = None,
         voices: str | Path | None = None,
+        dtype: str | None = None,
+        quantize: Quantization | None = None,
     ) -> "Engine":
         """Load a checkpoint, without holding up the asyncio loop.
 
@@ -76,13 +86,17 @@ class Engine(DuplexBackend):
             gather_ms: How long a step may wait for frames of other conversations. None is 0 with
                 one slot, else :data:`GATHER_MS`.
             cpu_threads: Threads that share the work of a step, on a CPU. On ONNX Runtime each one
-                takes whole conversations; None is one for each core. torch shares out every single
-                operation, so more than one gains little with a small model on a quiet machine, and
-                on a busy one they wait for each other: up to 40 times as long was measured. None
-                is 1. torch hands this number on to threads that the process starts later.
-
+                takes whole conversations; None is one for each core that the process may use, as
+                its affinity and its container's quota say. torch shares out every single operation,
+                so more than one gains little with a small model on a quiet machine, and on a busy
+                one they wait for each other: up to 40 times as long was measured. None is 1. torch
+                hands this number on to threads that the process starts later.
             voices: A folder of recordings that :attr:`SessionConfig.voice_prompt` may name, by the
                 name of the file without its ending.
+            dtype: Number format of the language model on torch, ``float32`` or ``bfloat16``. None
+                is bfloat16 on CUDA and float32 on the CPU.
+            quantize: Keeps the language model's weights in fewer bits, on torch: ``int8``, or
+                ``int4``. ``docs/gpu.md`` says what that saves and costs.
 
         Raises:
             CheckpointError: The checkpoint cannot be found or loaded.
@@ -98,20 +112,33 @@ class Engine(DuplexBackend):
         if gather_ms < 0:
             raise ValueError(f"gather_ms must not be negative, as {gather_ms} is")
 
+        if quantize not in (None, *QUANTIZATIONS):
+            raise ValueError(f"quantize={quantize!r}: there are {', '.join(QUANTIZATIONS)}")
+        if dtype is not None or quantize is not None:
+            if runtime == "onnx":
+                raise ValueError("dtype and quantize are for torch: a graph has one number format")
+            runtime = "torch"
         if runtime == "onnx" and device not in (None, "cpu"):
             raise ValueError(f"ONNX Runtime runs on the CPU here, not on {device!r}")
-        found = find_voices(Path(voices) if voices is not None else None)
+        found = Voices(Path(voices) if voices is not None else None)
 
         def load_model() -> StepModel:
             if (runtime or _choose_runtime(checkpoint, device)) == "onnx":
                 from pipecat_duplex.engine.onnx import load_model
 
-                return load_model(checkpoint, slots, cpu_threads or _count_cores())
+                return load_model(checkpoint, slots, cpu_threads or count_cores())
             from pipecat_duplex.engine.torch import load_model
 
-            return load_model(checkpoint, slots, device, cpu_threads or 1)
+            return load_model(
+                checkpoint,
+                slots,
+                device,
+                cpu_threads or 1,
+                dtype=dtype,
+                quantization=quantize,
+            )
 
-        step_loop = StepLoop(load_model, slots, gather_ms / 1000, found)
+        step_loop = StepLoop(load_model, slots, gather_ms / 1000)
         try:
             loaded = await asyncio.wrap_future(step_loop.start())
         except asyncio.CancelledError:
@@ -121,12 +148,12 @@ class Engine(DuplexBackend):
         logger.info(
             f"Engine loaded: {summary.name} ({summary.lm_parameters / 1e6:.0f} M parameters"
             f"{'' if summary.trained else ', random weights'}) on {summary.device} in "
-            f"{summary.dtype} by {summary.runtime}, slots: {slots}"
+            f"{summary.quantization or summary.dtype} by {summary.runtime}, slots: {slots}"
         )
         return cls(step_loop, loaded, slots, found)
 
     @property
-    def summary(self) -> CheckpointSummary:
+    def summary(self) -> ModelSummary:
         """What was loaded."""
         return self._summary
 
@@ -150,6 +177,16 @@ class Engine(DuplexBackend):
         """
         return self._step_loop.recorder.snapshot(last_steps)
 
+    def health(self) -> BackendHealth:
+        """Return whether conversations are served at this moment, or why not.
+
+        A step that hangs shows in ``lag_secs`` at once, and as ``stuck`` after 1.5 s. Never waits,
+        and may be called from any thread.
+        """
+        if self._closed:
+            return BackendHealth(False, "the engine was closed")
+        return self._step_loop.health()
+
     async def open(self, config: SessionConfig) -> EngineSession:
         """Begin a conversation.
 
@@ -158,16 +195,19 @@ class Engine(DuplexBackend):
 
         Raises:
             AtCapacity: No slot is free; raised at once.
+            InvalidPrompt: There is no such voice, it cannot be read, or role and voice are longer
+                than the model's context.
             DuplexError: The engine is closed or has failed.
         """
         self._check_running()
         sampling = config.sampling(self._summary.sampling)
         config = config.model_copy(update=sampling._asdict())
         if config.voice_prompt:
-            known_voice(config.voice_prompt, self._voices)
+            self._voices.key(config.voice_prompt)
         session = EngineSession(
             config,
             self._loaded,
+            share=self._share,
             wake_engine=self._step_loop.wake,
             leave_slot=self._leave_slot,
         )
@@ -180,12 +220,24 @@ class Engine(DuplexBackend):
             )
         if config.text_prompt or config.voice_prompt:
             try:
-                await session.prepare()
+                await session.prepare(await self._read_persona(config))
             except BaseException:
                 await session.close()
                 raise
         logger.debug(f"Session {session.id} opened, seed {session.config.seed}")
         return session
+
+    async def _read_persona(self, config: SessionConfig) -> Persona:
+        """Read a role and a voice in a thread: a file and a long text take their time."""
+        vocabulary = self._loaded.vocabulary
+        persona = await asyncio.to_thread(read_persona, config, vocabulary, self._voices)
+        context = self._summary.context_steps
+        if persona.frames > context:
+            raise InvalidPrompt(
+                f"the persona takes {persona.frames} steps, and the model looks back on {context}: "
+                "give it a shorter role or voice"
+            )
+        return persona
 
     async def close(self) -> None:
         """End every session and free the model. May be called any number of times."""
@@ -222,9 +274,3 @@ def _choose_runtime(checkpoint: str | Path, device: str | None) -> Runtime:
         split_hub_name(checkpoint)  # a name that means nothing needs no torch
         return "torch"
     return "onnx" if has_graphs(folder) else "torch"
-
-
-def _count_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

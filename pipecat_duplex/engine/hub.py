@@ -10,8 +10,7 @@ from urllib.request import getproxies
 from huggingface_hub import constants, errors, hf_hub_download
 from huggingface_hub.utils import reset_sessions  # pyright: ignore[reportPrivateImportUsage]
 
-from pipecat_duplex.engine.checkpoint import one_line
-from pipecat_duplex.session import CheckpointError
+from pipecat_duplex.session import CheckpointError, one_line
 
 TIMEOUT_SECS = 4.0
 

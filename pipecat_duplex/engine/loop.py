@@ -4,28 +4,74 @@ import asyncio
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future
-from pathlib import Path
+from typing import Any, NamedTuple
 
 from loguru import logger
 
 from pipecat_duplex.conversation.pcm import level_db
-from pipecat_duplex.engine.model import ChooseWord, StepModel
-from pipecat_duplex.engine.persona import Casting
-from pipecat_duplex.engine.prefix import Prefix
-from pipecat_duplex.engine.session import EngineSession, Frame, Loaded, Preparation
+from pipecat_duplex.engine.faults import step_apart
+from pipecat_duplex.engine.model import Loaded, SlotOutput, StepModel
+from pipecat_duplex.engine.preparation import Preparation, Preparations
+from pipecat_duplex.engine.session import EngineSession, Frame
 from pipecat_duplex.engine.stats import StepRecorder
-from pipecat_duplex.session import DuplexError, Step, StepTiming
+from pipecat_duplex.session import STEP_SECS, BackendHealth, Step, StepTiming
 
 MAX_FAILURES = 3
 """Failed steps in a row after which the engine gives up."""
 
+BEAT_SECS = 0.5
+"""How often an idle thread shows that it is alive."""
+
+STUCK_SECS = 1.5
+"""A thread that has shown nothing for so long, or a step that takes so long, is called stuck."""
+
 Batch = dict[int, tuple[EngineSession, Frame]]
 """Who takes part in a step, by slot."""
 
-Mail = tuple[EngineSession, Step | str | Preparation]
-"""A step for a session, the reason why it ends, or that its slot has been prepared."""
+
+class Letter(NamedTuple):
+    """A call of a session's method that is to be made on its asyncio loop.
+
+    Parameters:
+        session: The session.
+        method: Its method.
+        argument: What the method is given: a step, the reason of an end, a preparation.
+    """
+
+    session: EngineSession
+    method: Callable[[Any], None]
+    argument: Any
+
+
+class WordChooser:
+    """Asks the sessions of a step for their words. Asked again about a slot, it repeats itself."""
+
+    def __init__(self, batch: Batch):
+        """Initialize for one step.
+
+        Args:
+            batch: Who takes part in it.
+        """
+        self._speakers = {slot: session.speaker for slot, (session, _) in batch.items()}
+        self._chosen: dict[int, int] = {}
+        self.faults: dict[int, Exception] = {}
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether anybody has words to be said."""
+        return any(speaker.is_active for speaker in self._speakers.values())
+
+    def __call__(self, slot: int, sampled: int) -> int:
+        """Return the token that a slot says in place of the one that was sampled."""
+        if slot not in self._chosen:
+            try:
+                self._chosen[slot] = self._speakers[slot].choose(sampled)
+            except Exception as error:
+                self.faults[slot] = error
+                self._chosen[slot] = sampled
+        return self._chosen[slot]
 
 
 class StepLoop:
@@ -40,7 +86,6 @@ class StepLoop:
         load_model: Callable[[], StepModel],
         slots: int,
         gather_secs: float,
-        voices: Mapping[str, Path] | None = None,
     ):
         """Initialize; ``start`` begins.
 
@@ -48,9 +93,7 @@ class StepLoop:
             load_model: Loads the model, called in the thread.
             slots: Number of seats.
             gather_secs: How long a step waits for neighbours that have no frame yet.
-            voices: Files of voices that personas may have, by key.
         """
-        self._voices = voices or {}
         self.recorder = StepRecorder()
         self.failure: str | None = None
         self._load_model = load_model
@@ -60,9 +103,11 @@ class StepLoop:
         self._stopping = False
         self._loaded: Future[Loaded] = Future()
         self._thread = threading.Thread(target=self._run, name="duplex-engine", daemon=True)
+        # Written by the thread, read by any: since when a step runs, and signs of life.
+        self._step_began_secs: float | None = None
+        self._stepped_at_secs = self._beat_at_secs = time.perf_counter()
         # The rest belongs to the thread.
         self._seated: list[EngineSession | None] = [None] * slots
-        self._preparing: dict[int, tuple[EngineSession, Preparation, Iterator[None]]] = {}
         self._failures_in_a_row = 0
 
     def start(self) -> Future[Loaded]:
@@ -76,7 +121,7 @@ class StepLoop:
             self._stopping = True
             self._condition.notify()
             sessions = self._clear_seats()
-        self._post([(session, reason) for session in sessions])
+        self._post([Letter(session, session.end, reason) for session in sessions])
 
     def join(self) -> None:
         """Wait for the thread. Blocks."""
@@ -102,6 +147,40 @@ class StepLoop:
         """Count the free seats."""
         return self._seats.count(None)
 
+    def health(self) -> BackendHealth:
+        """Tell how the thread is. Takes no lock: whoever holds one may be what is stuck."""
+        if self.failure is not None:
+            return BackendHealth(False, f"the engine has failed: {self.failure}")
+        if self._stopping or not self._thread.is_alive():
+            return BackendHealth(False, "the engine was closed")
+        now_secs = time.perf_counter()
+        waited_secs = self._step_waited_secs(now_secs)
+        lag_secs = max(0.0, waited_secs - STEP_SECS)
+        silent_secs = 0.0 if waited_secs else now_secs - self._beat_at_secs
+        if waited_secs >= STUCK_SECS:
+            reason = f"a step has not come back for {waited_secs:.1f} s"
+        elif silent_secs >= STUCK_SECS:
+            reason = f"the engine has done nothing for {silent_secs:.1f} s"
+        else:
+            return BackendHealth(True, lag_secs=lag_secs)
+        return BackendHealth(False, reason, lag_secs, stuck=True)
+
+    def _step_waited_secs(self, now_secs: float) -> float:
+        """Return how long a step has been computed, or has been due; 0 if none is."""
+        began_secs = self._step_began_secs
+        if began_secs is not None:
+            return now_secs - began_secs
+        due_secs = now_secs
+        for session in list(self._seats):
+            if session is None or session.is_preparing:
+                continue
+            try:
+                due_secs = min(due_secs, session.waiting[0].sent_at_secs)
+            except IndexError:
+                pass  # nothing waits, or the session ends at this moment
+        # Frames that were sent ahead of time wait for those before them: progress counts.
+        return now_secs - max(due_secs, min(now_secs, self._stepped_at_secs))
+
     def wake(self) -> None:
         """Tell the thread that a frame is waiting."""
         with self._condition:
@@ -122,11 +201,13 @@ class StepLoop:
                 self._loaded.set_exception(error)
                 return
             self._loaded.set_result(Loaded(model.summary, model.vocabulary))
-            casting = Casting(model.vocabulary, self._voices)
+            self._preparations = Preparations(model)
             try:
                 while (batch := self._gather()) is not None:
-                    self._step(model, batch)
-                    self._prepare(model, casting)
+                    if batch:
+                        self._step(model, batch)
+                        self._step_began_secs = None
+                    self._prepare(model)
             except Exception as error:
                 logger.exception("The engine's loop failed")
                 self._give_up(f"the engine failed: {_describe(error)}")
@@ -134,9 +215,12 @@ class StepLoop:
     def _gather(self) -> Batch | None:
         """Wait for frames and take one from each session that has one; None is the end."""
         with self._condition:
-            self._condition.wait_for(
-                lambda: self._is_over() or self._has_preparation() or self._has_frame(any)
-            )
+            while not self._condition.wait_for(
+                lambda: self._is_over() or self._has_preparation() or self._has_frame(any),
+                timeout=BEAT_SECS,
+            ):
+                self._beat_at_secs = time.perf_counter()
+            self._beat_at_secs = time.perf_counter()
             if self._gather_secs and not self._has_preparation():
                 self._condition.wait_for(
                     lambda: self._is_over() or self._has_frame(all), timeout=self._gather_secs
@@ -155,101 +239,119 @@ class StepLoop:
         return batch
 
     def _step(self, model: StepModel, batch: Batch) -> None:
-        if not batch:
-            return
-        started = time.perf_counter()
+        """Take a step. Whatever fails for one session ends that session, and no other."""
+        began_secs = self._step_began_secs = time.perf_counter()
+        self._follow_seats(model, batch)
+        # What is chosen in this step is given out in the next.
+        spoken = {slot: session.speaker.take_spoken() for slot, (session, _) in batch.items()}
+        words = WordChooser(batch)
         try:
-            self._follow_seats(model, batch)
-            # What is chosen in this step is given out in the next.
-            spoken = {s: session.speaker.take_spoken() for s, (session, _) in batch.items()}
-            frames = {slot: frame.pcm for slot, (_, frame) in batch.items()}
-            outputs = model.step(frames, _word_chooser(batch))
+            outputs, faults = self._compute(model, batch, words)
         except Exception as error:
             logger.opt(exception=error).error("A step of the engine failed")
             self._recover(model, error)
             return
-        compute_secs = time.perf_counter() - started
-        self._failures_in_a_row = 0
-        self.recorder.add_step(compute_secs, len(batch))
-        mail: list[Mail] = []
-        for slot, (session, frame) in batch.items():
-            output = outputs[slot]
-            token = output.text_token
-            session.speaker.observe(token, level_db(output.pcm), level_db(frame.pcm))
-            step = Step(
-                frame.step_index,
-                output.pcm,
-                token,
-                model.vocabulary.piece(token),
-                StepTiming(started - frame.sent_at_secs, compute_secs),
-                *spoken[slot],
-                None if output.is_silence else output.tokens,
-            )
-            mail.append((session, step))
-        self._post(mail)
+        self._stepped_at_secs = time.perf_counter()
+        compute_secs = self._stepped_at_secs - began_secs
+        letters: list[Letter] = []
+        for slot, output in outputs.items():
+            session, frame = batch[slot]
+            try:
+                token = output.text_token
+                session.speaker.observe(token, level_db(output.pcm), level_db(frame.pcm))
+                step = Step(
+                    frame.step_index,
+                    output.pcm,
+                    token,
+                    model.vocabulary.piece(token),
+                    StepTiming(began_secs - frame.sent_at_secs, compute_secs),
+                    spoken[slot].utterance_id,
+                    spoken[slot].said,
+                    None if output.is_silence else output.tokens,
+                    spoken[slot].wish,
+                )
+                letters.append(Letter(session, session.deliver, step))
+            except Exception as error:
+                faults[slot] = error
+        if outputs:
+            self._failures_in_a_row = 0
+            self.recorder.add_step(compute_secs, len(outputs))
+        self._post(letters)
+        model.keep()
+        for slot, error in (faults | words.faults).items():
+            self._expel(model, slot, batch[slot][0], error)
 
-    def _prepare(self, model: StepModel, casting: Casting) -> None:
+    def _compute(
+        self, model: StepModel, batch: Batch, words: WordChooser
+    ) -> tuple[dict[int, SlotOutput], dict[int, Exception]]:
+        """Run the model; return its outputs, and what it raised for sessions that it fails for.
+
+        Raises:
+            Exception: The model fails whoever takes part.
+        """
+        frames = {slot: frame.pcm for slot, (_, frame) in batch.items()}
+        choose_word = words if words.is_needed else None
+        try:
+            return model.step(frames, choose_word), {}
+        except Exception as error:
+            logger.warning(f"A step of the engine failed and is taken again: {_describe(error)}")
+            self.recorder.add_failure()
+        model.undo()
+        return step_apart(model, frames, choose_word)
+
+    def _prepare(self, model: StepModel) -> None:
         """Do a part of what is to be done in slots before their first step, and let others step."""
         with self._condition:
             waiting = {s: each for s, each in enumerate(self._seats) if each and each.is_preparing}
-        self._preparing = {
-            slot: item for slot, item in self._preparing.items() if waiting.get(slot) is item[0]
-        }
+        wanted: dict[int, Preparation] = {}
         for slot, session in waiting.items():
             preparation = session.preparation
-            if slot not in self._preparing and preparation is not None:
-                self._preparing[slot] = (
-                    session,
-                    preparation,
-                    self._prepare_slot(model, casting, slot, session, preparation),
-                )
-        if not self._preparing:
-            return
-        slot, (session, preparation, parts) = next(iter(self._preparing.items()))
-        try:
-            next(parts)
-            return
-        except StopIteration:
-            pass
-        except DuplexError as error:
-            preparation.error = error
-        except Exception as error:
-            logger.opt(exception=error).error(f"Session {session.id} could not be prepared")
-            preparation.error = DuplexError(f"the slot cannot be prepared: {_describe(error)}")
-        preparation.finished = True
-        del self._preparing[slot]
-        self._post([(session, preparation)])
+            if preparation is not None and self._join(model, slot, session):
+                wanted[slot] = preparation
+        finished = self._preparations.run(wanted, self._is_nobody_talking)
+        sessions = {id(preparation): waiting[slot] for slot, preparation in wanted.items()}
+        letters: list[Letter] = []
+        for preparation in finished:
+            session = sessions[id(preparation)]
+            letters.append(Letter(session, session.finish_preparation, preparation))
+        self._post(letters)
 
-    def _prepare_slot(
-        self,
-        model: StepModel,
-        casting: Casting,
-        slot: int,
-        session: EngineSession,
-        preparation: Preparation,
-    ) -> Iterator[None]:
-        """Write into a slot what its conversation begins with, a part at a time."""
-        persona = casting.frames(session.config, model.encode)
-        prefix = Prefix.make(persona, preparation.history)
-        model.join(slot, session.config)
-        self._seated[slot] = session
-        if prefix is not None:
-            yield from model.prefill(slot, prefix)
+    def _join(self, model: StepModel, slot: int, session: EngineSession) -> bool:
+        """Let a session's conversation begin in its slot, if it has not yet.
+
+        Returns:
+            False if the model fails for it: the session is ended.
+        """
+        if self._seated[slot] is not session:
+            try:
+                model.join(slot, session.config)
+            except Exception as error:
+                self._expel(model, slot, session, error)
+                return False
+            self._seated[slot] = session
+        return True
 
     def _follow_seats(self, model: StepModel, batch: Batch) -> None:
         """Let the model know who sits where; a conversation joins with its first frame."""
-        for slot, (session, _) in batch.items():
-            if self._seated[slot] is not session:
-                model.join(slot, session.config)
-                self._seated[slot] = session
+        for slot, (session, _) in list(batch.items()):
+            if not self._join(model, slot, session):
+                del batch[slot]
         for slot, session in enumerate(self._seated):
             if session is not None and self._seats[slot] is not session and slot not in batch:
                 model.leave(slot)
                 self._seated[slot] = None
 
+    def _expel(self, model: StepModel, slot: int, session: EngineSession, error: Exception) -> None:
+        """End one session that something failed for."""
+        logger.opt(exception=error).error(f"Session {session.id} is ended: a step failed for it")
+        self.leave_seat(session)
+        model.leave(slot)
+        self._seated[slot] = None
+        reason = f"a step of the engine failed for it: {_describe(error)}"
+        self._post([Letter(session, session.end, reason)])
+
     def _recover(self, model: StepModel, error: Exception) -> None:
-        """End every session, since a failed step leaves all their states undefined."""
-        self.recorder.add_failure()
+        """End every session: the model fails whoever takes part."""
         self._failures_in_a_row += 1
         reason = f"a step of the engine failed: {_describe(error)}"
         if self._failures_in_a_row >= MAX_FAILURES:
@@ -272,20 +374,20 @@ class StepLoop:
         with self._condition:
             sessions = self._clear_seats()
         self._seated = [None] * len(self._seats)
-        self._preparing.clear()
-        self._post([(session, reason) for session in sessions])
+        self._preparations.clear()
+        self._post([Letter(session, session.end, reason) for session in sessions])
 
-    def _post(self, mail: list[Mail]) -> None:
+    def _post(self, letters: list[Letter]) -> None:
         """Hand out a step's results with one call into each asyncio loop, usually the only one."""
-        by_loop: defaultdict[asyncio.AbstractEventLoop, list[Mail]] = defaultdict(list)
-        for item in mail:
-            by_loop[item[0].loop].append(item)
-        for loop, items in by_loop.items():
+        by_loop: defaultdict[asyncio.AbstractEventLoop, list[Letter]] = defaultdict(list)
+        for letter in letters:
+            by_loop[letter.session.loop].append(letter)
+        for loop, its_letters in by_loop.items():
             try:
-                loop.call_soon_threadsafe(_hand_out, items)
+                loop.call_soon_threadsafe(_hand_out, its_letters)
             except RuntimeError:  # that loop is closed: nobody is left to listen
-                for session, _ in items:
-                    self.leave_seat(session)
+                for letter in its_letters:
+                    self.leave_seat(letter.session)
 
     def _clear_seats(self) -> list[EngineSession]:
         sessions = [session for session in self._seats if session is not None]
@@ -302,23 +404,18 @@ class StepLoop:
     def _has_preparation(self) -> bool:
         return any(s is not None and s.is_preparing for s in self._seats)
 
-
-def _word_chooser(batch: Batch) -> ChooseWord | None:
-    """Return who chooses the words of a step; None while nobody has words to be said."""
-    speakers = {slot: session.speaker for slot, (session, _) in batch.items()}
-    if not any(speaker.is_active for speaker in speakers.values()):
-        return None
-    return lambda slot, sampled: speakers[slot].choose(sampled)
+    def _is_nobody_talking(self) -> bool:
+        talking = (s for s in self._seats if s is not None and not s.is_preparing)
+        return not any(session.steps_sent for session in talking)
 
 
-def _hand_out(mail: list[Mail]) -> None:
-    for session, item in mail:
-        if isinstance(item, str):
-            session.end(item)
-        elif isinstance(item, Preparation):
-            session.finish_preparation(item)
-        else:
-            session.deliver(item)
+def _hand_out(letters: list[Letter]) -> None:
+    for session, method, argument in letters:
+        try:
+            method(argument)
+        except Exception as error:
+            logger.opt(exception=error).error(f"Session {session.id} is ended")
+            session.end(f"its step could not be handed out: {_describe(error)}")
 
 
 def _describe(error: Exception) -> str:

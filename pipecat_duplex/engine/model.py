@@ -1,16 +1,15 @@
 """What the engine asks of a model, whatever runs it."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from pipecat_duplex.engine.checkpoint import CheckpointSummary
 from pipecat_duplex.engine.prefix import Prefix
 from pipecat_duplex.engine.vocabulary import Vocabulary
-from pipecat_duplex.session import STEP_SAMPLES, TEXT_PADDING, SessionConfig
+from pipecat_duplex.session import STEP_SAMPLES, TEXT_PADDING, Sampling, SessionConfig
 
 UNGENERATED = -2
 """Token of a step that the acoustic delay has not reached yet."""
@@ -18,8 +17,62 @@ UNGENERATED = -2
 MIN_TEMPERATURE = 1e-4
 """Below this, a sampling temperature is greedy: its scores would leave the range of float32."""
 
+T = TypeVar("T")
+
+Parts = Generator[None, None, T]
+"""Work done in parts of some milliseconds, one at each ``next``; it returns the result."""
+
 ChooseWord = Callable[[int, int], int]
 """From a slot and the text token that was sampled in it to the token that the agent says."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSummary:
+    """What was loaded, for logs and for a person.
+
+    Parameters:
+        name: The name it was asked for by.
+        trained: False if the weights are random, so that the agent babbles.
+        lm_parameters: Parameters of the language model.
+        mimi_parameters: Parameters of the codec.
+        context_steps: Steps that the language model can look back on.
+        runtime: What runs it, ``onnx`` or ``torch``.
+        device: Where it runs, in torch's words.
+        dtype: Number format of the language model; the codec is always float32.
+        quantization: How its weights are kept, ``int8`` or ``int4``; ``None`` is in full.
+        kv_bytes_per_slot: Attention memory of one conversation.
+        sampling: How it recommends to sample.
+        fingerprint: Tells checkpoints apart.
+        text_tokens: Tokens of the monologue.
+        audio_tokens: Entries of a codebook.
+    """
+
+    name: str
+    trained: bool
+    lm_parameters: int
+    mimi_parameters: int
+    context_steps: int
+    runtime: str
+    device: str
+    dtype: str
+    kv_bytes_per_slot: int
+    sampling: Sampling
+    fingerprint: str
+    text_tokens: int
+    audio_tokens: int
+    quantization: str | None = None
+
+
+class Loaded(NamedTuple):
+    """What is known of the model outside of its thread.
+
+    Parameters:
+        summary: What was loaded.
+        vocabulary: What its monologue is made of.
+    """
+
+    summary: ModelSummary
+    vocabulary: Vocabulary
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +120,7 @@ class StepModel(Protocol):
 
     warm_up_steps: int
     slots: int
-    summary: CheckpointSummary
+    summary: ModelSummary
     vocabulary: Vocabulary
 
     def running(self) -> AbstractContextManager[None]:
@@ -83,18 +136,29 @@ class StepModel(Protocol):
         """
         ...
 
-    def encode(self, audio: np.ndarray) -> np.ndarray:
-        """Encode audio by itself, in no slot.
+    def encode_parts(self, audio: np.ndarray) -> Parts[np.ndarray]:
+        """Encode audio by itself, in no slot; other slots may be stepped between two parts.
 
         Args:
-            audio: Float32, shape ``(steps, STEP_SAMPLES)``, 24 kHz.
+            audio: Float32, shape ``(steps, STEP_SAMPLES)``, 24 kHz, at least one step.
 
         Returns:
             Codes, int, shape ``(codebooks, steps)``.
         """
         ...
 
-    def prefill(self, slot: int, prefix: Prefix) -> Iterator[None]:
+    def encode(self, audio: np.ndarray) -> np.ndarray:
+        """Encode audio as :meth:`encode_parts` does, all at once."""
+        parts = self.encode_parts(audio)
+        while True:
+            try:
+                next(parts)
+            except StopIteration as end:
+                return end.value
+
+    def prefill(
+        self, slot: int, prefix: Prefix, is_alone: Callable[[], bool] = lambda: False
+    ) -> Iterator[None]:
         """Let a conversation that has just joined go on from what is known of it.
 
         The frames are written in parallel, a part at each ``next``; other slots may be stepped in
@@ -103,6 +167,7 @@ class StepModel(Protocol):
         Args:
             slot: The slot, after ``join`` and before its first step.
             prefix: What is known, at least two frames.
+            is_alone: Whether nobody waits meanwhile, so that parts may be longer and fewer.
         """
         ...
 
@@ -123,6 +188,20 @@ class StepModel(Protocol):
         Returns:
             What each of those slots gave. In a conversation's first step, before the acoustic
             delay has passed, that is silence and padding.
+
+        Raises:
+            Exception: The step failed; ``undo`` brings back what was before it.
+        """
+        ...
+
+    def keep(self) -> None:
+        """Make the last step final. The next call of ``step``, ``join`` or ``prefill`` does too."""
+        ...
+
+    def undo(self) -> None:
+        """Bring every slot back to where it was before the last step, failed or not.
+
+        The same frames then give the same tokens again. Nothing happens if that step is final.
         """
         ...
 
@@ -135,5 +214,5 @@ class StepModel(Protocol):
         self.leave(0)
 
     def restart(self) -> None:
-        """Build all state anew after a failed step, which leaves it undefined."""
+        """Build all state anew; every conversation is lost."""
         ...

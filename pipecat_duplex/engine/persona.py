@@ -6,13 +6,16 @@ silence, and half a second of silence. The user is a steady tone all the while.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import soundfile
 
 from pipecat_duplex.conversation.resampler import Resampler
+from pipecat_duplex.engine.model import Parts
 from pipecat_duplex.engine.vocabulary import Vocabulary
 from pipecat_duplex.session import (
     SAMPLE_RATE_HZ,
@@ -32,12 +35,15 @@ TONE_AMPLITUDE = 0.5
 VOICE_LEVEL_DB = -24.0
 MAX_VOICE_SECS = 30.0
 
+KEPT_CLIPS = 16
+"""Voices that are kept in memory once they were read, of up to 2.9 MB each."""
+
 # A part of a voice so far below its mean level is a pause.
 PAUSE_BELOW_MEAN_DB = 10.0
 
 ENDINGS = (".wav", ".flac", ".ogg", ".mp3")
 
-Encode = Callable[[np.ndarray], np.ndarray]
+Encode = Callable[[np.ndarray], Parts[np.ndarray]]
 """From audio, float32, shape ``(steps, STEP_SAMPLES)``, to codes, shape ``(8, steps)``."""
 
 
@@ -55,21 +61,48 @@ def find_voices(folder: Path | None) -> dict[str, Path]:
     return {path.stem: path for path in files}
 
 
-def known_voice(name: str, voices: Mapping[str, Path]) -> str:
-    """Return the key of a voice.
+class Voices:
+    """The voices that personas may have. Nothing else can be named: no caller's path is opened."""
 
-    Args:
-        name: The key, or the file name that PersonaPlex's clients send.
-        voices: Files by key. Nothing else can be named: no caller's path is ever opened.
+    def __init__(self, folder: Path | None):
+        """Initialize; files are read when they are asked for.
 
-    Raises:
-        InvalidPrompt: There is no such voice.
-    """
-    key = re.sub(r"\.(pt|wav|flac|ogg|mp3)$", "", name)
-    if key not in voices:
-        known = ", ".join(voices) or "none"
-        raise InvalidPrompt(f"there is no voice {name[:100]!r}; there are: {known}")
-    return key
+        Args:
+            folder: Where the recordings are; without one there are no voices.
+
+        Raises:
+            DuplexError: There is no such folder.
+        """
+        self._files = find_voices(folder)
+        self._clips: OrderedDict[str, np.ndarray] = OrderedDict()
+
+    def key(self, name: str) -> str:
+        """Return the key of a voice.
+
+        Args:
+            name: The key, or the file name that PersonaPlex's clients send.
+
+        Raises:
+            InvalidPrompt: There is no such voice.
+        """
+        key = re.sub(r"\.(pt|wav|flac|ogg|mp3)$", "", name)
+        if key not in self._files:
+            known = ", ".join(self._files) or "none"
+            raise InvalidPrompt(f"there is no voice {name[:100]!r}; there are: {known}")
+        return key
+
+    def read(self, key: str) -> np.ndarray:
+        """Return a voice as :func:`read_voice` does. Blocks; for any thread.
+
+        Raises:
+            InvalidPrompt: The file cannot be read, is silent, or is too long.
+        """
+        clip = self._clips.get(key)
+        if clip is None:
+            clip = self._clips[key] = read_voice(self._files[key])
+            while len(self._clips) > KEPT_CLIPS:
+                self._clips.popitem(last=False)
+        return clip
 
 
 def wrap_role(text: str) -> str:
@@ -79,64 +112,88 @@ def wrap_role(text: str) -> str:
     return text if wrapped else f"<system> {text} <system>"
 
 
+class Persona(NamedTuple):
+    """Who the agent of one conversation is.
+
+    Parameters:
+        role: Tokens of its role, with its marks; none if it has no role.
+        voice: The key of its voice, or ``None``.
+        clip: The voice, float32, shape ``(steps, STEP_SAMPLES)``, or ``None``.
+    """
+
+    role: tuple[int, ...] = ()
+    voice: str | None = None
+    clip: np.ndarray | None = None
+
+    @property
+    def frames(self) -> int:
+        """Number of frames that it takes of the model's context."""
+        clip = 0 if self.clip is None else len(self.clip)
+        return clip + 2 * SILENT_FRAMES + len(self.role) - 1
+
+
+def read_persona(config: SessionConfig, vocabulary: Vocabulary, voices: Voices) -> Persona:
+    """Read what a conversation asks for, a role or a voice or both. Blocks.
+
+    Args:
+        config: What the conversation asks for.
+        vocabulary: What the monologue is made of.
+        voices: The voices that there are.
+
+    Raises:
+        InvalidPrompt: The voice is not known or cannot be read.
+    """
+    role: tuple[int, ...] = ()
+    if config.text_prompt:
+        role = tuple(vocabulary.tokens(wrap_role(config.text_prompt)))
+    if not config.voice_prompt:
+        return Persona(role)
+    voice = voices.key(config.voice_prompt)
+    return Persona(role, voice, voices.read(voice))
+
+
 class Casting:
-    """Makes the frames that a persona begins with."""
+    """Makes the frames that a persona begins with. Keeps what was encoded once."""
 
-    def __init__(self, vocabulary: Vocabulary, voices: Mapping[str, Path]):
-        """Initialize.
-
-        Args:
-            vocabulary: What the monologue is made of.
-            voices: Files by key.
-        """
-        self._vocabulary = vocabulary
-        self._voices = voices
+    def __init__(self):
+        """Initialize without voices."""
         self._clips: dict[str, np.ndarray] = {}
         self._steady: tuple[np.ndarray, np.ndarray] | None = None
 
-    def frames(self, config: SessionConfig, encode: Encode) -> np.ndarray | None:
-        """Return the frames of a persona, int, shape ``(17, frames)``; ``None`` if there is none.
+    def frames(self, persona: Persona, encode: Encode) -> Parts[np.ndarray]:
+        """Return the frames of a persona, int, shape ``(17, frames)``, a part at each ``next``.
 
         As in PersonaPlex, the very first frame of the prompt is in the model's past and left out.
 
         Args:
-            config: What a conversation asks for.
+            persona: Who the agent is.
             encode: The codec.
-
-        Raises:
-            InvalidPrompt: The voice is not known or cannot be read.
         """
-        if not config.text_prompt and not config.voice_prompt:
-            return None
-        silence, tone = self._steady_codes(encode)
+        silence, tone = yield from self._steady_codes(encode)
         padding = np.full(SILENT_FRAMES, TEXT_PADDING)
         parts = []
-        if config.voice_prompt:
-            clip = self._clip(config.voice_prompt, encode)
+        if persona.voice is not None and persona.clip is not None:
+            if persona.voice not in self._clips:
+                self._clips[persona.voice] = yield from encode(persona.clip)
+            clip = self._clips[persona.voice]
             parts.append((np.full(clip.shape[1], TEXT_PADDING), clip))
         parts.append((padding, silence))
-        if config.text_prompt:
-            role = self._vocabulary.tokens(wrap_role(config.text_prompt))
-            parts.append((np.array(role), silence))
+        if persona.role:
+            parts.append((np.array(persona.role), silence))
         parts.append((padding, silence))
         return np.concatenate([_lay(text, agent, tone) for text, agent in parts], axis=1)[:, 1:]
 
-    def _clip(self, name: str, encode: Encode) -> np.ndarray:
-        key = known_voice(name, self._voices)
-        if key not in self._clips:
-            self._clips[key] = encode(read_voice(self._voices[key]))
-        return self._clips[key]
-
-    def _steady_codes(self, encode: Encode) -> tuple[np.ndarray, np.ndarray]:
+    def _steady_codes(self, encode: Encode) -> Parts[tuple[np.ndarray, np.ndarray]]:
         """Return the codes of silence and of the tone, each of shape ``(8, 1)``."""
         if self._steady is None:
             secs = np.arange(STEP_SAMPLES) / SAMPLE_RATE_HZ
             tone = TONE_AMPLITUDE * np.sin(2 * np.pi * TONE_HZ * secs)
-            silent, sounding = (
-                encode(np.tile(frame.astype(np.float32), (SETTLING_STEPS, 1)))[:, -1:]
-                for frame in (np.zeros(STEP_SAMPLES), tone)
-            )
-            self._steady = (silent, sounding)
+            codes = []
+            for frame in (np.zeros(STEP_SAMPLES), tone):
+                steady = np.tile(frame.astype(np.float32), (SETTLING_STEPS, 1))
+                encoded = yield from encode(steady)
+                codes.append(encoded[:, -1:])
+            self._steady = (codes[0], codes[1])
         return self._steady
 
 

@@ -1,8 +1,8 @@
 """What is known of a conversation before its first step, laid out as the language model reads it.
 
 A *frame* is what belongs together in time: the monologue, the agent's codebooks and the user's. The
-language model reads *columns*, in which the acoustic codebooks come one step later. Both rooms of
-the engine write columns into a slot.
+language model reads *columns*, in which the acoustic codebooks come one step later. Both
+runtimes write columns into a slot.
 """
 
 from collections.abc import Sequence
@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pipecat_duplex.history import History
 from pipecat_duplex.session import STEP_SAMPLES
+from pipecat_duplex.session.history import History
 
 DECODER_STEPS = 125
 """Steps that the decoder reads again, so that its sound goes on where it was."""

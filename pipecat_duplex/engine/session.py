@@ -5,17 +5,17 @@ import math
 import secrets
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterable, AsyncIterator, Callable
 from typing import NamedTuple
 
 import numpy as np
 
-from pipecat_duplex.engine.checkpoint import CheckpointSummary
+from pipecat_duplex.engine.model import Loaded
+from pipecat_duplex.engine.persona import Persona
+from pipecat_duplex.engine.preparation import Preparation
+from pipecat_duplex.engine.share import Allowance, LoopShare
 from pipecat_duplex.engine.speech import MAX_WAITING, Speaker, Utterance
-from pipecat_duplex.engine.vocabulary import Vocabulary
-from pipecat_duplex.history import History, Memory
-from pipecat_duplex.inbox import MAX_PENDING_STEPS, StepInbox
+from pipecat_duplex.engine.vocabulary import Spelling
 from pipecat_duplex.session import (
     STEP_SECS,
     CannotSay,
@@ -26,18 +26,16 @@ from pipecat_duplex.session import (
     Step,
     check_step_audio,
 )
+from pipecat_duplex.session.history import History, ResumeKey
+from pipecat_duplex.session.inbox import StepInbox
+from pipecat_duplex.session.saying import MAX_SAY_BYTES, check_words
+from pipecat_duplex.session.streams import TextStreams, WordCutter
 
+SAY_BURST_CHARS = MAX_SAY_BYTES
+"""Characters that a session may ask to be said at once: two hours of speech."""
 
-class Loaded(NamedTuple):
-    """What is known of the model outside of its thread.
-
-    Parameters:
-        summary: What was loaded.
-        vocabulary: What its monologue is made of.
-    """
-
-    summary: CheckpointSummary
-    vocabulary: Vocabulary
+SAY_CHARS_PER_SEC = 1000
+"""Characters a second that it may go on with: fifty times as many as anybody speaks."""
 
 
 class Frame(NamedTuple):
@@ -46,23 +44,6 @@ class Frame(NamedTuple):
     step_index: int
     pcm: np.ndarray
     sent_at_secs: float
-
-
-@dataclass
-class Preparation:
-    """What is to be done in a session's slot before its first step.
-
-    Parameters:
-        history: What was said elsewhere, if anything was.
-        done: Resolved on the session's asyncio loop.
-        error: Why it could not be done.
-        finished: Set by the engine's thread.
-    """
-
-    history: History | None
-    done: asyncio.Future[None]
-    error: Exception | None = None
-    finished: bool = False
 
 
 class EngineSession(DuplexSession):
@@ -78,6 +59,7 @@ class EngineSession(DuplexSession):
         config: SessionConfig,
         loaded: Loaded,
         *,
+        share: LoopShare,
         wake_engine: Callable[[], None],
         leave_slot: Callable[["EngineSession"], None],
     ):
@@ -86,29 +68,42 @@ class EngineSession(DuplexSession):
         Args:
             config: What the conversation asks of the model. Without a seed, one is drawn.
             loaded: The model that it is held with.
+            share: In which texts are spelled, beside those of other sessions.
             wake_engine: Called after a frame was put into ``waiting``.
             leave_slot: Called once, when the session is over.
         """
         if config.seed is None:
             config = config.model_copy(update={"seed": secrets.randbits(63)})
-        self.config = config
+        self._config = config
         self.loop = asyncio.get_running_loop()
         self.waiting: deque[Frame] = deque()
         self.speaker = Speaker()
         self.preparation: Preparation | None = None
+        self._persona: Persona | None = None
+        self._restored = False
         self._loaded = loaded
         self._utterances = 0
+        self._share = share
+        self._sayable = Allowance(SAY_CHARS_PER_SEC, SAY_BURST_CHARS)
+        self._spelling = asyncio.Lock()
+        self._cutters: dict[int, WordCutter] = {}
+        self._streams = TextStreams()
         self._id = secrets.token_hex(4)
         self._wake_engine = wake_engine
         self._leave_slot = leave_slot
         self._max_steps = _steps_in(config.max_secs)
         self._sent = 0
-        self._inbox = StepInbox(self._id)
+        self._inbox = StepInbox(self._id, self.end)
 
     @property
     def id(self) -> str:
         """A name for logs and error messages."""
         return self._id
+
+    @property
+    def config(self) -> SessionConfig:
+        """What the conversation asks of the model, with what the checkpoint recommends."""
+        return self._config
 
     @property
     def is_preparing(self) -> bool:
@@ -117,10 +112,10 @@ class EngineSession(DuplexSession):
         return preparation is not None and not preparation.finished
 
     @property
-    def memory(self) -> Memory:
-        """What a history of this session is of use to."""
+    def memory(self) -> ResumeKey:
+        """Identifies which sessions can resume this one."""
         summary = self._loaded.summary
-        return Memory(summary.fingerprint, summary.context_steps)
+        return ResumeKey(summary.fingerprint, summary.context_steps)
 
     @property
     def secs_left(self) -> float | None:
@@ -145,16 +140,14 @@ class EngineSession(DuplexSession):
 
         Raises:
             InvalidAudio: Wrong shape or type, or not finite; the session is not touched.
-            SessionEnded: The session is closed, has failed or has reached its limit, or more than
-                :data:`MAX_PENDING_STEPS` steps are pending.
+            SessionEnded: The session is closed, has failed or has reached its limit, or too many
+                steps are pending.
         """
         check_step_audio(pcm)
         self._inbox.check_open()
         if self._sent == self._max_steps:
             raise SessionEnded(self._id, self._limit_reason())
-        if self._sent - self._inbox.taken >= MAX_PENDING_STEPS:
-            self.end(f"{MAX_PENDING_STEPS} steps were sent whose answers nobody has taken")
-            self._inbox.check_open()
+        self._inbox.accept(self._sent)
         index = self._sent
         self._sent += 1
         self.waiting.append(Frame(index, pcm.copy(), time.perf_counter()))
@@ -164,35 +157,39 @@ class EngineSession(DuplexSession):
     def steps(self) -> AsyncIterator[Step]:
         """Iterate over the agent's steps, one for each ``send``, in order.
 
-        See :meth:`~pipecat_duplex.inbox.StepInbox.steps`.
+        See :meth:`~pipecat_duplex.session.inbox.StepInbox.steps`.
         """
         return self._inbox.steps()
 
-    async def prepare(self, history: History | None = None) -> None:
+    async def prepare(self, persona: Persona | None, history: History | None = None) -> None:
         """Let the model take up the session's persona, and what was said elsewhere.
 
         Args:
+            persona: Who the agent is.
             history: What was said elsewhere.
 
         Raises:
-            InvalidHistory: The model cannot go on with it.
-            DuplexError: The session has begun already, or the persona cannot be had.
+            DuplexError: The session has begun already.
             SessionEnded: The session is over.
         """
         self._inbox.check_open()
-        if self._sent or self.preparation is not None:
+        if self._sent or self.preparation is not None or self._restored:
             raise DuplexError("a history is taken up before the first step, and once")
-        if history is not None:
-            summary = self._loaded.summary
-            history.check(summary.fingerprint, summary.text_tokens, summary.audio_tokens)
+        self._persona, self._restored = persona, history is not None
         done = self.loop.create_future()
-        self.preparation = Preparation(history, done)
+        self.preparation = Preparation(self._id, self.config, persona, history, done)
         self._wake_engine()
         await done
 
     async def restore(self, history: History) -> None:
-        """Go on with a conversation; see :class:`~pipecat_duplex.session.DuplexSession`."""
-        await self.prepare(history)
+        """Go on with a conversation; see :class:`~pipecat_duplex.session.DuplexSession`.
+
+        Of a history that is longer than the model's context, the last part is taken.
+        """
+        self._inbox.check_open()
+        summary = self._loaded.summary
+        history.check(summary.fingerprint, summary.text_tokens, summary.audio_tokens)
+        await self.prepare(self._persona, history.last(summary.context_steps))
 
     def finish_preparation(self, preparation: Preparation) -> None:
         """Take note that the engine has prepared the slot, or could not."""
@@ -207,20 +204,87 @@ class EngineSession(DuplexSession):
         else:
             preparation.done.set_exception(preparation.error)
 
-    async def say(self, text: str, *, cut_in: bool = False) -> int:
-        """Let the agent speak these words; see :class:`~pipecat_duplex.session.DuplexSession`."""
+    async def say(
+        self, text: str | AsyncIterable[str], *, cut_in: bool = False, more: bool = False
+    ) -> int:
+        """Let the agent speak these words; see :class:`~pipecat_duplex.session.DuplexSession`.
+
+        A long text is spelled beside the steps of others, which takes a moment. A session may say
+        :data:`SAY_BURST_CHARS` characters at once, and :data:`SAY_CHARS_PER_SEC` a second.
+        """
+        if not isinstance(text, str):
+            return await self._streams.say(self, text, cut_in=cut_in)
         self._inbox.check_open()
-        words = self._loaded.vocabulary.spell(text)
         if self.speaker.waiting >= MAX_WAITING and not cut_in:
             raise CannotSay(f"{MAX_WAITING} utterances are waiting already")
-        self._utterances += 1
-        self.speaker.say(Utterance(self._utterances, words), cut_in=cut_in)
-        return self._utterances
+        if self.speaker.untold >= MAX_WAITING:
+            raise CannotSay(f"{MAX_WAITING} utterances have ended since the last step was taken")
+        self._allow(text)
+        async with self._spelling:  # in the order of the calls
+            words = () if more else (await self._spell(text)).all_words()
+            self._inbox.check_open()
+            self._utterances = number = self._utterances + 1
+            self.speaker.say(Utterance(number, words, more), cut_in=cut_in)
+            if more:
+                self._cutters[number] = WordCutter()
+                await self._add(number, text, more=True)
+            return number
+
+    async def say_more(self, utterance_id: int, text: str, *, more: bool = True) -> None:
+        """Add to an utterance; see :class:`~pipecat_duplex.session.DuplexSession`."""
+        self._inbox.check_open()
+        if utterance_id not in self._cutters:
+            return
+        try:
+            self._allow(text)
+            async with self._spelling:
+                await self._add(utterance_id, text, more=more)
+        except CannotSay:
+            self._cutters.pop(utterance_id, None)
+            self.speaker.say_more(utterance_id, (), more=False)
+            raise
+
+    async def _add(self, utterance_id: int, text: str, *, more: bool) -> None:
+        cutter = self._cutters.get(utterance_id)
+        if cutter is None:
+            return
+        whole = cutter.push(text) + ("" if more else cutter.end())
+        if more and not whole:
+            return
+        spelling = await self._spell(whole)
+        goes_on = self.speaker.say_more(
+            utterance_id,
+            tuple(spelling.words),
+            more=more,
+            unsayable=tuple(spelling.unsayable),
+        )
+        if not (goes_on and more):
+            self._cutters.pop(utterance_id, None)
+
+    def _allow(self, text: str) -> None:
+        """Raise if this is no text, or a session asks for more than anybody can speak."""
+        check_words(text)
+        if not self._sayable.spend(len(text), time.monotonic()):
+            raise CannotSay(
+                f"{len(text)} characters come too soon: a session may say {SAY_BURST_CHARS} at "
+                f"once, and {SAY_CHARS_PER_SEC} a second from then on"
+            )
+
+    async def _spell(self, text: str) -> Spelling:
+        spelling = Spelling(self._loaded.vocabulary, text)
+        await self._share.run(spelling.parts())
+        return spelling
+
+    async def hold(self, held: bool = True) -> None:
+        """Keep the model's own words back; see :class:`~pipecat_duplex.session.DuplexSession`."""
+        self._inbox.check_open()
+        self.speaker.hold(held)
 
     async def hush(self) -> None:
         """Drop what :meth:`say` has not spoken yet."""
         self._inbox.check_open()
-        self.speaker.hush()
+        async with self._spelling:
+            self.speaker.hush()
 
     async def close(self) -> None:
         """Leave the conversation and free its slot. May be called any number of times."""
@@ -229,6 +293,8 @@ class EngineSession(DuplexSession):
 
     def deliver(self, step: Step) -> None:
         """Take a step from the engine."""
+        for said in step.said:
+            self._cutters.pop(said.utterance_id, None)
         self._inbox.put(step)
         if step.index + 1 == self._max_steps:
             self.end(self._limit_reason())
@@ -239,6 +305,7 @@ class EngineSession(DuplexSession):
             self._leave()
 
     def _leave(self) -> None:
+        self._streams.close()
         if self.preparation is not None:
             self.preparation.error = SessionEnded(self._id, "it ended before it began")
             self.finish_preparation(self.preparation)
@@ -253,4 +320,4 @@ def _steps_in(max_secs: float | None) -> int | None:
     """The number of steps that hold this much audio, rounded up."""
     if max_secs is None:
         return None
-    return math.ceil(max_secs / STEP_SECS - 1e-6)
+    return max(1, math.ceil(max_secs / STEP_SECS - 1e-6))

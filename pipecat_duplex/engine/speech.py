@@ -4,7 +4,7 @@ The model decides on a token first; a speaker may put another in its place befor
 of it. The model keeps the pace: where it would begin a word it gets ours, and where it pauses, it
 pauses. In Moshi's monologue a word's pieces come one a step from its onset, padding follows while
 it sounds, and :data:`~pipecat_duplex.session.TEXT_END_OF_PADDING` stands on the step before a word
-that follows padding. No torch here: every room of the engine asks the same speaker.
+that follows padding. No torch here: both runtimes ask the same speaker.
 """
 
 import threading
@@ -29,6 +29,9 @@ OWN_STOP_STEPS = 6
 
 FIRST_STEPS = 2
 """Steps of a session before given words: no model learned to speak in the very first one."""
+
+MAX_STALL_STEPS = 250
+"""How long an utterance waits for more words; then it is over (20 s)."""
 
 MAX_WAITING = 64
 """Utterances that may wait to be said."""
@@ -59,17 +62,26 @@ class SpelledWord(NamedTuple):
     tokens: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Utterance:
     """Words to be said.
 
     Parameters:
         id: Its number in the session, from 1.
-        words: What to say, at least one word.
+        words: What to say.
+        more: Whether more words follow.
+        unsayable: Words that were left out, as they were written.
     """
 
     id: int
     words: tuple[SpelledWord, ...]
+    more: bool = False
+    unsayable: tuple[str, ...] = ()
+
+    @property
+    def can_begin(self) -> bool:
+        """Whether there is something to say, or nothing more to wait for."""
+        return bool(self.words) or not self.more
 
 
 class SpokenStep(NamedTuple):
@@ -78,10 +90,12 @@ class SpokenStep(NamedTuple):
     Parameters:
         utterance_id: The utterance that the step's piece belongs to, or ``None``.
         said: Utterances that came to their end.
+        wish: Whether the model would have begun words of its own, which are kept back.
     """
 
     utterance_id: int | None = None
     said: tuple[Said, ...] = ()
+    wish: bool = False
 
 
 class _Mode(Enum):
@@ -126,7 +140,8 @@ class Speaker:
 
     An utterance waits until the model has come to the end of its own words. From silence it begins
     with the next step. While the user speaks over it, a pause that the model makes between two of
-    our words is a yield: what is left is dropped.
+    our words is a yield: what is left is dropped. Where an utterance has said all that it was
+    given so far, it pauses.
 
     Thread-safe: words are queued in asyncio and chosen in the engine's thread.
     """
@@ -137,12 +152,15 @@ class Speaker:
         self._queue: deque[Utterance] = deque()
         self._now: Utterance | None = None
         self._cuts_in = False
+        self._held = False
         self._mode = _Mode.BOUNDARY
         self._word = 0
         self._piece = 0
         self._pause_steps = 0
         self._closing_steps = 0
+        self._stall_steps = 0
         self._quiet_steps = OWN_STOP_STEPS
+        self._padding_steps = 0
         self._first_steps = FIRST_STEPS
         self._ear = UserEar()
         self._user_spoke_before = False
@@ -152,12 +170,17 @@ class Speaker:
     @property
     def is_active(self) -> bool:
         """Whether :meth:`choose` has anything to decide."""
-        return self._now is not None or bool(self._queue)
+        return self._now is not None or bool(self._queue) or self._held
 
     @property
     def waiting(self) -> int:
         """Utterances that have not begun."""
         return len(self._queue)
+
+    @property
+    def untold(self) -> int:
+        """Utterances that have ended, which no step has told yet."""
+        return len(self._ended)
 
     def say(self, utterance: Utterance, *, cut_in: bool = False) -> None:
         """Queue an utterance.
@@ -172,6 +195,39 @@ class Speaker:
                 self._drop_all()
                 self._cuts_in = True
             self._queue.append(utterance)
+
+    def say_more(
+        self,
+        utterance_id: int,
+        words: tuple[SpelledWord, ...],
+        *,
+        more: bool,
+        unsayable: tuple[str, ...] = (),
+    ) -> bool:
+        """Add to an utterance that was begun with ``more``.
+
+        Args:
+            utterance_id: Its number.
+            words: What follows.
+            more: Whether still more follows.
+            unsayable: Words that were left out.
+
+        Returns:
+            Whether it takes them: False once it is over.
+        """
+        with self._lock:
+            for utterance in (self._now, *self._queue):
+                if utterance is not None and utterance.id == utterance_id and utterance.more:
+                    utterance.words += words
+                    utterance.unsayable += unsayable
+                    utterance.more = more
+                    return True
+            return False
+
+    def hold(self, held: bool) -> None:
+        """Keep the model's own words back, or no longer."""
+        with self._lock:
+            self._held = held
 
     def hush(self) -> None:
         """Drop what is being said, and what is queued."""
@@ -189,6 +245,7 @@ class Speaker:
         is_word = text_token not in (TEXT_PADDING, TEXT_END_OF_PADDING)
         speaks = is_word or agent_level_db >= SOUND_LEVEL_DB
         self._quiet_steps = 0 if speaks else self._quiet_steps + 1
+        self._padding_steps = 0 if is_word else self._padding_steps + 1
         self._ear.observe(user_level_db)
 
     def choose(self, sampled: int) -> int:
@@ -203,14 +260,16 @@ class Speaker:
         with self._lock:
             if self._now is None:
                 self._begin()
-            token, utterance_id = sampled, None
+            token, utterance_id, wish = sampled, None, False
             if self._now is not None:
                 utterance = self._now
                 token = self._force(sampled)
                 if token not in (TEXT_PADDING, TEXT_END_OF_PADDING) and self._now is utterance:
                     utterance_id = utterance.id
+            elif self._held:
+                token, wish = TEXT_PADDING, sampled != TEXT_PADDING
             self._first_steps = max(self._first_steps - 1, 0)
-            self._chosen = SpokenStep(utterance_id)
+            self._chosen = SpokenStep(utterance_id, wish=wish)
             return token
 
     def take_spoken(self) -> SpokenStep:
@@ -218,19 +277,30 @@ class Speaker:
         with self._lock:
             ended, self._ended = self._ended, []
             chosen, self._chosen = self._chosen, SpokenStep()
-            return SpokenStep(chosen.utterance_id, tuple(ended))
+            return SpokenStep(chosen.utterance_id, tuple(ended), chosen.wish)
 
     def _begin(self) -> None:
-        quiet = self._quiet_steps >= OWN_STOP_STEPS
-        if not self._queue or not (quiet or self._cuts_in):
+        quiet = self._is_quiet
+        ready = next((each for each in self._queue if each.can_begin), None)
+        if ready is None or not (quiet or self._cuts_in):
             return
-        self._now = self._queue.popleft()
+        self._queue.remove(ready)
+        self._now = ready
+        self._word = 0
+        if not ready.words:  # None of them could be said.
+            self._finish()
+            return
         self._cuts_in = False
-        self._word = self._piece = self._pause_steps = self._closing_steps = 0
-        # From silence there is no word to wait for.
-        self._pause_steps = MAX_PAUSE_STEPS if quiet else 0
+        self._piece = self._pause_steps = self._closing_steps = self._stall_steps = 0
+        # From silence there is no word to wait for; padding that has passed is waited for no more.
+        self._pause_steps = MAX_PAUSE_STEPS if quiet else self._padding_steps
         self._mode = _Mode.BOUNDARY
         self._user_spoke_before = self._ear.hears_user
+
+    @property
+    def _is_quiet(self) -> bool:
+        """Whether the model's own utterance is over."""
+        return self._quiet_steps >= OWN_STOP_STEPS
 
     def _force(self, sampled: int) -> int:
         if self._first_steps:
@@ -246,8 +316,12 @@ class Speaker:
                 return self._next_piece()
 
     def _pause(self, sampled: int) -> int:
+        assert self._now is not None
+        if self._word == len(self._now.words):
+            return self._stall(sampled)
         if sampled == TEXT_PADDING:
-            if self._pause_steps < MAX_PAUSE_STEPS:
+            cuts_in_at_the_end = self._word == 0 and self._is_quiet
+            if self._pause_steps < MAX_PAUSE_STEPS and not cuts_in_at_the_end:
                 self._pause_steps += 1
                 return TEXT_PADDING
             if self._word and self._ear.hears_user and not self._user_spoke_before:
@@ -258,6 +332,18 @@ class Speaker:
             return TEXT_END_OF_PADDING
         return self._next_piece()
 
+    def _stall(self, sampled: int) -> int:
+        """Pause until there are more words; from then on the next one is due."""
+        assert self._now is not None
+        if not self._now.more:
+            self._mode = _Mode.CLOSING
+            return self._close(sampled)
+        self._pause_steps = min(self._pause_steps + 1, MAX_PAUSE_STEPS)
+        self._stall_steps += 1
+        if self._stall_steps >= MAX_STALL_STEPS:
+            self._finish()
+        return TEXT_PADDING
+
     def _next_piece(self) -> int:
         assert self._now is not None
         tokens = self._now.words[self._word].tokens
@@ -265,9 +351,10 @@ class Speaker:
         self._piece += 1
         self._mode = _Mode.WORD
         if self._piece == len(tokens):
-            self._piece = self._pause_steps = 0
+            self._piece = self._pause_steps = self._stall_steps = 0
             self._word += 1
-            self._mode = _Mode.BOUNDARY if self._word < len(self._now.words) else _Mode.CLOSING
+            goes_on = self._now.more or self._word < len(self._now.words)
+            self._mode = _Mode.BOUNDARY if goes_on else _Mode.CLOSING
         return token
 
     def _close(self, sampled: int) -> int:
@@ -280,16 +367,19 @@ class Speaker:
 
     def _finish(self) -> None:
         assert self._now is not None
-        words = [word.text for word in self._now.words]
-        spoken, unspoken = words[: self._word], words[self._word :]
-        self._ended.append(Said(self._now.id, " ".join(spoken), " ".join(unspoken)))
+        self._tell(self._now, self._word)
         self._now = None
+
+    def _tell(self, utterance: Utterance, spoken_words: int) -> None:
+        words = [word.text for word in utterance.words]
+        spoken, unspoken = words[:spoken_words], words[spoken_words:]
+        said = Said(utterance.id, " ".join(spoken), " ".join(unspoken), utterance.unsayable)
+        self._ended.append(said)
 
     def _drop_all(self) -> None:
         if self._now is not None:
             self._finish()
         for utterance in self._queue:
-            text = " ".join(word.text for word in utterance.words)
-            self._ended.append(Said(utterance.id, "", text))
+            self._tell(utterance, 0)
         self._queue.clear()
         self._cuts_in = False

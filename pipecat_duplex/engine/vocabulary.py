@@ -1,11 +1,30 @@
 """What a checkpoint's monologue is made of: from tokens to pieces, and from text to tokens."""
 
 import re
+from collections.abc import Iterator
 
 import sentencepiece
 
 from pipecat_duplex.engine.speech import SpelledWord
 from pipecat_duplex.session import TEXT_END_OF_PADDING, TEXT_PADDING, CannotSay
+from pipecat_duplex.session.spoken_form import spoken_words
+
+MAX_NAMED = 8
+"""Words that a refusal names."""
+
+KEPT_WORDS = 4096
+"""Words whose spelling is kept, since most words come again."""
+
+KEPT_CHARS = 32
+"""Length of the words that are kept."""
+
+LONGEST_WORD = 2048
+"""Longer words, such as paragraphs in scripts without spaces, are spelled in parts."""
+
+LONGEST_NUMBER = 256
+"""The same of words that hold digits or symbols, which take ten times as long."""
+
+_COSTLY = re.compile(r"[\x00-@\[-`{-\x7f\d£€×÷°]")
 
 
 class Vocabulary:
@@ -26,6 +45,7 @@ class Vocabulary:
         """
         self._tokenizer = tokenizer
         self._words_only = words_only
+        self._spelled: dict[str, list[SpelledWord] | None] = {}
         silent = {TEXT_PADDING, TEXT_END_OF_PADDING}
         self._pieces: list[str | None] = [
             None if token in silent or tokenizer.is_control(token) else tokenizer.id_to_piece(token)
@@ -37,25 +57,59 @@ class Vocabulary:
         return self._pieces[token] if 0 <= token < len(self._pieces) else None
 
     def spell(self, text: str) -> tuple[SpelledWord, ...]:
-        """Split a text into words and spell each.
+        """Split a text into words and spell each; numbers and symbols are spelled as spoken.
 
         Raises:
             CannotSay: It holds no words, or some that the model cannot say.
         """
-        words = tuple(
-            SpelledWord(word, tokens) for word in text.split() if (tokens := self._spell_word(word))
-        )
-        if not words:
-            raise CannotSay(f"there are no words in {text!r}")
-        unknown = [word.text for word in words if self._is_unknown(word)]
-        if unknown:
-            names = ", ".join(repr(word) for word in dict.fromkeys(unknown))
-            raise CannotSay(f"the model does not have the words to say {names}")
-        return words
+        spelling = Spelling(self, text)
+        for _ in spelling.parts():
+            pass
+        return spelling.all_words()
+
+    def spell_known(self, text: str) -> tuple[tuple[SpelledWord, ...], tuple[str, ...]]:
+        """Split a text into words and spell those that the model can say.
+
+        Returns:
+            The words, and those of the text that were left out. A number of which the model lacks
+            a word is left out whole.
+        """
+        spelling = Spelling(self, text)
+        for _ in spelling.parts():
+            pass
+        return tuple(spelling.words), tuple(spelling.unsayable)
+
+    def spell_word(self, written: str) -> list[SpelledWord] | None:
+        """Spell a word of a text, which may be several; ``None`` if the model cannot say it."""
+        if written in self._spelled:
+            return self._spelled[written]
+        spelled = self._spell(written)
+        known = None if any(self._is_unknown(word) for word in spelled) else spelled
+        if len(written) <= KEPT_CHARS:
+            if len(self._spelled) >= KEPT_WORDS:
+                self._spelled.clear()
+            self._spelled[written] = known
+        return known
 
     def tokens(self, text: str) -> list[int]:
         """Return the tokens of a text that is not to be said, such as a text prompt."""
         return self._tokenizer.encode(text)  # pyright: ignore[reportReturnType]
+
+    def _spell(self, written: str) -> list[SpelledWord]:
+        return [
+            SpelledWord(word, tokens)
+            for spoken in spoken_words(written)
+            for word in self._part_hyphens(spoken)
+            if (tokens := self._spell_word(word))
+        ]
+
+    def _part_hyphens(self, word: str) -> list[str]:
+        """Part a hyphened word that a model of whole words does not know as one."""
+        if not self._words_only or not re.search(r"\w[-‐‑]\w", word):
+            return [word]
+        if len(self._spell_word(word)) == 1:
+            return [word]
+        return re.split(r"(?<=[-‐‑])(?=\w)", word)
 
     def _spell_word(self, word: str) -> tuple[int, ...]:
         if self._words_only:
@@ -66,3 +120,55 @@ class Vocabulary:
         if any(self._tokenizer.is_unknown(token) for token in word.tokens):
             return True
         return self._words_only and len(word.tokens) > 1
+
+
+class Spelling:
+    """A text that is being spelled, word by word, since a long one takes its time."""
+
+    def __init__(self, vocabulary: Vocabulary, text: str):
+        """Initialize with nothing spelled.
+
+        Args:
+            vocabulary: What the monologue is made of.
+            text: Any text.
+        """
+        self._vocabulary = vocabulary
+        self._text = text
+        self.words: list[SpelledWord] = []
+        self.unsayable: list[str] = []
+
+    def parts(self) -> Iterator[None]:
+        """Spell one word after another."""
+        for written in _split(self._text):
+            spelled = self._vocabulary.spell_word(written)
+            if spelled is None:
+                self.unsayable.append(written)
+            else:
+                self.words += spelled
+            yield
+
+    def all_words(self) -> tuple[SpelledWord, ...]:
+        """Return the words.
+
+        Raises:
+            CannotSay: There are none, or some that the model cannot say.
+        """
+        unsayable = list(dict.fromkeys(self.unsayable))
+        if unsayable:
+            names = ", ".join(repr(word) for word in unsayable[:MAX_NAMED])
+            others = len(unsayable) - MAX_NAMED
+            more = f" and {others} more" if others > 0 else ""
+            raise CannotSay(f"the model does not have the words to say {names}{more}")
+        if not self.words:
+            raise CannotSay(f"there are no words in {self._text[:200]!r}")
+        return tuple(self.words)
+
+
+def _split(text: str) -> Iterator[str]:
+    for word in text.split():
+        if len(word) <= LONGEST_NUMBER:
+            yield word
+            continue
+        longest = LONGEST_NUMBER if _COSTLY.search(word) else LONGEST_WORD
+        for begin in range(0, len(word), longest):
+            yield word[begin : begin + longest]

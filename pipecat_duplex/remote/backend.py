@@ -16,9 +16,8 @@ from websockets.exceptions import (
     WebSocketException,
 )
 
-from pipecat_duplex import wire
-from pipecat_duplex.opus import has_opus
-from pipecat_duplex.remote.notes import ServerNotes
+from pipecat_duplex import protocol
+from pipecat_duplex.protocol.opus import has_opus
 from pipecat_duplex.remote.session import RemoteLimits, RemoteSession
 from pipecat_duplex.session import (
     AtCapacity,
@@ -78,6 +77,7 @@ class RemoteBackend(DuplexBackend):
         attempts: int = 3,
         limits: RemoteLimits | None = None,
         moves: bool = False,
+        ip: str | None = None,
     ):
         """Initialize; nothing is connected yet.
 
@@ -99,29 +99,32 @@ class RemoteBackend(DuplexBackend):
             limits: When a server counts as dead.
             moves: Whether sessions would rather go elsewhere at once than stay on a server that
                 shuts down.
+            ip: The address to connect to, where the name in the URL has several.
 
         Raises:
             DuplexError: The URL cannot be used.
         """
-        self._url = _normal_url(url)
+        self._url = normal_url(url)
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._prompts: dict[str, str] = {}
         if voice_prompt is not None or text_prompt is not None:
             self._prompts = {"voice_prompt": voice_prompt or "", "text_prompt": text_prompt or ""}
-        self._audio_format: wire.AudioFormat = "pcm" if audio_format == "auto" else "opus"
+        self._audio_format: protocol.AudioFormat = "pcm" if audio_format == "auto" else "opus"
         self._ssl_context = ssl_context
         self._connect_secs = connect_secs
         self._handshake_secs = handshake_secs
         self._attempts = attempts
         self._limits = limits or RemoteLimits()
         self._moves = moves
+        self._ip = ip
         self._sessions: set[RemoteSession] = set()
         self._closed = False
 
     @property
     def host(self) -> str:
         """The server, for logs and errors: never the query, which may hold a key."""
-        return urlsplit(self._url).netloc.rpartition("@")[2]
+        name = urlsplit(self._url).netloc.rpartition("@")[2]
+        return name if self._ip is None else f"{name} ({self._ip})"
 
     async def open(self, config: SessionConfig) -> RemoteSession:
         """Begin a conversation.
@@ -143,7 +146,7 @@ class RemoteBackend(DuplexBackend):
         connect_secs = self._connect_secs + (PROMPT_SECS if prompted else 0.0)
         connection = await self._connect(self._session_url(config), connect_secs)
         try:
-            session = await self._shake_hands(connection, ready_secs)
+            session = await self._shake_hands(connection, config, ready_secs)
         except BaseException:
             await connection.close()
             raise
@@ -166,7 +169,7 @@ class RemoteBackend(DuplexBackend):
 
     def _session_url(self, config: SessionConfig) -> str:
         parts = urlsplit(self._url)
-        query = wire.build_query(config, self._audio_format, moves=self._moves) | self._prompts
+        query = protocol.build_query(config, self._audio_format, moves=self._moves) | self._prompts
         query |= dict(parse_qsl(parts.query, keep_blank_values=True))
         return urlunsplit(parts._replace(query=urlencode(query)))
 
@@ -188,6 +191,9 @@ class RemoteBackend(DuplexBackend):
                 problem = e
             except WebSocketException as e:
                 raise DuplexError(f"cannot talk to {self.host}: {e}") from e
+            # A proxy without its library, a name that is none: nothing that a second try mends.
+            except Exception as e:
+                raise DuplexError(f"cannot connect to {self.host}: {_describe(e)}") from e
             if left:
                 logger.debug(f"{self.host}: {_describe(problem)}; next try in {pause_secs:.1f} s")
                 await asyncio.sleep(pause_secs * random.uniform(0.75, 1.25))
@@ -195,7 +201,8 @@ class RemoteBackend(DuplexBackend):
         raise DuplexError(f"cannot reach {self.host}: {_describe(problem)}") from problem
 
     async def _connect_once(self, url: str, connect_secs: float) -> ClientConnection:
-        ssl_args: dict[str, Any] = {} if self._ssl_context is None else {"ssl": self._ssl_context}
+        options: dict[str, Any] = {"ssl": self._ssl_context, "host": self._ip}
+        options = {name: value for name, value in options.items() if value is not None}
         connecting = connect(
             url,
             additional_headers=self._headers,
@@ -205,7 +212,7 @@ class RemoteBackend(DuplexBackend):
             close_timeout=self._limits.close_secs,
             max_size=1024 * 1024,
             max_queue=256,
-            **ssl_args,
+            **options,
         )
         # A plain await does not try again by itself, as connect's iterator would.
         return await connecting
@@ -223,19 +230,21 @@ class RemoteBackend(DuplexBackend):
     # the handshake
     #
 
-    async def _shake_hands(self, connection: ClientConnection, ready_secs: float) -> RemoteSession:
+    async def _shake_hands(
+        self, connection: ClientConnection, config: SessionConfig, ready_secs: float
+    ) -> RemoteSession:
         metadata: dict = {}
         try:
             async with asyncio.timeout(ready_secs):
                 while True:
-                    message = wire.parse(await connection.recv())
+                    message = protocol.parse(await connection.recv())
                     # The Rust backend sends metadata before the handshake, others after it.
-                    if isinstance(message, wire.Metadata):
+                    if isinstance(message, protocol.Metadata):
                         metadata |= message.fields
-                    elif isinstance(message, wire.Error):
+                    elif isinstance(message, protocol.Error):
                         raise DuplexError(f"{self.host} refused the call: {message.reason}")
-                    elif isinstance(message, wire.Handshake):
-                        return self._make_session(connection, message, metadata)
+                    elif isinstance(message, protocol.Handshake):
+                        return self._make_session(connection, config, message, metadata)
         except TimeoutError as e:
             raise AtCapacity(
                 f"{self.host} accepted the call and was not ready within "
@@ -243,16 +252,19 @@ class RemoteBackend(DuplexBackend):
             ) from e
         except ConnectionClosed as e:
             raise self._closed_early(e) from e
-        except wire.WireError as e:
+        except protocol.WireError as e:
             raise DuplexError(f"{self.host} does not speak Moshi's protocol: {e}") from e
 
     def _make_session(
-        self, connection: ClientConnection, handshake: wire.Handshake, metadata: dict
+        self,
+        connection: ClientConnection,
+        config: SessionConfig,
+        handshake: protocol.Handshake,
+        metadata: dict,
     ) -> RemoteSession:
-        about = ServerNotes.read(metadata)
-        told = wire.Metadata(metadata)
-        audio_format: wire.AudioFormat = "opus"
-        if self._audio_format == "pcm" and about is not None and about.audio_format == "pcm":
+        greeting = protocol.Greeting.read(protocol.Metadata(metadata))
+        audio_format: protocol.AudioFormat = "opus"
+        if self._audio_format == "pcm" and greeting and greeting.audio_format == "pcm":
             audio_format = "pcm"
         elif not has_opus():
             raise MissingExtra(
@@ -263,11 +275,12 @@ class RemoteBackend(DuplexBackend):
             connection,
             host=self.host,
             audio_format=audio_format,
+            config=config,
             lead_steps=RUST_LEAD_STEPS if is_rust else LEAD_STEPS,
             strips_first_space=is_rust,
             limits=self._limits,
-            about=about,
-            max_secs=RUST_MAX_SECS if is_rust else told.max_secs,
+            greeting=greeting,
+            max_secs=RUST_MAX_SECS if is_rust else (greeting.max_secs if greeting else None),
         )
 
     def _closed_early(self, error: ConnectionClosed) -> DuplexError:
@@ -279,7 +292,15 @@ class RemoteBackend(DuplexBackend):
         return DuplexError(f"{self.host} hung up before it was ready: {reason}{hint}")
 
 
-def _normal_url(url: str) -> str:
+def normal_url(url: str) -> str:
+    """Return a server's address in full.
+
+    Args:
+        url: With a host; ``http`` means ``ws``, and without a path it is ``/api/chat``.
+
+    Raises:
+        DuplexError: It is no address of a server.
+    """
     # Told without the query, which may hold a key.
     problem = f"{url.partition('?')[0]!r} is not the address of a server, such as ws://host:8998"
     try:

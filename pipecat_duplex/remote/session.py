@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,13 +11,11 @@ from loguru import logger
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
-from pipecat_duplex import wire
-from pipecat_duplex.history import History, Memory
-from pipecat_duplex.inbox import MAX_PENDING_STEPS, StepInbox
-from pipecat_duplex.opus import OpusDecoder, OpusEncoder
-from pipecat_duplex.remote.notes import ServerNotes
+from pipecat_duplex import protocol
+from pipecat_duplex.conversation.cutter import StepCutter
+from pipecat_duplex.protocol.opus import OpusDecoder, OpusEncoder
+from pipecat_duplex.remote.extensions import Extensions
 from pipecat_duplex.remote.pairing import Pairing
-from pipecat_duplex.remote.speech import RemoteSpeech
 from pipecat_duplex.remote.words import PieceQueue
 from pipecat_duplex.session import (
     STEP_SAMPLES,
@@ -27,10 +25,15 @@ from pipecat_duplex.session import (
     DuplexError,
     DuplexSession,
     InvalidAudio,
+    SessionConfig,
     Step,
     StepTiming,
     check_step_audio,
 )
+from pipecat_duplex.session.history import History, ResumeKey
+from pipecat_duplex.session.inbox import StepInbox
+from pipecat_duplex.session.saying import check_words
+from pipecat_duplex.session.streams import TextStreams
 
 UNKNOWN_TOKEN = -1
 """Text token of a step with a word whose server sends text only."""
@@ -68,11 +71,12 @@ class RemoteSession(DuplexSession):
         connection: ClientConnection,
         *,
         host: str,
-        audio_format: wire.AudioFormat,
+        audio_format: protocol.AudioFormat,
+        config: SessionConfig,
         lead_steps: int,
         strips_first_space: bool,
         limits: RemoteLimits,
-        about: ServerNotes | None = None,
+        greeting: protocol.Greeting | None = None,
         max_secs: float | None = None,
     ):
         """Initialize around a connection whose server is ready.
@@ -81,32 +85,35 @@ class RemoteSession(DuplexSession):
             connection: The connection.
             host: Its server, for errors.
             audio_format: How audio travels.
+            config: What the server was asked for.
             lead_steps: Frames at the beginning that an Opus stream leaves without audio.
             strips_first_space: Whether the server leaves out the space of the first word.
             limits: When the server counts as dead.
-            about: What the server has said of itself so far.
+            greeting: What the server has said of itself so far.
             max_secs: The server ends the session after this much audio.
         """
         self._connection = connection
         self._host = host
-        self._audio_format: wire.AudioFormat = audio_format
+        self._audio_format: protocol.AudioFormat = audio_format
         self._limits = limits
-        self._id = f"remote-{(about and about.session) or secrets.token_hex(4)}"
+        self._id = f"remote-{(greeting and greeting.session) or secrets.token_hex(4)}"
         self._pairing = Pairing(0 if audio_format == "pcm" else lead_steps)
         self._pieces = PieceQueue(strips_first=strips_first_space)
         self._encoder = OpusEncoder() if audio_format == "opus" else None
         self._decoder = OpusDecoder() if audio_format == "opus" else None
-        self._pending = np.zeros(0, np.float32)
-        self._inbox = StepInbox(self._id)
+        self._cutter = StepCutter()
+        self._inbox = StepInbox(self._id, self._end)
         self._max_secs = max_secs
         self._hangs_up_secs: float | None = None
         self._sent = 0
         self._failed = False
-        self._about = about or ServerNotes()
+        self._config = config
+        self._greeting = greeting or protocol.Greeting()
         self._introduction = asyncio.Event()
-        if about is not None:
+        if greeting is not None:
             self._introduction.set()
-        self._speech = RemoteSpeech(self._id)
+        self._extensions = Extensions(self._id)
+        self._streams = TextStreams()
         self._alive_secs = self._answered_secs = time.monotonic()
         self._out: asyncio.Queue[bytes] = asyncio.Queue()
         self._tasks = [
@@ -121,9 +128,14 @@ class RemoteSession(DuplexSession):
         return self._id
 
     @property
-    def memory(self) -> Memory | None:
-        """What a history of this session is of use to; ``None`` with servers of others."""
-        return self._about.memory
+    def config(self) -> SessionConfig:
+        """What the server was asked for."""
+        return self._config
+
+    @property
+    def memory(self) -> ResumeKey | None:
+        """Identifies which sessions can resume this one; ``None`` with other servers."""
+        return self._greeting.memory
 
     @property
     def secs_left(self) -> float | None:
@@ -136,7 +148,7 @@ class RemoteSession(DuplexSession):
         return max(0.0, min(left_secs)) if left_secs else None
 
     @property
-    def audio_format(self) -> wire.AudioFormat:
+    def audio_format(self) -> protocol.AudioFormat:
         """How audio travels."""
         return self._audio_format
 
@@ -164,13 +176,11 @@ class RemoteSession(DuplexSession):
             SessionEnded: The session is closed, has failed, or nobody takes its steps.
         """
         check_step_audio(pcm)
-        if self._sent - self._inbox.taken >= MAX_PENDING_STEPS:
-            self._end(f"{MAX_PENDING_STEPS} steps were sent whose answers nobody has taken")
-        self._inbox.check_open()
+        self._inbox.accept(self._sent)
         if self._encoder is None:
-            self._out.put_nowait(wire.encode_pcm(pcm))
+            self._out.put_nowait(protocol.encode(protocol.Pcm(pcm)))
         else:
-            self._out.put_nowait(wire.encode_audio(self._encoder.encode(pcm)))
+            self._out.put_nowait(protocol.encode(protocol.Audio(self._encoder.encode(pcm))))
         now_secs = time.monotonic()
         index, silent = self._pairing.send(now_secs)
         self._sent += 1
@@ -181,40 +191,69 @@ class RemoteSession(DuplexSession):
     def steps(self) -> AsyncIterator[Step]:
         """Iterate over the agent's steps, one for each ``send``, in order.
 
-        See :meth:`~pipecat_duplex.inbox.StepInbox.steps`.
+        See :meth:`~pipecat_duplex.session.inbox.StepInbox.steps`.
         """
         return self._inbox.steps()
 
-    async def say(self, text: str, *, cut_in: bool = False) -> int:
+    async def say(
+        self, text: str | AsyncIterable[str], *, cut_in: bool = False, more: bool = False
+    ) -> int:
         """Let the agent speak these words; see :class:`~pipecat_duplex.session.DuplexSession`."""
-        await self._check_can_say()
-        request, answer = self._speech.ask()
-        self._out.put_nowait(wire.encode_say(wire.Say(request, text, cut_in)))
+        if not isinstance(text, str):
+            return await self._streams.say(self, text, cut_in=cut_in)
+        check_words(text)
+        await self._check_can(protocol.STREAM if more else protocol.SAY)
+        self._check_length(text)
+        request, answer = self._extensions.ask()
+        self._out.put_nowait(protocol.encode(protocol.Say(request, text, cut_in, more)))
         return await answer
+
+    async def say_more(self, utterance_id: int, text: str, *, more: bool = True) -> None:
+        """Add to an utterance; see :class:`~pipecat_duplex.session.DuplexSession`."""
+        check_words(text)
+        await self._check_can(protocol.STREAM)
+        self._check_length(text)
+        say = protocol.Say(0, text, more=more, utterance_id=utterance_id)
+        self._out.put_nowait(protocol.encode(say))
+
+    async def hold(self, held: bool = True) -> None:
+        """Keep the model's own words back; see :class:`~pipecat_duplex.session.DuplexSession`."""
+        await self._check_can(protocol.STREAM)
+        self._out.put_nowait(protocol.encode(protocol.Hold(held)))
 
     async def hush(self) -> None:
         """Drop what :meth:`say` has not spoken yet."""
-        await self._check_can_say()
-        self._out.put_nowait(wire.encode_say(wire.Say(0, None)))
+        await self._check_can(protocol.SAY)
+        self._out.put_nowait(protocol.encode(protocol.Say(0, None)))
 
     async def restore(self, history: History) -> None:
         """Go on with a conversation; see :class:`~pipecat_duplex.session.DuplexSession`."""
         self._inbox.check_open()
-        if wire.RESTORE not in self._about.features:
+        if protocol.RESTORE not in self._greeting.features:
             raise DuplexError(f"{self._host} cannot go on with a conversation held elsewhere")
-        answer = self._speech.ask_to_restore()
-        for message in wire.encode_history(history.to_bytes()):
-            self._out.put_nowait(message)
+        answer = self._extensions.ask_to_restore()
+        for piece in protocol.HistoryPiece.split(history.to_bytes()):
+            self._out.put_nowait(protocol.encode(piece))
         await answer
 
-    async def _check_can_say(self) -> None:
+    async def _check_can(self, feature: str) -> None:
         self._inbox.check_open()
         await self._introduced()
-        if wire.SAY not in self._about.features:
+        if protocol.SAY not in self._greeting.features:
             raise CannotSay(
                 f"{self._host} cannot let its agent say given words: only pipecat-duplex's server "
                 "knows how"
             )
+        if feature not in self._greeting.features:
+            raise CannotSay(
+                f"{self._host} takes whole texts only, and does not keep the model's own words "
+                "back: it needs a newer pipecat-duplex"
+            )
+
+    def _check_length(self, text: str) -> None:
+        most = self._greeting.max_say_bytes
+        if len(text.encode()) > most:
+            raise CannotSay(f"{self._host} takes at most {most} bytes of words at once")
 
     async def _introduced(self) -> None:
         """Wait until the server has said what it is: in Opus it does so after its handshake."""
@@ -227,7 +266,8 @@ class RemoteSession(DuplexSession):
     async def close(self) -> None:
         """Hang up. May be called any number of times."""
         self._inbox.close()
-        self._speech.end("it was closed")
+        self._streams.close()
+        self._extensions.end("it was closed")
         self._hang_up()
         assert self._goodbye is not None
         await asyncio.shield(self._goodbye)
@@ -244,7 +284,7 @@ class RemoteSession(DuplexSession):
             if work != self._read:
                 return  # What came before the end is read first.
             reason = self._describe_close(e)
-        except (wire.WireError, InvalidAudio) as e:
+        except (protocol.WireError, InvalidAudio) as e:
             reason = f"{self._host} sent something wrong: {e}"
         except Exception as e:
             logger.opt(exception=e).error(f"Session {self._id} failed")
@@ -257,25 +297,25 @@ class RemoteSession(DuplexSession):
 
     async def _read(self) -> str:
         while True:
-            message = wire.parse(await self._connection.recv())
+            message = protocol.parse(await self._connection.recv())
             self._alive_secs = time.monotonic()
-            if isinstance(message, wire.Audio):
+            if isinstance(message, protocol.Audio):
                 self._take_audio(message.data)
-            elif isinstance(message, wire.AgentStep):
+            elif isinstance(message, protocol.AgentStep):
                 self._take_step(message.step)
-            elif isinstance(message, wire.SpeechNote):
-                self._speech.note(message)
-            elif isinstance(message, wire.SayAnswer):
-                self._speech.take_answer(message)
-            elif isinstance(message, wire.Tokens):
-                self._speech.note_tokens(message)
-            elif isinstance(message, wire.HistoryPiece):
-                self._speech.take_restored(message)
-            elif isinstance(message, wire.Metadata):
+            elif isinstance(message, protocol.SpeechNote):
+                self._extensions.note(message)
+            elif isinstance(message, protocol.SayAnswer):
+                self._extensions.take_answer(message)
+            elif isinstance(message, protocol.Tokens):
+                self._extensions.note_tokens(message)
+            elif isinstance(message, protocol.HistoryPiece):
+                self._extensions.take_restored(message)
+            elif isinstance(message, protocol.Metadata):
                 self._take_metadata(message)
-            elif isinstance(message, wire.Text):
+            elif isinstance(message, protocol.Text):
                 self._pieces.put(message.text)
-            elif isinstance(message, wire.Error):
+            elif isinstance(message, protocol.Error):
                 return f"{self._host} reports: {message.reason}"
 
     async def _watch(self) -> str:
@@ -302,21 +342,23 @@ class RemoteSession(DuplexSession):
     # from the server
     #
 
-    def _take_metadata(self, message: wire.Metadata) -> None:
-        about = ServerNotes.read(message.fields)
-        if about is not None and not self._introduction.is_set():
-            self._about = about
+    def _take_metadata(self, message: protocol.Metadata) -> None:
+        greeting = protocol.Greeting.read(message)
+        if greeting is None:
+            return
+        if not self._introduction.is_set():
+            self._greeting = greeting
             self._introduction.set()
         # With Opus, what could not come before the handshake.
-        if message.max_secs is not None:
-            self._max_secs = message.max_secs
-        if message.secs_left is not None:
-            self._hangs_up_secs = time.monotonic() + message.secs_left
+        if greeting.max_secs is not None:
+            self._max_secs = greeting.max_secs
+        if greeting.secs_left is not None:
+            self._hangs_up_secs = time.monotonic() + greeting.secs_left
 
     def _take_step(self, step: Step) -> None:
         mine = self._pairing.answer_oldest()
         if self._audio_format != "pcm" or mine is None or mine[0] != step.index:
-            raise wire.WireError(f"a step {step.index} that answers no frame")
+            raise protocol.WireError(f"a step {step.index} that answers no frame")
         self._answered_secs = time.monotonic()
         under_way_secs = self._answered_secs - mine[1]
         compute_secs = step.timing.compute_secs
@@ -325,11 +367,9 @@ class RemoteSession(DuplexSession):
 
     def _take_audio(self, data: bytes) -> None:
         if self._decoder is None:
-            raise wire.WireError("audio in Opus, where raw audio was agreed on")
-        pending = np.concatenate([self._pending, self._decoder.decode(data)])
-        for start in range(0, len(pending) - STEP_SAMPLES + 1, STEP_SAMPLES):
-            self._take_block(pending[start : start + STEP_SAMPLES].copy())
-        self._pending = pending[len(pending) - len(pending) % STEP_SAMPLES :].copy()
+            raise protocol.WireError("audio in Opus, where raw audio was agreed on")
+        for pcm in self._cutter.push(self._decoder.decode(data)):
+            self._take_block(pcm)
 
     def _take_block(self, pcm: np.ndarray) -> None:
         self._answered_secs = now_secs = time.monotonic()
@@ -353,7 +393,7 @@ class RemoteSession(DuplexSession):
         self._deliver(Step(index, pcm, token, piece, StepTiming(under_way_secs, 0.0)))
 
     def _deliver(self, step: Step) -> None:
-        self._inbox.put(self._speech.annotate(step))
+        self._inbox.put(self._extensions.annotate(step))
 
     #
     # the end
@@ -362,7 +402,7 @@ class RemoteSession(DuplexSession):
     def _end(self, reason: str) -> None:
         if self._inbox.end(reason):
             self._failed = True
-            self._speech.end(reason)
+            self._extensions.end(reason)
             logger.debug(f"Session {self._id} ended: {reason}")
             self._hang_up()
 

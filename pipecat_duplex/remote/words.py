@@ -2,7 +2,7 @@
 
 from collections import deque
 
-from pipecat_duplex.conversation.monologue import WORD_START
+from pipecat_duplex.session import WORD_START
 
 
 class PieceQueue:

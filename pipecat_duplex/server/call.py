@@ -1,24 +1,25 @@
 """One caller: a socket on one side, a session on the other."""
 
 import asyncio
+import contextlib
 import socket as sockets
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
-import numpy as np
 from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
 from loguru import logger
 
-from pipecat_duplex import wire
-from pipecat_duplex.history import History
-from pipecat_duplex.opus import OpusDecoder, OpusEncoder
+from pipecat_duplex import protocol
+from pipecat_duplex.protocol.opus import OpusEncoder
+from pipecat_duplex.server.call_log import CallDelays, CallRecord
+from pipecat_duplex.server.caller_audio import CallerAudio, TooFast, lag_beyond_step
+from pipecat_duplex.server.connections import Connection, Meter
+from pipecat_duplex.server.fair_clock import FairClock
 from pipecat_duplex.server.limit import RateLimit
 from pipecat_duplex.server.metrics import Metrics
 from pipecat_duplex.server.settings import ServerSettings
 from pipecat_duplex.session import (
-    SAMPLE_RATE_HZ,
-    STEP_SAMPLES,
     STEP_SECS,
     CannotSay,
     DuplexError,
@@ -27,7 +28,8 @@ from pipecat_duplex.session import (
     SessionEnded,
     Step,
 )
-from pipecat_duplex.version import __version__
+from pipecat_duplex.session.history import History
+from pipecat_duplex.session.saying import MAX_SAY_BYTES, Saying, check_words, give
 
 # A caller who stops reading is noticed when the buffers on the way are full: keep ours short.
 SEND_BUFFER_BYTES = 64 * 1024
@@ -45,6 +47,17 @@ MAX_HISTORY_BYTES = 2 * 1024 * 1024
 
 BURST_SECS = 4.0
 """Messages and bytes are counted over about this time."""
+
+OVERTIME_SECS = 2.0
+"""How much longer than its audio a session may take where the server has a limit."""
+
+MAX_REQUESTS = 256
+"""Words and histories that may wait for the session at a time."""
+
+WATCH_SECS = 0.25
+
+PING_PAYLOAD = protocol.encode(protocol.Ping()) + bytes(3)
+"""Some clients take WebSocket pings for messages: this one is a ping in Moshi's protocol too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,63 +77,8 @@ class Ending:
 
 CLIENT_LEFT = Ending("client", WSCloseCode.OK, "the caller hung up")
 CLIENT_LOST = Ending("lost", WSCloseCode.ABNORMAL_CLOSURE, "the connection was lost")
+TOO_MUCH = Ending("rate", WSCloseCode.POLICY_VIOLATION, "too many messages, or too many bytes")
 DEAF = Ending("deaf", WSCloseCode.POLICY_VIOLATION, "the caller does not read what it is sent")
-
-
-@dataclass
-class CallRecord:
-    """What is known of a call, for the log.
-
-    Parameters:
-        session: Name of the session.
-        peer: Address of the caller.
-        audio_format: How audio travelled.
-        secs: How long the call took.
-        steps: Steps that were answered.
-        late_steps: Those among them that took longer than a step.
-        mean_delay_ms: From frame to answer, on average.
-        max_delay_ms: From frame to answer, at worst.
-        ending: One word.
-        reason: In words.
-    """
-
-    session: str
-    peer: str
-    audio_format: str
-    secs: float = 0.0
-    steps: int = 0
-    late_steps: int = 0
-    mean_delay_ms: float = 0.0
-    max_delay_ms: float = 0.0
-    ending: str = ""
-    reason: str = ""
-
-
-@dataclass
-class CallDelays:
-    """Delays of the steps of one call.
-
-    Parameters:
-        steps: How many steps.
-        late_steps: How many took longer than a step.
-        total_secs: Sum.
-        max_secs: Longest.
-        last_secs: Last.
-    """
-
-    steps: int = 0
-    late_steps: int = 0
-    total_secs: float = 0.0
-    max_secs: float = 0.0
-    last_secs: float = 0.0
-
-    def add(self, secs: float) -> None:
-        """Count a step."""
-        self.steps += 1
-        self.late_steps += secs > STEP_SECS
-        self.total_secs += secs
-        self.max_secs = max(self.max_secs, secs)
-        self.last_secs = secs
 
 
 class Call:
@@ -131,9 +89,10 @@ class Call:
         socket: web.WebSocketResponse,
         request: web.Request,
         session: DuplexSession,
-        asked: wire.SessionRequest,
+        asked: protocol.SessionRequest,
         settings: ServerSettings,
         metrics: Metrics,
+        clock: FairClock,
     ):
         """Initialize.
 
@@ -144,6 +103,7 @@ class Call:
             asked: What the caller asked for.
             settings: What the server allows.
             metrics: Where steps are counted.
+            clock: The time by which the caller has to be.
         """
         self._socket = socket
         self._request = request
@@ -151,23 +111,22 @@ class Call:
         self._asked = asked
         self._settings = settings
         self._metrics = metrics
+        self._clock = clock
         self._stopped: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
-        now_secs = time.monotonic()
-        self._started_secs = self._audio_at_secs = self._pong_at_secs = now_secs
-        rate = settings.messages_per_sec
-        self._messages = RateLimit(rate, BURST_SECS * rate)
-        self._bytes = RateLimit(settings.bytes_per_sec, BURST_SECS * settings.bytes_per_sec)
-        self._audio = RateLimit(SAMPLE_RATE_HZ, settings.ahead_secs * SAMPLE_RATE_HZ)
-        self._uses_opus = asked.audio_format == "opus"
-        # Of this call only: no state of a codec outlives it.
-        self._decoder = OpusDecoder() if self._uses_opus else None
-        self._encoder = OpusEncoder() if self._uses_opus else None
-        self._pending = np.zeros(0, np.float32)
+        self._started_secs = time.monotonic()
+        now_secs = clock.now_secs()
+        self._began_secs = self._pong_at_secs = now_secs
+        self._audio = CallerAudio(asked.audio_format, settings.ahead_secs, now_secs)
+        self._encoder = OpusEncoder() if asked.audio_format == "opus" else None
         self._delays = CallDelays()
-        self._requests: asyncio.Queue[wire.Say | bytes] = asyncio.Queue()
+        self._requests: asyncio.Queue[protocol.Say | protocol.Hold | bytes] = asyncio.Queue()
         self._history = bytearray()
+        self._is_restoring = False
         self._greeted = False
+        self._text_told = False
         self._ends_at_secs: float | None = None
+        # When each of the messages that are being sent was begun.
+        self._sending: dict[object, float] = {}
 
     @property
     def moves(self) -> bool:
@@ -175,9 +134,14 @@ class Call:
         return self._asked.moves
 
     @property
+    def waiting_secs(self) -> float:
+        """How long the oldest step without an answer has waited."""
+        return self._audio.waiting_secs(self._clock.now_secs())
+
+    @property
     def lag_secs(self) -> float:
-        """Delay of the last step beyond a step's length."""
-        return max(0.0, self._delays.last_secs - STEP_SECS)
+        """Delay beyond a step's length: of the last step, or of one that has not come back."""
+        return lag_beyond_step(max(self._delays.last_secs, self.waiting_secs))
 
     async def warn(self, secs_left: float) -> None:
         """Tell the caller that the call will end.
@@ -189,8 +153,8 @@ class Call:
         if not self._greeted:
             return  # The greeting says so.
         try:
-            await self._send_message(wire.encode_metadata(self._metadata()))
-        except (TimeoutError, ConnectionError):
+            await self._send_message(self._greeting().to_metadata())
+        except ConnectionError:
             pass  # The call finds out by itself.
 
     def stop(self, ending: Ending) -> None:
@@ -204,13 +168,14 @@ class Call:
         Returns:
             What is to be said about it.
         """
-        self._shorten_buffers()
+        self._prepare_transport()
         pumps = [
             asyncio.ensure_future(pump)
             for pump in (
                 self._receive(),
                 self._send(),
                 self._watch(),
+                self._ping(),
                 self._answer_requests(),
                 self._stopped,
             )
@@ -234,73 +199,68 @@ class Call:
     async def _receive(self) -> Ending:
         while True:
             message = await self._socket.receive()
+            ending = None
             if message.type == WSMsgType.BINARY:
                 ending = self._take(message.data)
+            elif message.type == WSMsgType.TEXT:
+                self._note_text()
             elif message.type == WSMsgType.PING:
-                await self._socket.pong(message.data)
-                ending = self._check_rate(len(message.data))
+                with self._timed():
+                    await self._socket.pong(message.data)
             elif message.type == WSMsgType.PONG:
-                self._pong_at_secs = time.monotonic()
-                ending = self._check_rate(len(message.data))
+                self._pong_at_secs = self._clock.now_secs()
             else:
                 ending = self._explain_end(message)
             if ending is not None:
                 return ending
 
+    def _note_text(self) -> None:
+        """Ignore a text message, as moshi.server does, and say so once."""
+        if not self._text_told:
+            self._text_told = True
+            logger.info(f"Session {self._session.id}: text messages are ignored; use binary ones")
+
     def _take(self, data: bytes) -> Ending | None:
-        too_fast = self._check_rate(len(data))
-        if too_fast:
-            return too_fast
         try:
-            message = wire.parse(data)
-            if isinstance(message, wire.Audio):
-                self._take_opus(message.data)
-            elif isinstance(message, wire.Pcm):
-                self._take_pcm(message.pcm)
-            elif isinstance(message, wire.Say):
-                self._requests.put_nowait(message)
-            elif isinstance(message, wire.HistoryPiece):
+            message = protocol.parse(data)
+            if isinstance(message, protocol.Audio | protocol.Pcm):
+                self._take_audio(message)
+            elif isinstance(message, protocol.Say | protocol.Hold):
+                self._put_request(message)
+            elif isinstance(message, protocol.HistoryPiece):
                 self._take_history(message.data)
-        except (wire.WireError, InvalidAudio) as e:
+        except protocol.TooLong as e:
+            return Ending("protocol", WSCloseCode.MESSAGE_TOO_BIG, str(e))
+        except (protocol.WireError, InvalidAudio) as e:
             return Ending("protocol", WSCloseCode.INVALID_TEXT, str(e))
         except SessionEnded:
             return None  # The steps that are still on their way come first, then the reason.
-        except _TooFast:
-            return Ending(
-                "rate",
-                WSCloseCode.POLICY_VIOLATION,
-                f"audio runs more than {self._settings.ahead_secs:g} s ahead of the clock",
-            )
+        except TooFast as e:
+            return Ending("rate", WSCloseCode.POLICY_VIOLATION, str(e))
         return None
 
-    def _take_opus(self, data: bytes) -> None:
-        if self._decoder is None:
-            raise wire.WireError("audio in Opus, where raw audio was agreed on")
-        # Minutes of Opus silence fit into a small message: what is too much is not decoded.
-        room = max(0, int(self._audio.room(time.monotonic()))) + SAMPLE_RATE_HZ
-        pcm = self._decoder.decode(data, max_samples=room)
-        if not len(pcm):
-            return
-        self._count_audio(len(pcm))
-        pending = np.concatenate([self._pending, pcm])
-        self._pending = pending[len(pending) - len(pending) % STEP_SAMPLES :].copy()
-        for start in range(0, len(pending) - STEP_SAMPLES + 1, STEP_SAMPLES):
-            self._session.send(pending[start : start + STEP_SAMPLES])
-
-    def _take_pcm(self, pcm: np.ndarray) -> None:
-        if self._uses_opus:
-            raise wire.WireError("raw audio, which was not agreed on: ask for format=pcm")
-        self._count_audio(len(pcm))
-        self._session.send(pcm)
+    def _take_audio(self, message: protocol.Audio | protocol.Pcm) -> None:
+        now_secs = self._clock.now_secs()
+        for pcm in self._audio.take(message, now_secs):
+            self._session.send(pcm)
+            self._audio.note_sent(now_secs)
 
     def _take_history(self, piece: bytes) -> None:
         if piece:
             self._history += piece
             if len(self._history) > MAX_HISTORY_BYTES:
-                raise wire.WireError(f"a history of more than {MAX_HISTORY_BYTES} bytes")
-        else:
-            self._requests.put_nowait(bytes(self._history))
-            self._history.clear()
+                raise protocol.WireError(f"a history of more than {MAX_HISTORY_BYTES} bytes")
+            return
+        if self._is_restoring:
+            raise protocol.WireError("a history while another is being taken up")
+        self._is_restoring = True
+        self._put_request(bytes(self._history))
+        self._history.clear()
+
+    def _put_request(self, request: protocol.Say | protocol.Hold | bytes) -> None:
+        if self._requests.qsize() >= MAX_REQUESTS:
+            raise TooFast(f"{MAX_REQUESTS} requests wait for an answer already")
+        self._requests.put_nowait(request)
 
     async def _answer_requests(self) -> Ending:
         """Pass on what the caller asks of the session, in its order."""
@@ -309,54 +269,53 @@ class Call:
             try:
                 if isinstance(request, bytes):
                     answer = await self._restore(request)
+                elif isinstance(request, protocol.Hold):
+                    answer = await self._hold(request)
                 else:
                     answer = await self._say(request)
             except SessionEnded:
                 continue  # The reason comes after the steps that are still on their way.
-            self._audio_at_secs = time.monotonic()
             try:
                 if answer is not None:
                     await self._send_message(answer)
-            except TimeoutError:
-                return DEAF
             except ConnectionError:
                 return CLIENT_LOST
 
-    async def _say(self, say: wire.Say) -> bytes | None:
+    async def _hold(self, hold: protocol.Hold) -> None:
+        try:
+            await self._session.hold(hold.held)
+        except CannotSay as e:
+            logger.info(f"Session {self._session.id}: the model's own words are not kept back: {e}")
+
+    async def _say(self, say: protocol.Say) -> protocol.SayAnswer | None:
         if say.text is None:
             await self._session.hush()
             return None
         try:
-            utterance_id = await self._session.say(say.text, cut_in=say.cut_in)
+            check_words(say.text)
+            if say.utterance_id is not None:
+                await self._session.say_more(say.utterance_id, say.text, more=say.more)
+                return None
+            saying = Saying(say.text, more=say.more)
+            utterance_id = await give(self._session, saying, cut_in=say.cut_in)
         except CannotSay as e:
-            return wire.encode_say_answer(wire.SayAnswer(say.request, error=str(e)))
-        return wire.encode_say_answer(wire.SayAnswer(say.request, utterance_id))
+            return protocol.SayAnswer(say.request, error=str(e))
+        return protocol.SayAnswer(say.request, utterance_id)
 
-    async def _restore(self, data: bytes) -> bytes:
+    async def _restore(self, data: bytes) -> protocol.HistoryPiece:
         try:
             history = await asyncio.to_thread(History.from_bytes, data)
             await self._session.restore(history)
         except SessionEnded:
             raise
         except DuplexError as e:
-            return wire.encode_history_answer(str(e))
-        return wire.encode_history_answer()
-
-    def _count_audio(self, samples: int) -> None:
-        self._audio_at_secs = time.monotonic()
-        if not self._audio.take(samples, self._audio_at_secs):
-            raise _TooFast
-
-    def _check_rate(self, size: int) -> Ending | None:
-        now_secs = time.monotonic()
-        if self._messages.take(1, now_secs) and self._bytes.take(size, now_secs):
-            return None
-        return Ending("rate", WSCloseCode.POLICY_VIOLATION, "too many messages, or too long ones")
+            return protocol.HistoryPiece(protocol.shorten(str(e)).encode())
+        finally:
+            self._is_restoring = False
+        self._audio.debt.forgive(self._clock.now_secs())
+        return protocol.HistoryPiece(b"")
 
     def _explain_end(self, message: WSMessage) -> Ending:
-        if message.type == WSMsgType.TEXT:
-            reason = "a text message came where the protocol has binary ones"
-            return Ending("protocol", WSCloseCode.UNSUPPORTED_DATA, reason)
         if message.type == WSMsgType.ERROR:
             code = self._socket.close_code or WSCloseCode.PROTOCOL_ERROR
             return Ending("protocol", code, f"the WebSocket broke: {message.data}")
@@ -372,9 +331,8 @@ class Call:
         try:
             await self._greet()
             async for step in self._session.steps():
+                self._audio.note_answered()
                 await self._send_step(step)
-        except TimeoutError:
-            return DEAF
         except SessionEnded as e:
             return self._session_ending(e)
         except ConnectionError:
@@ -388,93 +346,95 @@ class Call:
         return Ending("error", WSCloseCode.INTERNAL_ERROR, error.reason)
 
     async def _greet(self) -> None:
-        metadata = wire.encode_metadata(self._metadata())
-        greeting = [wire.encode_handshake(), metadata]
+        greeting = [protocol.Handshake(), self._greeting().to_metadata()]
         # Simple clients take the first message for the handshake. Those who want raw audio must
         # know before the handshake whether they have it.
-        for message in greeting if self._uses_opus else reversed(greeting):
+        for message in reversed(greeting) if self._encoder is None else greeting:
             await self._send_message(message)
         self._greeted = True
 
     async def _send_step(self, step: Step) -> None:
         delay_secs = self._metrics.add_step(step.timing)
         self._delays.add(delay_secs)
-        tokens = wire.encode_tokens(step) if self._asked.tokens else None
-        for note in (wire.encode_speech_note(step), tokens):
-            if note is not None:
-                await self._send_message(note)
+        tokens = protocol.Tokens.of(step) if self._asked.tokens else []
+        for note in (*protocol.SpeechNote.of(step), *tokens):
+            await self._send_message(note)
         if self._encoder is None:
-            await self._send_message(wire.encode_step(step))
+            await self._send_message(protocol.AgentStep(step))
             return
         # A word comes before its sound, so that nobody has to wait to see whether one follows.
         if step.text_piece is not None:
-            await self._send_message(wire.encode_text(step.text_piece.replace("▁", " ")))
+            await self._send_message(protocol.Text(step.text_piece.replace("▁", " ")))
         # The first step has no sound yet, and moshi.server sends none for it either.
         if step.index > 0:
-            await self._send_message(wire.encode_audio(self._encoder.encode(step.pcm)))
+            await self._send_message(protocol.Audio(self._encoder.encode(step.pcm)))
 
-    async def _send_message(self, message: bytes) -> None:
-        async with asyncio.timeout(self._settings.send_secs):
-            await self._socket.send_bytes(message)
+    async def _send_message(self, message: protocol.Message) -> None:
+        with self._timed():
+            await self._socket.send_bytes(protocol.encode(message))
 
-    def _metadata(self) -> dict:
-        # An engine's session knows what the checkpoint has said to what was left open.
-        config = getattr(self._session, "config", self._asked.config)
-        sampling = config.sampling()
-        # Kyutai's page shows these, if all of them are there.
-        fields = {
-            "text_temperature": sampling.text_temperature,
-            "text_topk": sampling.text_top_k,
-            "audio_temperature": sampling.audio_temperature,
-            "audio_topk": sampling.audio_top_k,
-            "pad_mult": 0.0,
-            "repetition_penalty_context": 32,
-            "repetition_penalty": 1.0,
-            "lm_model_file": "",
-            "mimi_model_file": "",
-            "instance_name": "pipecat-duplex",
-            "build_info": {},
-        }
-        memory = self._session.memory
-        ours = fields["pipecat_duplex"] = {
-            "version": __version__,
-            "session": self._session.id,
-            "format": self._asked.audio_format,
-            "max_secs": config.max_secs,
-            "ignored": self._asked.ignored,
-            "features": [wire.SAY] if memory is None else [wire.SAY, wire.RESTORE],
-            "memory": asdict(memory) if memory is not None and self._asked.tokens else None,
-        }
+    @contextlib.contextmanager
+    def _timed(self) -> Iterator[None]:
+        """Let the watch know for how long something has been on its way out."""
+        sending = object()
+        self._sending[sending] = self._clock.now_secs()
+        try:
+            yield
+        finally:
+            del self._sending[sending]
+
+    def _greeting(self) -> protocol.Greeting:
+        config, memory = self._session.config, self._session.memory
+        secs_left = None
         if self._ends_at_secs is not None:
-            ours["secs_left"] = round(max(0.0, self._ends_at_secs - time.monotonic()), 1)
-        return fields
+            secs_left = round(max(0.0, self._ends_at_secs - time.monotonic()), 1)
+        can_restore = {protocol.RESTORE} if memory is not None else set()
+        return protocol.Greeting(
+            session=self._session.id,
+            audio_format=self._asked.audio_format,
+            features=frozenset({protocol.SAY, protocol.STREAM} | can_restore),
+            memory=memory if self._asked.tokens else None,
+            max_secs=config.max_secs,
+            secs_left=secs_left,
+            max_say_bytes=MAX_SAY_BYTES,
+            ignored=tuple(self._asked.ignored),
+            sampling=config.sampling(),
+        )
 
     #
     # around it
     #
 
     async def _watch(self) -> Ending:
-        """End the call when the caller is gone, deaf or asleep."""
+        """End the call when the caller is gone, deaf or asleep, or its time is over."""
         settings = self._settings
-        pinged_secs = time.monotonic()
-        interval_secs = min(1.0, settings.ping_secs, settings.idle_secs / 4)
+        limit_secs = settings.max_session_secs
         while True:
-            await asyncio.sleep(interval_secs)
-            now_secs = time.monotonic()
+            await asyncio.sleep(WATCH_SECS)
+            now_secs = self._clock.now_secs()
             if now_secs - self._pong_at_secs > settings.dead_secs:
                 return DEAF
-            if now_secs - self._audio_at_secs > settings.idle_secs:
-                reason = f"no audio came for {settings.idle_secs:g} s"
+            if now_secs - min(self._sending.values(), default=now_secs) > settings.send_secs:
+                return DEAF
+            if self._is_restoring:
+                self._audio.debt.forgive(now_secs)
+            elif self._audio.debt.secs(now_secs) > settings.idle_secs:
+                reason = (
+                    f"no audio came for {settings.idle_secs:g} s, or not half as much as is due"
+                )
                 return Ending("idle", WSCloseCode.POLICY_VIOLATION, reason)
-            if now_secs - pinged_secs >= settings.ping_secs:
-                pinged_secs = now_secs
-                try:
-                    async with asyncio.timeout(settings.send_secs):
-                        await self._socket.ping()
-                except TimeoutError:
-                    return DEAF
-                except ConnectionError:
-                    return CLIENT_LOST
+            if limit_secs is not None and now_secs - self._began_secs > limit_secs + OVERTIME_SECS:
+                reason = f"the session reached the server's limit of {limit_secs:g} s"
+                return Ending("limit", WSCloseCode.OK, reason)
+
+    async def _ping(self) -> Ending:
+        while True:
+            await asyncio.sleep(self._settings.ping_secs)
+            try:
+                with self._timed():
+                    await self._socket.ping(PING_PAYLOAD)
+            except ConnectionError:
+                return CLIENT_LOST
 
     async def _close(self, ending: Ending) -> None:
         """Say why, and close; a caller who does not read is cut off."""
@@ -483,7 +443,7 @@ class Call:
             async with asyncio.timeout(secs):
                 if ending.code not in (WSCloseCode.OK, WSCloseCode.ABNORMAL_CLOSURE):
                     if not self._socket.closed and ending is not DEAF:
-                        await self._socket.send_bytes(wire.encode_error(ending.reason))
+                        await self._send_message(protocol.Error(ending.reason))
                 if ending is not DEAF:
                     await self._socket.close(code=ending.code, message=_close_text(ending.reason))
         except (TimeoutError, ConnectionError, RuntimeError):
@@ -492,7 +452,8 @@ class Call:
         if transport is not None and (ending is DEAF or not self._socket.closed):
             transport.abort()
 
-    def _shorten_buffers(self) -> None:
+    def _prepare_transport(self) -> None:
+        """Keep buffers short, and count what comes in below the WebSocket."""
         transport = self._request.transport
         if transport is None:
             return
@@ -501,6 +462,19 @@ class Call:
         if connection is not None:
             connection.setsockopt(sockets.SOL_SOCKET, sockets.SO_SNDBUF, SEND_BUFFER_BYTES)
             connection.setsockopt(sockets.SOL_SOCKET, sockets.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
+        protocol_below = transport.get_protocol()
+        if isinstance(protocol_below, Connection):
+            protocol_below.begin_call()
+        assert isinstance(protocol_below, asyncio.Protocol)
+        rate, sizes = self._settings.messages_per_sec, self._settings.bytes_per_sec
+        meter = Meter(
+            protocol_below,
+            frames=RateLimit(rate, BURST_SECS * rate),
+            sizes=RateLimit(sizes, BURST_SECS * sizes),
+            now_secs=time.monotonic,
+            on_excess=lambda: self.stop(TOO_MUCH),
+        )
+        transport.set_protocol(meter)
 
     def _record(self, ending: Ending) -> CallRecord:
         delays = self._delays
@@ -516,20 +490,6 @@ class Call:
             ending=ending.kind,
             reason=" ".join(ending.reason.split()),
         )
-
-
-class _TooFast(Exception):
-    """Audio comes faster than it may."""
-
-
-def log_call(record: CallRecord) -> None:
-    """Write the one line that a call leaves in the log: in words, and as data in ``line``."""
-    fields = {"event": "session", **asdict(record)}
-    logger.bind(line=fields).info(
-        "session {session} of {peer}: {ending} ({reason}) after {secs} s, {steps} steps in "
-        "{audio_format}, {late_steps} late, delay {mean_delay_ms} ms, at most {max_delay_ms} ms",
-        **fields,
-    )
 
 
 def _first_ending(pumps: Sequence[asyncio.Future[Ending]]) -> Ending:

@@ -72,14 +72,18 @@ class Metrics:
         self.delay_secs.add(delay_secs)
         return delay_secs
 
-    def render(self, *, slots: int, used: int, lag_secs: float, draining: bool) -> str:
+    def render(
+        self, *, slots: int, used: int, lag_secs: float, draining: bool, healthy: bool = True
+    ) -> str:
         """Return everything as text.
 
         Args:
             slots: Sessions that the server has room for.
             used: Sessions at this moment.
-            lag_secs: The longest delay beyond a step's length among the sessions' last steps.
+            lag_secs: The longest delay beyond a step's length: of a last step, or of one that has
+                not come back.
             draining: Whether new sessions are refused for good.
+            healthy: Whether conversations are served.
         """
         lines: list[str] = []
 
@@ -98,7 +102,10 @@ class Metrics:
         single("slots", "gauge", "Sessions that the server has room for.", slots)
         single("slots_used", "gauge", "Sessions at this moment.", used)
         single("draining", "gauge", "1 while new sessions are refused for good.", draining)
-        single("lag_seconds", "gauge", "Longest delay of a last step beyond 80 ms.", lag_secs)
+        single("healthy", "gauge", "1 while conversations are served.", healthy)
+        single(
+            "lag_seconds", "gauge", "Longest delay of a step beyond 80 ms, back or not.", lag_secs
+        )
         single("sessions_total", "counter", "Sessions that began.", self.sessions)
         labelled("sessions_ended_total", "Sessions that ended.", self.ended)
         labelled("refusals_total", "Callers that were refused.", self.refused)

@@ -4,8 +4,15 @@ import time
 from collections.abc import Callable
 
 from loguru import logger
+from pipecat.audio.dtmf.types import KeypadEntry
 from pipecat.audio.utils import ulaw_to_pcm
-from pipecat.frames.frames import AudioRawFrame, Frame, InputAudioRawFrame, InterruptionFrame
+from pipecat.frames.frames import (
+    AudioRawFrame,
+    Frame,
+    InputAudioRawFrame,
+    InputDTMFFrame,
+    InterruptionFrame,
+)
 from pipecat.processors.frame_processor import FrameProcessorSetup
 from pipecat.serializers.twilio import TwilioFrameSerializer
 
@@ -118,7 +125,9 @@ class MediaStreamSerializer(TwilioFrameSerializer):
         if message["event"] == "stop":
             await self._stream.close()
             return None
-        return await super().deserialize(data)
+        if message["event"] == "dtmf":
+            return _pressed(message["dtmf"]["digit"])
+        return None
 
     async def _take_audio(self, media: dict) -> InputAudioRawFrame | None:
         if media.get("track", "inbound") != "inbound":
@@ -137,3 +146,11 @@ class MediaStreamSerializer(TwilioFrameSerializer):
             lateness_secs=self._inbound.lateness_secs(),
         )
         return bytes(2 * frame.num_channels * round(reserve_secs * frame.sample_rate))
+
+
+def _pressed(digit: str) -> InputDTMFFrame | None:
+    """Return the frame of a key; A to D, which telephones lack, have none in Pipecat."""
+    try:
+        return InputDTMFFrame(KeypadEntry(digit))
+    except ValueError:
+        return None

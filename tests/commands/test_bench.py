@@ -1,22 +1,25 @@
 """The load tool: callers by the clock, and what it says of them."""
 
 import asyncio
+import functools
 import json
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import soundfile
 
 from pipecat_duplex import DuplexError
-from pipecat_duplex.commands.bench import (
+from pipecat_duplex.commands.bench.bench import (
     MOST_CALLERS,
     BenchOptions,
     BenchReport,
     find_held,
     run_bench,
 )
-from pipecat_duplex.commands.callers import CallLog, murmur, run_callers
-from pipecat_duplex.commands.load import Load, LoadOptions
+from pipecat_duplex.commands.bench.callers import CallLog, murmur, run_callers
+from pipecat_duplex.commands.bench.load import Load, LoadOptions
 from pipecat_duplex.scripted import Script, ScriptedBackend
 from pipecat_duplex.session import SAMPLE_RATE_HZ
 from tests.server.callers import chat_url, serving
@@ -67,8 +70,8 @@ async def test_refusals_and_failures_are_told():
 
 
 async def test_callers_come_and_go(monkeypatch):
-    monkeypatch.setattr("pipecat_duplex.commands.callers.STAY_SECS", (0.3, 0.6))
-    monkeypatch.setattr("pipecat_duplex.commands.callers.AWAY_SECS", (0, 0.1))
+    monkeypatch.setattr("pipecat_duplex.commands.bench.callers.STAY_SECS", (0.3, 0.6))
+    monkeypatch.setattr("pipecat_duplex.commands.bench.callers.AWAY_SECS", (0, 0.1))
     log = await talk(Script(step_secs=0.005), 2, come_and_go=True)
     assert log.calls > 4 and not log.errors
 
@@ -140,17 +143,19 @@ def test_memory_a_session_is_the_growth():
     assert report.memory_mb_per_session == pytest.approx(3)
 
 
+@pytest.mark.slow
 async def test_bench_on_a_server(tmp_path):
     async with serving(slots=3) as server:
         options = BenchOptions(callers=(2, 4), secs=2.0, url=chat_url(server), playout_ms=1000)
         report = await asyncio.to_thread(run_bench, options)
-    assert report.held == 2 and report.prediction is None
+    assert report.held == 2 and report.prediction is None and report.sessions_by_steps is None
     few, many = report.loads
     assert few.steps > 30 and few.callers_cpu_cores > 0 and few.model_cpu_cores is None
     assert few.step_p50_ms is not None  # told in raw audio
     assert many.refused and not many.held
 
 
+@pytest.mark.slow
 @pytest.mark.engine
 def test_bench_on_an_engine(tiny_checkpoint, tmp_path, capsys):
     options = BenchOptions(
@@ -165,6 +170,7 @@ def test_bench_on_an_engine(tiny_checkpoint, tmp_path, capsys):
     assert all(load.steps > 15 and load.step_p50_ms for load in report.loads)
     assert all(load.model_cpu_cores and load.batch_ms for load in report.loads)
     assert report.prediction is not None and report.prediction.sessions > 1
+    assert report.sessions_by_steps is not None
     assert options.json is not None and options.plot is not None
     written = json.loads(options.json.read_text())
     assert written["held"] == report.held and len(written["loads"]) == 2
@@ -172,6 +178,51 @@ def test_bench_on_an_engine(tiny_checkpoint, tmp_path, capsys):
     assert "measured:" in capsys.readouterr().out
 
 
-def test_bad_loads_are_refused():
-    with pytest.raises(DuplexError, match="--callers"):
-        run_bench(BenchOptions(callers=(0,)))
+def refuses_before_it_measures(monkeypatch, message: str, **options) -> None:
+    def measure(load: LoadOptions) -> Load:
+        raise AssertionError("something was measured")
+
+    monkeypatch.setattr("pipecat_duplex.commands.bench.bench.measure_load", measure)
+    with pytest.raises(DuplexError, match=message):
+        run_bench(BenchOptions(**options))
+
+
+def test_bad_options_are_refused_before_anything_is_measured(monkeypatch, tmp_path):
+    refuse = functools.partial(refuses_before_it_measures, monkeypatch)
+    refuse("--callers", callers=(0,))
+    refuse("there is no folder", json=tmp_path / "nowhere" / "x")
+    refuse("there is no folder", plot=tmp_path / "nowhere" / "x")
+    refuse("two things", json=tmp_path / "x", plot=tmp_path / "x")
+    refuse("there is no file", speech=tmp_path / "nowhere.wav")
+    refuse("ws://", url="gopher://nowhere")
+    soundfile.write(tmp_path / "short.wav", np.zeros(100), 24_000)
+    refuse("0.08 s", speech=tmp_path / "short.wav")
+
+
+def test_a_plot_without_matplotlib_is_refused_before(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    refuses_before_it_measures(monkeypatch, r"pipecat-duplex\[plot\]", plot=tmp_path / "x.png")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(30, "read-only"),
+        FileNotFoundError(2, "no"),
+        PermissionError(13, "no"),
+        ImportError("no semaphores"),
+    ],
+)
+def test_without_shared_memory_it_says_what_to_do(monkeypatch, error: Exception):
+    def make(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr("pipecat_duplex.commands.bench.load.ProcessPoolExecutor", make)
+    with pytest.raises(DuplexError, match="/dev/shm"):
+        run_bench(BenchOptions(callers=(1,), secs=2.0))
+
+
+def test_the_key_of_a_server_is_told_nobody():
+    options = BenchOptions(url="wss://me:pass@gpu:8998/api/chat?token=secret", api_key="secret")
+    assert options.target == "gpu:8998"
+    assert "secret" not in repr(options.load(1, None)).replace(options.url or "", "")

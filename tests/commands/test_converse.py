@@ -3,13 +3,14 @@
 import asyncio
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
-from pipecat_duplex.commands.converse import ConverseOptions, converse, run_converse
+from pipecat_duplex.commands.converse.converse import ConverseOptions, converse, run_converse
 from pipecat_duplex.conversation.pcm import float_to_pcm16
 from pipecat_duplex.scripted import Script, ScriptedBackend
 from pipecat_duplex.session import (
@@ -20,6 +21,7 @@ from pipecat_duplex.session import (
     SessionEnded,
 )
 from tests.pipeline import silence, speech
+from tests.server.callers import chat_url, serving
 
 RATES_HZ = (8_000, 16_000, 44_100, 48_000)
 OPENING_STEP = 5
@@ -189,6 +191,7 @@ def test_every_step_is_answered(tmp_path: Path):
     assert len(report.timings) == 19
 
 
+@pytest.mark.slow
 @pytest.mark.engine
 async def test_a_seed_gives_the_same_conversation(tmp_path: Path, tiny_checkpoint: Path):
     pytest.importorskip("moshi")
@@ -239,6 +242,33 @@ def test_what_was_said_before_a_failure_is_kept(tmp_path: Path):
     events = read_events(tmp_path / "events.jsonl")
     (error,) = [event for event in events if event["event"] == "error"]
     assert "the script says so" in error["message"]
+
+
+async def test_a_server_is_talked_with_by_the_clock(tmp_path: Path):
+    script = Script(opening="hello there", opening_step=2, step_secs=0)
+    async with serving(ScriptedBackend(script), api_keys=("secret",)) as server:
+        options = ConverseOptions(
+            write_user(tmp_path / "in.wav", secs=1.2),
+            out=tmp_path / "out.wav",
+            events=tmp_path / "events.jsonl",
+            url=chat_url(server) + "?token=hidden",
+            api_key="secret",
+            tail_secs=0.4,
+        )
+        report = await asyncio.to_thread(run_converse, options)
+        refused = await asyncio.to_thread(converse_with_a_wrong_key, options)
+    assert report.elapsed_secs > 1.5
+    assert report.recording.select("monologue")
+    [summary] = [e for e in read_events(tmp_path / "events.jsonl") if e["event"] == "summary"]
+    assert summary["checkpoint"].startswith("127.0.0.1:")
+    assert "hidden" not in (tmp_path / "events.jsonl").read_text()
+    assert "401" in refused or "key" in refused
+
+
+def converse_with_a_wrong_key(options: ConverseOptions) -> str:
+    with pytest.raises(DuplexError) as refused:
+        run_converse(replace(options, api_key="wrong"))
+    return str(refused.value)
 
 
 async def test_a_full_backend_is_told_at_once(tmp_path: Path):

@@ -1,23 +1,27 @@
-"""Models and scripted audio for the engine's tests."""
+"""Models and scripted audio for the engine's tests.
+
+torch is imported inside the fixtures: without it the files here are skipped, with a reason.
+"""
 
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
 
 from pipecat_duplex.engine.engine import Runtime
-from pipecat_duplex.engine.torch.checkpoint import Checkpoint, load_checkpoint
 from pipecat_duplex.session import STEP_SAMPLES
-from tests.engine.bank import write_bank
-from training.onnx_graphs import write_graphs
+
+if TYPE_CHECKING:
+    from pipecat_duplex.engine.torch.checkpoint import Checkpoint
 
 
 @pytest.fixture(scope="session", autouse=True)
 def one_torch_thread() -> Iterator[None]:
     """Steps of the tiny model are too short to share, least of all on a busy machine."""
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -33,6 +37,8 @@ def runtime(request: pytest.FixtureRequest) -> Runtime:
 @pytest.fixture(autouse=True)
 def denormals() -> Iterator[None]:
     """A benchmark flushes denormals to zero in this thread; the tests after it want them back."""
+    import torch
+
     yield
     torch.set_flush_denormal(False)
 
@@ -40,6 +46,8 @@ def denormals() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def bank(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Speech as codes, see ``tests.engine.bank``."""
+    from tests.engine.bank import write_bank
+
     folder = tmp_path_factory.mktemp("bank")
     write_bank(folder)
     return folder
@@ -54,6 +62,12 @@ def checkpoint_folder(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFa
     are fitted to noise of many levels: near ties between codes, which rounding could turn, become
     as rare as in a trained codec. The language model's logits are stretched, so that tokens vary.
     """
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from pipecat_duplex.engine.torch.checkpoint import load_checkpoint
+    from training.onnx_graphs import write_graphs
+
     folder = tmp_path_factory.mktemp("listening") / "tiny"
     shutil.copytree(tiny_checkpoint, folder)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -82,6 +96,8 @@ def checkpoint_folder(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.fixture(scope="session")
-def checkpoint(checkpoint_folder: Path) -> Checkpoint:
+def checkpoint(checkpoint_folder: Path) -> "Checkpoint":
     """The checkpoint in memory. Only one model may stream it at a time."""
+    from pipecat_duplex.engine.torch.checkpoint import load_checkpoint
+
     return load_checkpoint(checkpoint_folder, "cpu")

@@ -13,7 +13,17 @@ from safetensors.torch import save_file
 
 from pipecat_duplex.engine import Engine
 from pipecat_duplex.engine.checkpoint import find_checkpoint
-from pipecat_duplex.engine.persona import SILENT_FRAMES, Casting, find_voices, read_voice, wrap_role
+from pipecat_duplex.engine.model import Parts
+from pipecat_duplex.engine.persona import (
+    SILENT_FRAMES,
+    Casting,
+    Persona,
+    Voices,
+    find_voices,
+    read_persona,
+    read_voice,
+    wrap_role,
+)
 from pipecat_duplex.engine.torch.checkpoint import Checkpoint, load_checkpoint, open_with_moshi
 from pipecat_duplex.session import (
     STEP_SAMPLES,
@@ -37,25 +47,41 @@ def voices(tmp_path: Path) -> Path:
     return folder
 
 
-def encode(audio: np.ndarray) -> np.ndarray:
+def encode(audio: np.ndarray) -> Parts[np.ndarray]:
     level = np.abs(audio).max(axis=1)
+    yield
     return np.tile((level * 100).astype(int), (8, 1)) + np.arange(8)[:, None]
 
 
+def frames_of(casting: Casting, persona: Persona) -> tuple[np.ndarray, int]:
+    """Return the frames, and in how many parts they came."""
+    parts, count = casting.frames(persona, encode), 0
+    while True:
+        try:
+            next(parts)
+        except StopIteration as end:
+            return end.value, count
+        count += 1
+
+
 def test_the_frames_of_a_persona_are_personaplexs(checkpoint: Checkpoint, voices: Path) -> None:
-    casting = Casting(checkpoint.vocabulary, find_voices(voices))
+    casting = Casting()
     config = SessionConfig(text_prompt="hello", voice_prompt="NATF0.pt")
-    frames = casting.frames(config, encode)
-    assert frames is not None
+    persona = read_persona(config, checkpoint.vocabulary, Voices(voices))
+    frames, parts = frames_of(casting, persona)
     role = checkpoint.vocabulary.tokens("<system> hello <system>")
     # Without the first frame of the clip, which is in the model's past.
     assert frames.shape == (17, 12 - 1 + SILENT_FRAMES + len(role) + SILENT_FRAMES)
+    assert persona.frames == frames.shape[1]
     text = frames[0].tolist()
     assert text[17 : 17 + len(role)] == role
     assert set(text[:17] + text[17 + len(role) :]) == {TEXT_PADDING}
     assert (frames[1, 11:] == 0).all() and (frames[1, :11] > 0).any()
     assert len(set(frames[9])) == 1 and frames[9, 0] > 40
-    assert casting.frames(SessionConfig(), encode) is None
+    # What was encoded once is kept: silence, the tone, and the voice.
+    again, parts_again = frames_of(casting, persona)
+    np.testing.assert_array_equal(again, frames)
+    assert (parts, parts_again) == (3, 0)
 
 
 def test_a_role_is_marked_once() -> None:

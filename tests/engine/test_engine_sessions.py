@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from pipecat_duplex.engine import Engine
-from pipecat_duplex.engine import session as session_module
 from pipecat_duplex.engine.checkpoint import find_checkpoint
 from pipecat_duplex.engine.engine import Runtime
 from pipecat_duplex.engine.loop import MAX_FAILURES
@@ -33,6 +32,7 @@ from pipecat_duplex.session import (
     SessionEnded,
     Step,
 )
+from pipecat_duplex.session import inbox as inbox_module
 from tests.engine.scripted import noise
 
 GREEDY = SessionConfig.greedy()
@@ -193,7 +193,7 @@ async def test_session_ends_at_its_limit(engine: Engine) -> None:
 
 
 async def test_pending_steps_are_bounded(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session_module, "MAX_PENDING_STEPS", 5)
+    monkeypatch.setattr(inbox_module, "MAX_PENDING_STEPS", 5)
     session, other = await engine.open(GREEDY), await engine.open(GREEDY)
     audio = noise(6, seed=1)
     for frame in audio[:5]:

@@ -135,6 +135,52 @@ def test_cutting_in_takes_the_place_of_the_next_word() -> None:
     assert run.said == [Said(1, "w10", "w11 w12"), Said(2, "", "w20")]
 
 
+@pytest.mark.parametrize("own", [1, 4])
+@pytest.mark.parametrize("ring", [0, 1, 3, 6])
+@pytest.mark.parametrize("ends_with", [PAD, END])
+def test_cutting_in_is_never_slower_than_queueing(own: int, ring: int, ends_with: int) -> None:
+    """The model ends its words, which ring on for a while; ours are given at any step."""
+    end = own + ring + OWN_STOP_STEPS + MAX_PAUSE_STEPS + 4
+    sampled = [OWN] * own + [PAD] * 3 + [ends_with] + [PAD] * (end - 4 - own)
+    levels_db = [LOUD_DB if i < own + ring else QUIET_DB for i in range(end)]
+
+    def first_word(given_at: int, cut_in: bool) -> int:
+        run = Run()
+        for i, (token, level_db) in enumerate(zip(sampled, levels_db, strict=True)):
+            if i == given_at:
+                run.speaker.say(utterance(10), cut_in=cut_in)
+            run.step(token, agent_db=level_db)
+        return run.tokens.index(10) if 10 in run.tokens else end
+
+    for given_at in range(end):
+        assert first_word(given_at, cut_in=True) <= first_word(given_at, cut_in=False), given_at
+
+
+@pytest.mark.parametrize("passed", range(1 + MAX_PAUSE_STEPS))
+def test_padding_that_has_passed_counts_when_cutting_in(passed: int) -> None:
+    run = Run()
+    run.steps([OWN] + [PAD] * (passed + 1), agent_db=LOUD_DB)
+    run.speaker.say(utterance(10), cut_in=True)
+    tokens = run.steps([PAD] * (MAX_PAUSE_STEPS + 2), agent_db=LOUD_DB)
+    assert tokens.index(END) == MAX_PAUSE_STEPS - passed
+
+
+@pytest.mark.parametrize("given_at", range(25))
+def test_cutting_in_on_given_words_is_never_slower_than_queueing(given_at: int) -> None:
+    def first_word(cut_in: bool) -> int:
+        run = Run()
+        run.speaker.say(utterance(10, 11, number=1))
+        for i in range(60):
+            if i == given_at:
+                run.speaker.say(utterance(20, number=2), cut_in=cut_in)
+            token = run.step(PAD, agent_db=LOUD_DB if run.tokens[-1:] == [11] else QUIET_DB)
+            if token == 20:
+                return i
+        return 60
+
+    assert first_word(True) <= first_word(False)
+
+
 def test_utterances_follow_one_another() -> None:
     run = Run()
     run.speaker.say(utterance(10, number=1))

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from aiohttp import WSMsgType, web
 
-from pipecat_duplex.opus import OpusDecoder, OpusEncoder
+from pipecat_duplex.protocol.opus import OpusDecoder, OpusEncoder
 from pipecat_duplex.session import STEP_SAMPLES
 
 

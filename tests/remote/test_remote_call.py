@@ -10,6 +10,8 @@ from pipecat.frames.frames import ErrorFrame, Frame
 from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
 
 from pipecat_duplex import DuplexLLMService, MonologueTextFrame
+from pipecat_duplex.remote.discovery import ServerAddress
+from pipecat_duplex.remote.load import ask_loads
 from tests.pipeline import converse, silence
 from tests.server.processes import Process, started
 
@@ -19,19 +21,23 @@ GREEDY = DuplexLLMService.Settings(text_temperature=0, audio_temperature=0)
 
 
 class Killer(FrameProcessor):
-    """Kills a server when the agent has come to a word; notes when each word came."""
+    """Kills the server of the call at a word of the agent; notes when each word came."""
 
-    def __init__(self, server: Process):
+    def __init__(self, servers: dict[str, Process]):
         super().__init__()
-        self._server = server
+        self._servers = servers
+        self.killed: Process | None = None
         self.times_secs: dict[str, float] = {}
 
     async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
         await super().process_frame(frame, direction)
         if isinstance(frame, MonologueTextFrame):
             self.times_secs[frame.text] = time.monotonic()
-            if frame.text == f"▁{KILLED_AT}":
-                self._server.signal(signal.SIGKILL)
+            if frame.text == f"▁{KILLED_AT}" and self.killed is None:
+                loads = await ask_loads({url: ServerAddress(url) for url in self._servers}, None)
+                (url,) = [url for url, load in loads.items() if load.used]
+                self.killed = self._servers[url]
+                self.killed.signal(signal.SIGKILL)
         await self.push_frame(frame, direction)
 
 
@@ -41,21 +47,24 @@ async def test_it_counts_on_at_the_other_server() -> None:
     audio = np.concatenate([silence(0.5), request, silence(7)])
     serve = ("-c", "from pipecat_duplex.cli import main; main()", "serve", "--port", "0")
     async with started(*serve) as first, started(*serve) as second:
-        urls = [
-            (await server.wait_for_line(r"ws://[\w.]+:\d+[\w/]*"))[0] for server in (first, second)
-        ]
-        killer = Killer(first)
+        servers = {
+            (await server.wait_for_line(r"ws://[\w.]+:\d+[\w/]*"))[0]: server
+            for server in (first, second)
+        }
+        killer = Killer(servers)
         conversation = await converse(
             None,
             audio,
             rate_hz=rate_hz,
             realtime=True,
-            url=urls,
+            url=list(servers),
             settings=GREEDY,
             processors=[killer],
         )
-        assert await first.wait() == -signal.SIGKILL
-        served = await second.wait_for_line(r"session .* (\d+) steps in pcm", 10)
+        assert killer.killed is not None
+        assert await killer.killed.wait() == -signal.SIGKILL
+        other = second if killer.killed is first else first
+        served = await other.wait_for_line(r"session .* (\d+) steps in pcm", 10)
     # After a while of silence it may say more, of its own.
     counted = len(NUMBERS)
     pieces = [frame.text for frame in conversation.near.of(MonologueTextFrame)]

@@ -7,14 +7,15 @@ import subprocess
 import sys
 
 import numpy as np
-from pipecat.frames.frames import ErrorFrame, TTSAudioRawFrame
+from pipecat.frames.frames import ErrorFrame, TTSAudioRawFrame, TTSSpeakFrame
 
-from pipecat_duplex import MonologueTextFrame
+from pipecat_duplex import DuplexLLMService, MonologueTextFrame
 from pipecat_duplex.remote import RemoteBackend
 from pipecat_duplex.scripted import Script, ScriptedBackend
 from tests.pipeline import converse, silence, speech
 from tests.server.callers import chat_url, serving, wait_until
 from tests.server.processes import scripted_server
+from tests.stalls import by_the_clock
 
 USER = np.concatenate([speech("question"), silence(3)])
 
@@ -63,6 +64,48 @@ async def test_a_bot_outlives_its_server():
     assert conversation.service.is_usable
     said = conversation.assistant_words()
     assert said[0].startswith("word0 word1") and said[-1] == "here again"
+
+
+@by_the_clock
+async def test_the_greeting_waits_for_the_caller_however_long_nobody_comes():
+    """The server ends sessions in which nobody is heard; another one is opened for the caller."""
+    settings = DuplexLLMService.Settings(greeting="hello there")
+    async with serving(ScriptedBackend(Script(step_secs=0.001)), idle_secs=1) as server:
+        backend = RemoteBackend(chat_url(server))
+        conversation = await converse(
+            backend,
+            silence(2.5),
+            realtime=True,
+            lobby_secs=2.0,
+            settings=settings,
+            inject={0.1: lambda: TTSSpeakFrame("one moment")},
+        )
+        await backend.close()
+    assert not conversation.near_user.of(ErrorFrame)
+    assert " ".join(conversation.assistant_words()) == "hello there one moment"
+    assert all(not event[1].unspoken for event in conversation.events if event[0] == "on_said")
+    names = conversation.event_names()
+    assert names[:3] == ["on_session_started", "on_session_ended", "on_session_started"]
+
+
+async def test_a_session_lost_with_nobody_there_is_no_error_until_somebody_comes():
+    async with serving(ScriptedBackend(Script()), idle_secs=0.2) as server:
+
+        async def stop_server():
+            await wait_until(lambda: server.sessions_open == 1)
+            await wait_until(lambda: server.sessions_open == 0)
+            await server.stop()
+
+        stopping = asyncio.create_task(stop_server())
+        backend = RemoteBackend(chat_url(server), attempts=1)
+        conversation = await converse(
+            backend, silence(1), realtime=True, lobby_secs=1.2, reopen_secs=0.1
+        )
+        await stopping
+        await backend.close()
+    (error,) = conversation.near_user.of(ErrorFrame)
+    assert "Cannot open a fresh session" in error.error
+    assert not conversation.service.is_usable
 
 
 async def test_the_bot_is_told_that_there_is_no_server():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from aiohttp import WSMsgType, web
 
-from pipecat_duplex import wire
+from pipecat_duplex import protocol
 from pipecat_duplex.remote import RemoteBackend
 from pipecat_duplex.remote.session import RemoteLimits
 from pipecat_duplex.scripted import Script, ScriptedBackend
@@ -23,7 +23,17 @@ from pipecat_duplex.session import (
     SessionConfig,
     SessionEnded,
 )
-from tests.server.callers import SILENCE, chat_url, converse, serving, take, text_of, wait_until
+from tests.server.callers import (
+    SILENCE,
+    calling,
+    chat_url,
+    converse,
+    read_until,
+    serving,
+    take,
+    text_of,
+    wait_until,
+)
 from tests.server.processes import scripted_server
 
 CONFIG = SessionConfig()
@@ -290,7 +300,7 @@ class BadServer:
         return socket
 
 
-PCM_READY = (wire.encode_metadata({"pipecat_duplex": {"format": "pcm"}}), b"\x00")
+PCM_READY = (protocol.encode(protocol.Metadata({"pipecat_duplex": {"format": "pcm"}})), b"\x00")
 
 
 @pytest.mark.parametrize(
@@ -311,7 +321,7 @@ async def test_a_handshake_that_goes_wrong(messages, reason):
     ("messages", "reason"),
     [
         ((b"\x11half a step",), "something wrong.*a step has"),
-        ((wire.encode_audio(b"OggS"),), "something wrong.*raw audio"),
+        ((protocol.encode(protocol.Audio(b"OggS")),), "something wrong.*raw audio"),
         (("hello",), "something wrong"),
         ((b"\x05out of memory",), "reports: out of memory"),
         ((bytes(2 << 20),), "1009|too big|lost"),
@@ -338,7 +348,7 @@ async def test_a_step_out_of_turn():
         session.send(SILENCE)
         (step,) = await take(session, 1)
         await session.close()
-    async with BadServer(*PCM_READY, wire.encode_step(step)) as server:
+    async with BadServer(*PCM_READY, protocol.encode(protocol.AgentStep(step))) as server:
         session = await RemoteBackend(server.url).open(CONFIG)
         with pytest.raises(SessionEnded, match="answers no frame"):
             await take(session, 1)
@@ -455,3 +465,87 @@ async def test_a_server_that_dies_ends_what_waits_for_it():
         process.signal(signal.SIGKILL)
         with pytest.raises(SessionEnded):
             await asyncio.wait_for(asking, 5)
+
+
+@pytest.mark.parametrize("words", [700, 5_000, 17_000, 21_000])
+async def test_long_words_are_taken_and_told_of(words):
+    text = " ".join(["hello"] * words)
+    async with serving() as server:
+        session = await RemoteBackend(chat_url(server)).open(CONFIG)
+        number = await session.say(text)
+        steps = await converse(session, [SILENCE] * 8)
+        await session.hush()
+        steps += await converse(session, [SILENCE] * 8)
+        ended = [said for step in steps for said in step.said]
+        assert [said.utterance_id for said in ended] == [number]
+        assert f"{ended[0].spoken} {ended[0].unspoken}" == text
+        await session.close()
+
+
+@pytest.mark.parametrize(
+    "text", ["hello " * 30_000, "hello \ud800", "\udfff", "語" * 50_000], ids=range(4)
+)
+async def test_words_that_no_server_takes_are_an_answer(text, audio_format):
+    async with serving() as server:
+        session = await RemoteBackend(chat_url(server), audio_format=audio_format).open(CONFIG)
+        with pytest.raises(CannotSay, match=r"bytes|Unicode"):
+            await session.say(text)
+        assert len(await converse(session, [SILENCE] * 5)) == 5
+        await session.close()
+
+
+@pytest.mark.parametrize("text", ["hello " * 30_000, "hello \ud800", "", None, "x" * 900_000])
+async def test_a_caller_with_words_that_are_not_taken_is_answered(text):
+    async with serving() as server, calling(server, format="pcm") as socket:
+        await read_until(socket, protocol.Handshake)
+        await socket.send_bytes(protocol.encode(protocol.Say(7, text)))
+        if text is not None:
+            (answer,) = await read_until(socket, protocol.SayAnswer)
+            assert answer.request == 7 and answer.utterance_id is None and answer.error
+        await socket.send_bytes(protocol.encode(protocol.Pcm(SILENCE)))
+        assert await read_until(socket, protocol.AgentStep)
+
+
+async def test_a_server_of_before_says_what_it_takes():
+    greeting = protocol.Metadata({"pipecat_duplex": {"format": "pcm", "features": ["say"]}})
+    async with BadServer(protocol.encode(greeting), b"\x00") as server:
+        session = await RemoteBackend(server.url).open(CONFIG)
+        with pytest.raises(CannotSay, match="at most 4096 bytes"):
+            await session.say("hello " * 700)
+        await session.close()
+
+
+async def test_words_come_as_a_stream_and_own_words_are_held(audio_format):
+    script = Script(step_secs=0, opening="not mine", opening_step=2, unsayable={"kubernetes"})
+    async with serving(ScriptedBackend(script)) as server:
+        backend = RemoteBackend(chat_url(server), audio_format=audio_format)
+        session = await backend.open(CONFIG)
+        await session.hold()
+        steps = await converse(session, [SILENCE] * 4)
+        assert [step.wish for step in steps] == [False, False, True, False]
+        number = await session.say("four fi", more=True)
+        await session.say_more(number, "ve kubernetes si")
+        steps = await converse(session, [SILENCE] * 12)
+        assert text_of(steps) == "four five"
+        await session.say_more(number, "x", more=False)
+        steps = await converse(session, [SILENCE] * 12)
+        assert text_of(steps) == "six"
+        assert [said for step in steps for said in step.said] == [
+            Said(number, "four five six", "", ("kubernetes",))
+        ]
+        await session.say_more(number, "too late")  # No error: the user may have barged in.
+        await session.close()
+
+
+async def test_a_server_that_takes_whole_texts_only_is_told(monkeypatch):
+    monkeypatch.setattr(protocol, "STREAM", "not yet")
+    async with serving(ScriptedBackend(Script(step_secs=0))) as server:
+        backend = RemoteBackend(chat_url(server))
+        session = await backend.open(CONFIG)
+        monkeypatch.undo()
+        with pytest.raises(CannotSay, match="newer"):
+            await session.hold()
+        with pytest.raises(CannotSay, match="newer"):
+            await session.say("one", more=True)
+        assert await session.say("one") == 1
+        await session.close()

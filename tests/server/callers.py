@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import aiohttp
 import numpy as np
 
-from pipecat_duplex import wire
+from pipecat_duplex import protocol
 from pipecat_duplex.scripted import Script, ScriptedBackend
 from pipecat_duplex.server import DuplexServer, ServerSettings
 from pipecat_duplex.session import STEP_SAMPLES, DuplexBackend, DuplexSession, Step
@@ -55,7 +55,7 @@ async def read_until(socket: aiohttp.ClientWebSocketResponse, kind: type, count:
     while len(found) < count:
         message = await asyncio.wait_for(socket.receive(), 10)
         assert message.type == aiohttp.WSMsgType.BINARY, message
-        parsed = wire.parse(message.data)
+        parsed = protocol.parse(message.data)
         if isinstance(parsed, kind):
             found.append(parsed)
     return found
@@ -68,7 +68,7 @@ async def read_to_end(socket: aiohttp.ClientWebSocketResponse) -> list:
         message = await asyncio.wait_for(socket.receive(), 10)
         if message.type != aiohttp.WSMsgType.BINARY:
             return found
-        found.append(wire.parse(message.data))
+        found.append(protocol.parse(message.data))
 
 
 async def wait_until(condition, secs: float = 10) -> None:

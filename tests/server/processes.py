@@ -52,14 +52,16 @@ class Process:
 
 
 @contextlib.asynccontextmanager
-async def started(*arguments: str, cwd: Path = ROOT) -> AsyncIterator[Process]:
+async def started(
+    *arguments: str, cwd: Path = ROOT, environment: dict[str, str] | None = None
+) -> AsyncIterator[Process]:
     """Run Python with these arguments; it is killed in the end."""
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "NO_TORCH_COMPILE": "1"}
+    settings = {"PYTHONUNBUFFERED": "1", "NO_TORCH_COMPILE": "1", **(environment or {})}
     raw = await asyncio.create_subprocess_exec(
         sys.executable,
         *arguments,
         cwd=cwd,
-        env=environment,
+        env={**os.environ, **settings},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )

@@ -28,6 +28,7 @@ async def engine(tiny_checkpoint):
     await engine.close()
 
 
+@pytest.mark.slow
 async def test_the_same_conversation_over_a_socket(engine):
     config = SessionConfig(seed=3)
     local = await engine.open(config)

@@ -12,7 +12,7 @@ import aiohttp
 import numpy as np
 import pytest
 
-from pipecat_duplex import wire
+from pipecat_duplex import protocol
 from pipecat_duplex.remote import RemoteBackend
 from pipecat_duplex.remote.session import RemoteSession
 from pipecat_duplex.scripted import Script, ScriptedBackend
@@ -94,30 +94,26 @@ def faulty(slots: int = 2, script: Script = STEADY, **settings):
 async def end_of(socket) -> tuple[int | None, str]:
     """The close code, and the reason that came as a message."""
     messages = await read_to_end(socket)
-    reasons = [message.reason for message in messages if isinstance(message, wire.Error)]
+    reasons = [message.reason for message in messages if isinstance(message, protocol.Error)]
     return socket.close_code, reasons[-1] if reasons else ""
 
 
 @pytest.mark.parametrize(
     ("message", "code", "reason"),
     [
-        (os.urandom(1 << 20), 1009, ""),
-        (wire.encode_pcm(SILENCE)[:-100], 1007, "bytes"),
-        (wire.encode_pcm(np.full_like(SILENCE, np.nan)), 1007, "NaN"),
-        (wire.encode_audio(b"OggS"), 1007, "raw audio"),
-        (wire.encode_metadata({})[:-1], 1007, "JSON"),
-        ("text", 1003, "binary"),
+        (os.urandom(2 << 20), 1009, ""),
+        (protocol.encode(protocol.Pcm(SILENCE))[:-100], 1007, "bytes"),
+        (protocol.encode(protocol.Pcm(np.full_like(SILENCE, np.nan))), 1007, "NaN"),
+        (protocol.encode(protocol.Audio(b"OggS")), 1007, "raw audio"),
+        (protocol.encode(protocol.Metadata({}))[:-1], 1007, "JSON"),
     ],
-    ids=["noise", "half a frame", "nan", "the other format", "half of JSON", "text"],
+    ids=["noise", "half a frame", "nan", "the other format", "half of JSON"],
 )
 async def test_what_does_not_belong_ends_the_call(message, code, reason):
     async with faulty() as server, Neighbour(server):
         async with calling(server, format="pcm") as socket:
-            await read_until(socket, wire.Handshake)
-            if isinstance(message, str):
-                await socket.send_str(message)
-            else:
-                await socket.send_bytes(message)
+            await read_until(socket, protocol.Handshake)
+            await socket.send_bytes(message)
             ended, told = await end_of(socket)
         assert ended == code
         assert reason in told
@@ -129,8 +125,8 @@ async def test_noise_as_opus_ends_the_call():
     pytest.importorskip("sphn")
     async with faulty() as server, Neighbour(server):
         async with calling(server) as socket:
-            await read_until(socket, wire.Handshake)
-            await socket.send_bytes(wire.encode_audio(os.urandom(1000)))
+            await read_until(socket, protocol.Handshake)
+            await socket.send_bytes(protocol.encode(protocol.Audio(os.urandom(1000))))
             assert await end_of(socket) == (1007, wire_error_of_noise(socket))
         await wait_until(lambda: server.sessions_open == 1)
 
@@ -150,28 +146,30 @@ async def test_what_may_be_ignored_is(message):
     async with faulty() as server:
         async with calling(server, format="pcm") as socket:
             await socket.send_bytes(message)
-            await socket.send_bytes(wire.encode_pcm(SILENCE))
-            await read_until(socket, wire.AgentStep)
+            await socket.send_bytes(protocol.encode(protocol.Pcm(SILENCE)))
+            await read_until(socket, protocol.AgentStep)
 
 
 async def test_audio_far_ahead_of_the_clock_ends_the_call():
     async with faulty(ahead_secs=2) as server, Neighbour(server):
         async with calling(server, format="pcm") as socket:
             for _ in range(40):
-                await socket.send_bytes(wire.encode_pcm(SILENCE))
+                await socket.send_bytes(protocol.encode(protocol.Pcm(SILENCE)))
             ended, reason = await end_of(socket)
         assert ended == 1008 and "ahead" in reason
 
 
 async def test_minutes_of_audio_in_a_small_message_are_not_decoded():
-    opus = pytest.importorskip("pipecat_duplex.opus")
+    opus = pytest.importorskip("pipecat_duplex.protocol.opus")
     pytest.importorskip("sphn")
     encoder = opus.OpusEncoder()
     stream = b"".join(encoder.encode(SILENCE) for _ in range(600))  # 48 s of silence is small
     async with faulty(ahead_secs=5) as server, Neighbour(server):
         async with calling(server) as socket:
             for start in range(0, len(stream), 60_000):
-                await socket.send_bytes(wire.encode_audio(stream[start : start + 60_000]))
+                await socket.send_bytes(
+                    protocol.encode(protocol.Audio(stream[start : start + 60_000]))
+                )
             ended, _ = await end_of(socket)
         assert ended in (1007, 1008)
 
@@ -202,7 +200,7 @@ async def connect_deaf(server, receive_buffer: int = 4096) -> sockets.socket:
     loop = asyncio.get_running_loop()
     await loop.sock_connect(connection, ("127.0.0.1", server.port))
     request = (
-        "GET /api/chat?format=pcm HTTP/1.1\r\nHost: here\r\nConnection: Upgrade\r\n"
+        "GET /api/chat?format=pcm HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: Upgrade\r\n"
         "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
         "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
     )
@@ -221,7 +219,7 @@ async def test_a_socket_that_stops_reading_is_closed():
         loop = asyncio.get_running_loop()
         with pytest.raises(OSError):
             for _ in range(2000):
-                await loop.sock_sendall(connection, frame(wire.encode_pcm(SILENCE)))
+                await loop.sock_sendall(connection, frame(protocol.encode(protocol.Pcm(SILENCE))))
                 await asyncio.sleep(0.005)
         connection.close()
         await wait_until(lambda: server.sessions_open == 1)
@@ -242,8 +240,8 @@ async def test_a_connection_that_breaks_frees_its_slot():
         for _ in range(5):
             async with aiohttp.ClientSession() as http:
                 socket = await http.ws_connect(chat_url(server, format="pcm"))
-                await read_until(socket, wire.Handshake)
-                await socket.send_bytes(wire.encode_pcm(SILENCE))
+                await read_until(socket, protocol.Handshake)
+                await socket.send_bytes(protocol.encode(protocol.Pcm(SILENCE)))
                 assert socket._conn is not None and socket._conn.transport is not None
                 socket._conn.transport.abort()
             await wait_until(lambda: server.sessions_open == 1)
@@ -264,6 +262,7 @@ def resident_mb() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
+@pytest.mark.slow
 async def test_a_thousand_connects_and_disconnects():
     async with faulty(slots=20) as server, Neighbour(server) as neighbour:
 
@@ -310,3 +309,64 @@ async def test_a_step_that_raises_ends_its_session_only():
         async with calling(server, format="pcm", text_seed=13) as socket:
             assert await end_of(socket) == (1011, "the server failed")
         await wait_until(lambda: server.sessions_open == 1)
+
+
+async def test_text_messages_are_ignored_as_moshi_server_does():
+    async with faulty() as server, calling(server, format="pcm") as socket:
+        await read_until(socket, protocol.Handshake)
+        for _ in range(3):
+            await socket.send_str("hello")
+        await socket.send_bytes(protocol.encode(protocol.Pcm(SILENCE)))
+        assert await read_until(socket, protocol.AgentStep)
+
+
+@pytest.mark.parametrize(
+    "message", [protocol.encode(protocol.Pcm(SILENCE)), b'\x12{"request":1,"text":" "}', b"\x06"]
+)
+async def test_a_frame_now_and_then_holds_no_slot(message):
+    async with faulty(idle_secs=0.6) as server, calling(server, format="pcm") as socket:
+
+        async def hold():
+            while not socket.closed:
+                await socket.send_bytes(message)
+                await asyncio.sleep(0.35)
+
+        holding = asyncio.create_task(hold())
+        code, reason = await end_of(socket)
+        holding.cancel()
+        assert code == 1008 and "audio" in reason
+
+
+async def test_the_clock_limits_a_session_too(monkeypatch):
+    monkeypatch.setattr("pipecat_duplex.server.call.OVERTIME_SECS", 0.2)
+    async with faulty(max_session_secs=0.5) as server, calling(server, format="pcm") as socket:
+        assert (await end_of(socket))[0] == 1000
+        await wait_until(lambda: server.metrics.ended["limit"] == 1)
+
+
+async def test_empty_fragments_are_counted():
+    async with faulty(messages_per_sec=50) as server:
+        connection = await connect_deaf(server, 65536)
+        loop = asyncio.get_running_loop()
+        with contextlib.suppress(ConnectionError):
+            await loop.sock_sendall(connection, b"\x02\x80" + bytes(4))
+            for _ in range(100):
+                await loop.sock_sendall(connection, (b"\x00\x80" + bytes(4)) * 100)
+                await asyncio.sleep(0.01)
+        await wait_until(lambda: server.metrics.ended["rate"] == 1)
+        connection.close()
+
+
+async def test_bytes_of_a_message_that_never_ends_are_counted():
+    async with faulty(bytes_per_sec=20_000) as server:
+        connection = await connect_deaf(server, 65536)
+        loop = asyncio.get_running_loop()
+        with contextlib.suppress(ConnectionError):
+            await loop.sock_sendall(
+                connection, b"\x82\xff" + (1 << 19).to_bytes(8, "big") + bytes(4)
+            )
+            for _ in range(30):
+                await loop.sock_sendall(connection, bytes(10_000))
+                await asyncio.sleep(0.01)
+        await wait_until(lambda: server.metrics.ended["rate"] == 1)
+        connection.close()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from loguru import logger
 
-from pipecat_duplex import wire
+from pipecat_duplex import protocol
 from pipecat_duplex.remote import RemoteBackend
 from pipecat_duplex.scripted import Script, ScriptedBackend
 from pipecat_duplex.session import AtCapacity, DuplexError, SessionConfig
@@ -36,36 +36,36 @@ async def get(server, path: str) -> tuple[int, str, dict]:
 async def test_raw_audio_is_the_session_itself():
     async with serving() as server:
         async with calling(server, format="pcm") as socket:
-            metadata = (await read_until(socket, wire.Metadata))[0].fields
-            await read_until(socket, wire.Handshake)
+            metadata = (await read_until(socket, protocol.Metadata))[0].fields
+            await read_until(socket, protocol.Handshake)
             assert metadata["pipecat_duplex"]["format"] == "pcm"
             for _ in range(12):
-                await socket.send_bytes(wire.encode_pcm(SILENCE))
-            steps = [m.step for m in await read_until(socket, wire.AgentStep, 12)]
+                await socket.send_bytes(protocol.encode(protocol.Pcm(SILENCE)))
+            steps = [m.step for m in await read_until(socket, protocol.AgentStep, 12)]
     assert [step.index for step in steps] == list(range(12))
     assert text_of(steps) == "one two three"
     assert steps[0].timing.compute_secs > 0
 
 
 async def test_opus_for_everybody_else():
-    opus = pytest.importorskip("pipecat_duplex.opus")
+    opus = pytest.importorskip("pipecat_duplex.protocol.opus")
     pytest.importorskip("sphn")
     async with serving() as server:
         async with calling(server, text_temperature="0.7", email="a@b") as socket:
             assert (await socket.receive()).data == b"\x00"  # the first message, for simple clients
-            metadata = wire.parse((await socket.receive()).data)
-            assert isinstance(metadata, wire.Metadata)
+            metadata = protocol.parse((await socket.receive()).data)
+            assert isinstance(metadata, protocol.Metadata)
             assert metadata.fields["pipecat_duplex"]["ignored"] == ["email"]
             encoder, decoder = opus.OpusEncoder(), opus.OpusDecoder()
             stream = b"".join(encoder.encode(SILENCE) for _ in range(12))
             for start in range(0, len(stream), 37):  # cut anywhere
-                await socket.send_bytes(wire.encode_audio(stream[start : start + 37]))
+                await socket.send_bytes(protocol.encode(protocol.Audio(stream[start : start + 37])))
             words, pcm = "", np.zeros(0, np.float32)
             while len(pcm) < 11 * len(SILENCE):
-                message = wire.parse((await asyncio.wait_for(socket.receive(), 10)).data)
-                if isinstance(message, wire.Text):
+                message = protocol.parse((await asyncio.wait_for(socket.receive(), 10)).data)
+                if isinstance(message, protocol.Text):
                     words += message.text
-                elif isinstance(message, wire.Audio):
+                elif isinstance(message, protocol.Audio):
                     pcm = np.concatenate([pcm, decoder.decode(message.data)])
     assert words == " one two three"
     assert len(pcm) == 11 * len(SILENCE)
@@ -75,7 +75,7 @@ async def test_opus_for_everybody_else():
 async def test_full_is_said_before_the_upgrade():
     async with serving(slots=1) as server:
         async with calling(server, format="pcm") as socket:
-            await read_until(socket, wire.Handshake)
+            await read_until(socket, protocol.Handshake)
             with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
                 async with calling(server, format="pcm"):
                     pass
@@ -86,7 +86,7 @@ async def test_full_is_said_before_the_upgrade():
                 await RemoteBackend(chat_url(server)).open(SessionConfig())
         await wait_until(lambda: server.sessions_open == 0)
         async with calling(server, format="pcm") as socket:
-            await read_until(socket, wire.Handshake)
+            await read_until(socket, protocol.Handshake)
     assert server.metrics.refused["full"] == 2
 
 
@@ -155,7 +155,7 @@ async def test_pages_of_other_origins_may_not_call():
                 pass
         assert refused.value.status == 403
         async with calling(server, headers={"Origin": "https://bot.example"}, format="pcm") as s:
-            await read_until(s, wire.Handshake)
+            await read_until(s, protocol.Handshake)
 
 
 async def test_a_browser_address_bar_is_told():
@@ -217,12 +217,12 @@ async def test_draining_lets_sessions_finish():
 async def test_draining_ends_sessions_that_do_not_finish():
     async with serving() as server:
         async with calling(server, format="pcm") as socket:
-            await read_until(socket, wire.Handshake)
+            await read_until(socket, protocol.Handshake)
             draining = asyncio.create_task(server.drain(0.05))
             messages = await read_to_end(socket)
             await draining
             assert socket.close_code == 1013
-            assert isinstance(messages[-1], wire.Error)
+            assert isinstance(messages[-1], protocol.Error)
             assert "shutting down" in messages[-1].reason
 
 
@@ -231,12 +231,12 @@ async def test_a_session_that_fails_says_why():
     async with serving(ScriptedBackend(script, slots=2)) as server:
         async with calling(server, format="pcm") as socket:
             for _ in range(5):
-                await socket.send_bytes(wire.encode_pcm(SILENCE))
+                await socket.send_bytes(protocol.encode(protocol.Pcm(SILENCE)))
             messages = await read_to_end(socket)
             assert socket.close_code == 1011
-        steps = [m.step.index for m in messages if isinstance(m, wire.AgentStep)]
+        steps = [m.step.index for m in messages if isinstance(m, protocol.AgentStep)]
         assert steps == [0, 1, 2]
-        assert messages[-1] == wire.Error("the script says so")
+        assert messages[-1] == protocol.Error("the script says so")
         await wait_until(lambda: server.sessions_open == 0)
 
 
@@ -313,6 +313,6 @@ async def test_opus_as_the_page_of_kyutai_sends_it():
         async with calling(server) as socket:
             data = stream.getvalue()
             for start in range(0, len(data), 200):
-                await socket.send_bytes(wire.encode_audio(data[start : start + 200]))
-            words = await read_until(socket, wire.Text, 3)
+                await socket.send_bytes(protocol.encode(protocol.Audio(data[start : start + 200])))
+            words = await read_until(socket, protocol.Text, 3)
     assert [word.text for word in words] == [" one", " two", " three"]

@@ -174,6 +174,7 @@ class Caller:
         line: Line | None = None,
         digits: Mapping[float, str] | None = None,
         headers: Mapping[str, str] | None = None,
+        parameters: Mapping[str, str] | None = None,
         waits: bool = False,
         stays: bool = False,
     ):
@@ -184,6 +185,7 @@ class Caller:
             line: What the line does to it.
             digits: Keys to press, by second of the audio.
             headers: Of the WebSocket's request, such as Twilio's signature.
+            parameters: What the TwiML gave along.
             waits: Be silent until the agent begins.
             stays: Stay on the line, without a sound, until the bot hangs up.
         """
@@ -191,6 +193,7 @@ class Caller:
         self._line = line or Line()
         self._digits = dict(digits or {})
         self._headers = dict(headers or {})
+        self._parameters = {"from": "+15550100", **(parameters or {})}
         self._waits = waits
         self._stays = stays
         self._hanging_up = False
@@ -213,7 +216,8 @@ class Caller:
             url, additional_headers=self._headers, compression=None, max_size=None
         ) as socket:
             await socket.send(json.dumps(connected_message()))
-            await self._send(socket, "start", start=start_object())
+            start = start_object(customParameters=self._parameters)
+            await self._send(socket, "start", start=start)
             call = Call(time.monotonic(), self._audio)
             listening = asyncio.create_task(_listen(socket, call))
             try:

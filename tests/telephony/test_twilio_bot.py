@@ -18,7 +18,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from pipecat_duplex.scripted import Script, ScriptedBackend
 from tests.pipeline import silence, speech
-from tests.telephony.bot import HOST, serving, sign, until
+from tests.telephony.bot import HOST, Bot, serving, sign, until
 from tests.telephony.caller import (
     ACCOUNT_SID,
     CALL_SID,
@@ -75,6 +75,7 @@ def torn_secs(call: Call) -> float:
     return sum(gap.secs for gap in call.player().gaps)
 
 
+@pytest.mark.slow
 async def test_loss_and_jitter_tear_nothing_and_delay_nothing(logs):
     """5 % loss and 60 ms of jitter, beside an even line: a busy machine tears both alike."""
     words = " ".join(["word"] * 16)
@@ -97,6 +98,7 @@ async def test_loss_and_jitter_tear_nothing_and_delay_nothing(logs):
     assert min(lost) == 0 and 0.1 < max(lost) < 1.2
 
 
+@pytest.mark.slow
 async def test_two_calls_have_their_own_conversations(logs):
     """One caller talks over the agent, the other one listens; each presses keys of their own."""
     backend = ScriptedBackend(Script(opening=STORY, step_secs=0), slots=2)
@@ -151,12 +153,22 @@ async def rest_api() -> AsyncIterator[tuple[str, list]]:
         await runner.cleanup()
 
 
+async def announce(bot: Bot, **form: str) -> dict[str, str]:
+    """Ask the bot what to do with a call, as Twilio does; return the parameters of the stream."""
+    form = {"CallSid": CALL_SID, "AccountSid": ACCOUNT_SID, "From": "+15550100"} | form
+    headers = sign(TOKEN, f"https://{HOST}/", form)
+    async with aiohttp.ClientSession() as web, web.post(bot.http, data=form, headers=headers) as r:
+        twiml = ElementTree.fromstring(await r.text())
+    return {p.attrib["name"]: p.attrib["value"] for p in twiml.iter("Parameter")}
+
+
 async def test_the_agent_hangs_up_after_goodbye():
     backend = ScriptedBackend(Script(opening="goodbye and thanks"))
     headers = sign(TOKEN, f"wss://{HOST}/media")
     async with rest_api() as (api_url, requests):
         async with serving(backend, auth_token=TOKEN, api_url=api_url) as bot:
-            caller = Caller(silence(30, RATE_HZ), headers=headers)
+            parameters = await announce(bot)
+            caller = Caller(silence(30, RATE_HZ), headers=headers, parameters=parameters)
             call = await asyncio.wait_for(caller.call(bot.media), 30)
     assert call.close_code == 1000
     assert call.times("media")
@@ -164,6 +176,43 @@ async def test_the_agent_hangs_up_after_goodbye():
     assert path == f"/2010-04-01/Accounts/{ACCOUNT_SID}/Calls/{CALL_SID}.json"
     assert authorization == aiohttp.BasicAuth(ACCOUNT_SID, TOKEN).encode()
     assert form == {"Status": "completed"}
+
+
+async def test_a_signature_that_is_replayed_opens_no_stream(logs):
+    """What Twilio signs is the same for every call: the token is of one call, and for once."""
+    headers = sign(TOKEN, f"wss://{HOST}/media")
+    backend = ScriptedBackend(Script(opening=STORY), slots=2)
+    async with serving(backend, auth_token=TOKEN) as bot:
+
+        async def close_code(parameters: dict[str, str]) -> int | None:
+            caller = Caller(silence(0.1, RATE_HZ), headers=headers, parameters=parameters)
+            return (await caller.call(bot.media)).close_code
+
+        good = await announce(bot)
+        other = await announce(bot, CallSid="CA" + "0" * 32)
+        cut = good["token"][:-1]
+        for bad in ({}, other, {"token": ""}, {"token": cut}, {"token": "x.y.z"}):
+            assert await close_code(bad) == 1008, bad
+        assert not backend.sessions
+        assert await close_code(good) == 1000
+        assert len(backend.sessions) == 1
+        assert await close_code(good) == 1008
+    assert sum("token is wrong" in line for line in logs) == 6
+
+
+async def test_no_call_loads_a_turn_model(monkeypatch, logs):
+    """Pipecat's default would take 11 MB and 50 ms of the event loop for each call."""
+
+    def load(*args, **kwargs):
+        raise AssertionError("a model is loaded for a call")
+
+    monkeypatch.setattr(
+        "pipecat.turns.user_turn_strategies.default_user_turn_stop_strategies", load
+    )
+    async with serving(ScriptedBackend(Script(opening="hello there", step_secs=0))) as bot:
+        call = await Caller(silence(1, RATE_HZ)).call(bot.media)
+    assert call.times("media")
+    assert not [line for line in logs if "strateg" in line]  # Pipecat warns of odd ones
 
 
 async def test_the_answer_connects_the_stream():
@@ -176,6 +225,7 @@ async def test_the_answer_connects_the_stream():
             stream = ElementTree.fromstring(await response.text()).find("Connect/Stream")
         assert stream is not None and stream.get("url") == f"wss://{HOST}/media"
         assert stream.find("Parameter").attrib == {"name": "from", "value": form["From"]}
+        assert [p.attrib["name"] for p in stream] == ["from", "token"]
         wrong = sign("another token", url, form)
         for headers in (wrong, {}, sign(TOKEN, url)):
             async with web.post(bot.http, data=form, headers=headers) as response:
@@ -216,6 +266,16 @@ BAD_BEGINNINGS = {
         1003,
         "audio/opus",
     ),
+    "a name that is a path": (
+        [START | {"start": start_object(callSid="../Calls/CA1")}],
+        1008,
+        "callSid",
+    ),
+    "a codec that is text": (
+        [START | {"start": start_object(mediaFormat="x")}],
+        1008,
+        "mediaFormat",
+    ),
     "binary": ([b"\x00\x01"], 1003, "binary"),
     "giant": (["x" * 200_000], 1009, ""),
 }
@@ -236,6 +296,11 @@ BAD_MESSAGES = {
         1009,
         "40000 bytes of audio",
     ),
+    "keys that are none": (
+        {"event": "dtmf", "streamSid": STREAM_SID, "dtmf": None},
+        1008,
+        "without digit",
+    ),
     "not JSON": ("{", 1008, "not JSON"),
 }
 
@@ -255,6 +320,7 @@ async def send_and_listen(url: str, messages: list) -> tuple[int | None, str]:
     return socket.close_code, socket.close_reason or ""
 
 
+@pytest.mark.slow
 async def test_bad_input_is_refused_and_nothing_else_is_affected(logs):
     """While one caller listens to a story, others send what is not the protocol."""
     story = " ".join(["word"] * 400)

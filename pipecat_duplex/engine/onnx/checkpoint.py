@@ -7,8 +7,8 @@ from pathlib import Path
 
 import onnxruntime
 
-from pipecat_duplex.engine.checkpoint import GRAPHS, CheckpointFiles, has_graphs, one_line
-from pipecat_duplex.session import CheckpointError
+from pipecat_duplex.engine.checkpoint import GRAPHS, CheckpointFiles, has_graphs
+from pipecat_duplex.session import CheckpointError, one_line
 
 
 def open_graphs(files: CheckpointFiles) -> dict[str, onnxruntime.InferenceSession]:

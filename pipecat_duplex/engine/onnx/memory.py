@@ -80,7 +80,7 @@ class CodecMemory:
         self.positions[slots] += 1
 
 
-class History:
+class TokenRing:
     """The tokens of the last few steps, as moshi's ``LMGen`` keeps them, with the streams' delays.
 
     Stream 0 is the monologue, then come the agent's codebooks and the user's.

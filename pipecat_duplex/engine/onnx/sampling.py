@@ -22,12 +22,14 @@ class SlotSampling:
         self._inverse_temperature = np.ones((slots, 1), np.float32)
         self._last_rank = np.zeros((slots, 1), np.int64)
         self._noisy: list[np.random.Generator | None] = [None] * slots
+        self._put_back: dict[int, np.ndarray] = {}
 
     def set_slot(
         self, slot: int, temperature: float, top_k: int, generator: np.random.Generator
     ) -> None:
         """Set how a slot chooses; a temperature of 0 is greedy."""
         greedy = temperature < MIN_TEMPERATURE
+        self._put_back.pop(slot, None)
         self._noisy[slot] = None if greedy else generator
         self._inverse_temperature[slot] = 1.0 if greedy else 1 / temperature
         self._last_rank[slot] = 0 if greedy else top_k - 1
@@ -46,10 +48,19 @@ class SlotSampling:
             if generator is None:
                 noise[row] = 0
                 continue
+            if slot in self._put_back:
+                noise[row] = self._put_back.pop(slot)
+                continue
             generator.standard_exponential(out=noise[row], dtype=np.float32)
             np.maximum(noise[row], LEAST, out=noise[row])
             np.log(noise[row], out=noise[row])
             np.negative(noise[row], out=noise[row])
+
+    def put_back(self, graph: Graph, slots: np.ndarray) -> None:
+        """Keep the noise that ``prepare`` has just drawn, for the next time it is asked for."""
+        for row, slot in enumerate(slots.tolist()):
+            if self._noisy[slot] is not None:
+                self._put_back[slot] = graph.inputs["noise"][row].copy()
 
 
 class Sampler:

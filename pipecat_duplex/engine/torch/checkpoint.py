@@ -9,17 +9,13 @@ from moshi.models import loaders
 from moshi.models.compression import MimiModel
 from moshi.models.lm import LMModel
 from moshi.modules.transformer import StreamingMultiheadAttention
-from safetensors.torch import load_file
+from safetensors import safe_open
 
-from pipecat_duplex.engine.checkpoint import (
-    CODEBOOKS,
-    CheckpointFiles,
-    CheckpointSummary,
-    find_checkpoint,
-    one_line,
-)
+from pipecat_duplex.engine.checkpoint import CODEBOOKS, CheckpointFiles, find_checkpoint
+from pipecat_duplex.engine.model import ModelSummary
+from pipecat_duplex.engine.torch.quantization import Quantization, adopt_published, quantize
 from pipecat_duplex.engine.vocabulary import Vocabulary
-from pipecat_duplex.session import SAMPLE_RATE_HZ, STEP_SAMPLES, CheckpointError
+from pipecat_duplex.session import SAMPLE_RATE_HZ, STEP_SAMPLES, CheckpointError, one_line
 
 ALL_CODEBOOKS = re.compile(r"(depformer\.layers\.\d+\.self_attn\.(?:in|out)_proj)[._]weight")
 """A weight that holds one matrix a codebook, one below the other."""
@@ -39,32 +35,40 @@ class Checkpoint:
     lm: LMModel
     mimi: MimiModel
     vocabulary: Vocabulary
-    summary: CheckpointSummary
+    summary: ModelSummary
 
 
-def load_checkpoint(name: str | Path, device: str | None = None) -> Checkpoint:
+def load_checkpoint(
+    name: str | Path,
+    device: str | None = None,
+    *,
+    dtype: str | None = None,
+    quantization: Quantization | None = None,
+) -> Checkpoint:
     """Load a checkpoint into memory.
 
     Args:
         name: ``embedded``, a local folder, or ``owner/name[@revision]`` on the hub.
-        device: Where to, in torch's words. None is CUDA if there is a GPU, else the CPU. CUDA runs
-            the language model in bfloat16, the CPU in float32.
+        device: Where to, in torch's words. None is CUDA if there is a GPU, else the CPU.
+        dtype: Number format of the language model, ``float32`` or ``bfloat16``. None is bfloat16 on
+            CUDA and float32 on the CPU.
+        quantization: How to keep the weights of its linear layers, if not in full.
 
     Raises:
         CheckpointError: It cannot be found, is incomplete, is not a full-duplex Moshi, or does not
             fit into memory.
     """
     target = _choose_device(device)
-    dtype = torch.bfloat16 if target.type == "cuda" else torch.float32
+    number_format = _choose_dtype(dtype, target)
     files = find_checkpoint(name)
     info = open_with_moshi(files)
     vocabulary = files.vocabulary()
-    if files.predicts_user:
-        info.lm_config = (info.lm_config or {}) | {"dep_q": CODEBOOKS}
     try:
-        mimi = info.get_mimi(target)
-        load = _load_agent_only if files.predicts_user else loaders.CheckpointInfo.get_moshi
-        lm = load(info, target, dtype)
+        mimi = loaders.get_mimi(files.mimi_weights, info.mimi_config, target, CODEBOOKS)
+        lm = _load_language(files, target, number_format)
+        lm_parameters = _count_parameters(lm)
+        if quantization is not None and not files.config.get("quantize"):
+            quantize(lm, quantization)
     except torch.OutOfMemoryError as error:
         raise CheckpointError(
             f"checkpoint {name} does not fit into the memory of {target}: "
@@ -77,20 +81,21 @@ def load_checkpoint(name: str | Path, device: str | None = None) -> Checkpoint:
             f"checkpoint {name} is not a full-duplex Moshi: its codec does not have "
             f"steps of {STEP_SAMPLES} samples at {SAMPLE_RATE_HZ} Hz"
         )
-    summary = CheckpointSummary(
+    summary = ModelSummary(
         name=files.name,
         trained=files.trained,
-        lm_parameters=_count_parameters(lm),
+        lm_parameters=lm_parameters,
         mimi_parameters=_count_parameters(mimi),
         context_steps=lm.context or 0,
         runtime="torch",
         device=str(target),
-        dtype=str(dtype).removeprefix("torch."),
-        kv_bytes_per_slot=_kv_bytes(lm.transformer, dtype) + _kv_bytes(mimi, torch.float32),
+        dtype=str(number_format).removeprefix("torch."),
+        kv_bytes_per_slot=kv_bytes(lm.transformer, number_format) + kv_bytes(mimi, torch.float32),
         sampling=files.sampling,
         fingerprint=files.fingerprint(),
         text_tokens=lm.text_card,
         audio_tokens=lm.card,
+        quantization="int8" if files.config.get("quantize") else quantization,
     )
     return Checkpoint(lm, mimi, vocabulary, summary)
 
@@ -110,27 +115,49 @@ def open_with_moshi(files: CheckpointFiles) -> loaders.CheckpointInfo:
     )
 
 
-def _load_agent_only(
-    info: loaders.CheckpointInfo, device: torch.device, dtype: torch.dtype
-) -> LMModel:
-    """Load a model that predicts the user as well, without what it predicts the user with.
+def _load_language(files: CheckpointFiles, device: torch.device, dtype: torch.dtype) -> LMModel:
+    """Load the language model, weight by weight, so that nothing is in memory twice.
 
-    The agent's codebooks come first, and each is predicted from those before it: what follows them
-    can be left out.
+    Of a model that predicts the user as well, what it predicts the user with is left out: the
+    agent's codebooks come first, and each is predicted from those before it. The scales of 8-bit
+    weights stay in float32, which moshi's loader rounds and then refuses.
     """
-    lm = loaders.get_moshi_lm(None, info.lm_config, device, dtype)
-    wanted = lm.state_dict()
+    info = open_with_moshi(files)
+    if info.lora_weights is not None:
+        return info.get_moshi(device, dtype)
+    config = info.lm_config
+    if files.predicts_user:
+        config = (config or {}) | {"dep_q": CODEBOOKS}
+    lm = loaders.get_moshi_lm(None, config, torch.device("meta"), dtype)
+    wanted = lm.state_dict() if files.predicts_user else None
     weights: dict[str, torch.Tensor] = {}
-    for name, weight in load_file(info.moshi_weights, device=str(device)).items():
-        match = ALL_CODEBOOKS.fullmatch(name)
-        if match is not None:
-            parts = weight.view(2 * CODEBOOKS, -1, weight.shape[-1])[:CODEBOOKS]
-            for codebook, part in enumerate(parts):
-                weights[f"{match[1]}s.{codebook}.weight"] = part.to(dtype)
-        elif name in wanted:
-            weights[name] = weight.to(dtype)
-    lm.load_state_dict(weights)
+    with safe_open(files.lm_weights, framework="pt", device=str(device)) as file:
+        for name in file.keys():
+            match = ALL_CODEBOOKS.fullmatch(name) if wanted is not None else None
+            if match is not None:
+                parts = file.get_tensor(name).chunk(2 * CODEBOOKS)[:CODEBOOKS]
+                for codebook, part in enumerate(parts):
+                    weights[f"{match[1]}s.{codebook}.weight"] = part.clone().to(dtype)
+            elif wanted is None or name in wanted:
+                weights[name] = _in_format(name, file.get_tensor(name), dtype)
+    lm.load_state_dict(weights, assign=True)
+    if files.config.get("quantize"):
+        adopt_published(lm)
     return lm.eval()
+
+
+def _in_format(name: str, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    is_scale = name.endswith("_scb")
+    return weight.to(dtype) if weight.is_floating_point() and not is_scale else weight
+
+
+def _choose_dtype(name: str | None, device: torch.device) -> torch.dtype:
+    formats = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    if name is None:
+        name = "bfloat16" if device.type == "cuda" else "float32"
+    if name not in formats:
+        raise CheckpointError(f"dtype {name!r} is not supported: there are {', '.join(formats)}")
+    return formats[name]
 
 
 def _choose_device(device: str | None) -> torch.device:
@@ -151,7 +178,7 @@ def _count_parameters(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _kv_bytes(module: torch.nn.Module, dtype: torch.dtype) -> int:
+def kv_bytes(module: torch.nn.Module, dtype: torch.dtype) -> int:
     """Size of one slot's ring of keys and values, over all attentions in the module."""
     attentions = [m for m in module.modules() if isinstance(m, StreamingMultiheadAttention)]
     return sum(

@@ -1,7 +1,7 @@
 """The model with its slots: one step for every conversation whose frame is there."""
 
 import gc
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -10,12 +10,14 @@ import torch
 from moshi.models.compression import MimiModel
 from moshi.modules.streaming import StreamingModule
 
-from pipecat_duplex.engine.checkpoint import CODEBOOKS, CheckpointSummary
-from pipecat_duplex.engine.model import ChooseWord, SlotOutput, StepModel
+from pipecat_duplex.engine.checkpoint import CODEBOOKS
+from pipecat_duplex.engine.model import ChooseWord, ModelSummary, Parts, SlotOutput, StepModel
 from pipecat_duplex.engine.prefix import Prefix
 from pipecat_duplex.engine.torch.checkpoint import Checkpoint, load_checkpoint
 from pipecat_duplex.engine.torch.prefill import SoloStates
+from pipecat_duplex.engine.torch.quantization import Quantization, keep_rings_in
 from pipecat_duplex.engine.torch.sampling import SlotLMGen
+from pipecat_duplex.engine.torch.undo import StateCopy
 from pipecat_duplex.session import STEP_SAMPLES, SessionConfig
 
 LANGUAGE_PASS_STEPS = 128
@@ -29,7 +31,7 @@ CODEC_LAST_STEPS = 2
 moshi's attention has lost its oldest key already, which a longer pass would not do."""
 
 
-class Lane:
+class MaskedModules:
     """Streaming modules that run for the same slots.
 
     All rows of the batch are always computed; a mask says which slots keep the result in their
@@ -48,6 +50,16 @@ class Lane:
             for module in self._modules:
                 module.set_exec_mask(mask)
             self._running = running
+
+    @property
+    def running(self) -> list[bool]:
+        """Which slots the next call changes."""
+        return self._running
+
+    @running.setter
+    def running(self, running: list[bool]) -> None:
+        """Take note of masks that were put back to what they were."""
+        self._running = running
 
     def reset(self, slots: Iterable[int]) -> None:
         """Put slots back to their beginning."""
@@ -71,20 +83,30 @@ class BatchedModel(StepModel):
     # CUDA graphs are captured at the second run of each part; the first step decodes nothing.
     warm_up_steps = 4
 
-    def __init__(self, checkpoint: Checkpoint, slots: int, cpu_threads: int | None = None):
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        slots: int,
+        cpu_threads: int | None = None,
+        memory_dtype: torch.dtype | None = None,
+    ):
         """Initialize with every slot free.
 
         Args:
             checkpoint: What to run.
             slots: Number of conversations at a time, ``B``.
             cpu_threads: Threads that share the work of a step, on a CPU. None is torch's setting.
+            memory_dtype: Number format of the language model's keys and values; None is the
+                model's own.
         """
         self.slots = slots
+        self._memory_dtype = memory_dtype or checkpoint.lm.dtype
         self._cpu_threads = cpu_threads
-        self.summary: CheckpointSummary = checkpoint.summary
+        self.summary: ModelSummary = checkpoint.summary
         self.vocabulary = checkpoint.vocabulary
         self._mimi = checkpoint.mimi
-        self._lm_gen = SlotLMGen(checkpoint.lm, slots)
+        plain_memory = self._memory_dtype == checkpoint.lm.dtype
+        self._lm_gen = SlotLMGen(checkpoint.lm, slots, plain_memory=plain_memory)
         self._device = checkpoint.lm.device
         self._on_gpu = self._device.type == "cuda"
         self._delay_steps = self._lm_gen.max_delay
@@ -113,16 +135,20 @@ class BatchedModel(StepModel):
         self._steps_done[slot] = 0  # the first step resets the state, together with others'
         self._lm_gen.sampler.set_slot(slot, config)
 
-    def encode(self, audio: np.ndarray) -> np.ndarray:
-        """Encode audio by itself, in no slot."""
+    def encode_parts(self, audio: np.ndarray) -> Parts[np.ndarray]:
+        """Encode audio by itself, in no slot, a part at each ``next``."""
         solo = SoloStates(self._mimi, CODEC_PASS_STEPS * self._codec_hops)
         codes: list[np.ndarray] = []
         for pcm in _passes(torch.from_numpy(audio), CODEC_PASS_STEPS):
             codes.append(self._encode_solo(solo, pcm))
+            yield
         return np.concatenate(codes, axis=1)
 
-    def prefill(self, slot: int, prefix: Prefix) -> Iterator[None]:
+    def prefill(
+        self, slot: int, prefix: Prefix, is_alone: Callable[[], bool] = lambda: False
+    ) -> Iterator[None]:
         """Let a conversation that has just joined go on from what is known of it."""
+        self.keep()
         lm = self._lm_gen.lm_model
         initial = lm._get_initial_token()[0, :, 0].tolist()
         columns = torch.from_numpy(prefix.columns(lm.delays, initial)).to(self._device)
@@ -140,6 +166,7 @@ class BatchedModel(StepModel):
             with codec.swapped_in():
                 self._mimi.decode(part.T[None].to(self._device))
             yield
+        self.keep()
         solo.copy_into(slot)
         codec.copy_into(slot)
         for pcm in late:
@@ -184,10 +211,11 @@ class BatchedModel(StepModel):
         self, frames: Mapping[int, np.ndarray], choose_word: ChooseWord | None = None
     ) -> dict[int, SlotOutput]:
         """Run one step for the slots that have a frame; the others do not notice."""
+        self._save()
         newcomers = [slot for slot in frames if self._steps_done[slot] == 0]
         if newcomers:
-            for lane in (self._encoder, self._language, self._decoder):
-                lane.reset(newcomers)
+            for modules in self._masked_modules():
+                modules.reset(newcomers)
         running = [slot in frames for slot in range(self.slots)]
         speaking = [
             runs and done >= self._delay_steps
@@ -209,8 +237,33 @@ class BatchedModel(StepModel):
             self._steps_done[slot] += 1
         return outputs
 
+    def keep(self) -> None:
+        """Make the last step final."""
+        self._saved_steps = None
+
+    def undo(self) -> None:
+        """Bring every slot back to where it was before the last step, failed or not."""
+        if self._saved_steps is None:
+            return
+        self._state_copy.bring_back()
+        self._steps_done, masks = self._saved_steps
+        for modules, running in zip(self._masked_modules(), masks, strict=True):
+            modules.running = running
+        self._lm_gen.sampler.put_back()
+        self._saved_steps = None
+
+    def _save(self) -> None:
+        """Remember what is before a step."""
+        self._state_copy.save()
+        masks = [modules.running for modules in self._masked_modules()]
+        self._saved_steps = (list(self._steps_done), masks)
+        self._lm_gen.sampler.begin_step()
+
+    def _masked_modules(self) -> tuple[MaskedModules, ...]:
+        return self._encoder, self._language, self._decoder
+
     def restart(self) -> None:
-        """Build the streaming state anew after a failed step, which leaves it undefined."""
+        """Build the streaming state anew; every conversation is lost."""
         self._streaming.close()
         self._start_streaming()
         for slot in range(self.slots):
@@ -218,7 +271,7 @@ class BatchedModel(StepModel):
 
     def _free(self) -> None:
         self._streaming.close()
-        del self._mimi, self._lm_gen, self._encoder, self._language, self._decoder
+        del self._mimi, self._lm_gen, self._encoder, self._language, self._decoder, self._state_copy
         gc.collect()  # modules and their streaming states refer to each other
         if self._on_gpu:
             torch.cuda.empty_cache()
@@ -227,11 +280,15 @@ class BatchedModel(StepModel):
         self._streaming = ExitStack()
         self._streaming.enter_context(self._mimi.streaming(self.slots))
         self._streaming.enter_context(self._lm_gen.streaming(self.slots))
+        lm = self._lm_gen.lm_model
+        keep_rings_in(lm.transformer, self._memory_dtype, lm.dtype)
         # The codec's two halves run for different slots: a newcomer is encoded, not decoded.
         encoder, decoder = _codec_halves(self._mimi)
-        self._encoder = Lane(encoder, self.slots)
-        self._decoder = Lane(decoder, self.slots)
-        self._language = Lane([self._lm_gen], self.slots)
+        self._encoder = MaskedModules(encoder, self.slots)
+        self._decoder = MaskedModules(decoder, self.slots)
+        self._language = MaskedModules([self._lm_gen], self.slots)
+        self._state_copy = StateCopy([self._mimi, self._lm_gen, self._lm_gen.lm_model])
+        self._saved_steps: tuple[list[int], list[list[bool]]] | None = None
         self._steps_done = [0] * self.slots
 
     def _allocate_buffers(self, streams: int) -> None:
@@ -291,7 +348,13 @@ def _passes(steps: torch.Tensor, length: int) -> Sequence[torch.Tensor]:
 
 
 def load_model(
-    name: str | Path, slots: int, device: str | None = None, cpu_threads: int = 1
+    name: str | Path,
+    slots: int,
+    device: str | None = None,
+    cpu_threads: int = 1,
+    *,
+    dtype: str | None = None,
+    quantization: Quantization | None = None,
 ) -> BatchedModel:
     """Load a checkpoint and give it slots.
 
@@ -300,12 +363,15 @@ def load_model(
         slots: Number of conversations at a time.
         device: In torch's words. None is CUDA if there is a GPU, else the CPU.
         cpu_threads: Threads that share the work of a step, on a CPU.
+        dtype: Number format of the language model, ``float32`` or ``bfloat16``.
+        quantization: How to keep the weights of its linear layers, if not in full.
 
     Raises:
         CheckpointError: The checkpoint cannot be found or loaded.
     """
     with torch.inference_mode():
-        return BatchedModel(load_checkpoint(name, device), slots, cpu_threads)
+        loaded = load_checkpoint(name, device, dtype=dtype, quantization=quantization)
+        return BatchedModel(loaded, slots, cpu_threads)
 
 
 def _codec_halves(mimi: MimiModel) -> tuple[list[StreamingModule], list[StreamingModule]]:

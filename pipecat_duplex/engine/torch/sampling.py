@@ -100,6 +100,8 @@ class SlotSampler:
         self._text_noise = text_noise
         self._audio_noise = audio_noise.split(audio_vocabulary, dim=1)
         self._drawn: list[tuple[torch.Generator, torch.Tensor] | None] = [None] * slots
+        self._drawn_in_step: set[int] = set()
+        self._put_back: set[int] = set()
 
     @property
     def is_greedy(self) -> bool:
@@ -114,6 +116,7 @@ class SlotSampler:
             config: Its sampling settings. A seed of None is 0: who opens a session draws one.
         """
         sampling = config.sampling()
+        self._put_back.discard(slot)
         self._text.set_slot(slot, sampling.text_temperature, sampling.text_top_k)
         self._audio.set_slot(slot, sampling.audio_temperature, sampling.audio_top_k)
         self._noise[slot].zero_()
@@ -135,13 +138,24 @@ class SlotSampler:
         """Forget a slot's settings: it costs nothing until the next conversation."""
         self.set_slot(slot, SessionConfig.greedy())
 
+    def begin_step(self) -> None:
+        """Begin to note whose noise is drawn, for ``put_back``."""
+        self._drawn_in_step.clear()
+
     def draw(self, slots: Iterable[int]) -> None:
         """Draw the noise of the next step for the slots that run in it."""
         for slot in slots:
             drawn = self._drawn[slot]
-            if drawn is not None:
+            if drawn is not None and slot not in self._put_back:
                 generator, row = drawn
                 row.exponential_(generator=generator).log_().neg_()
+            self._put_back.discard(slot)
+            self._drawn_in_step.add(slot)
+
+    def put_back(self) -> None:
+        """Let the next step of the slots that have just drawn use the same noise again."""
+        self._put_back |= self._drawn_in_step
+        self._drawn_in_step.clear()
 
     def choose_text(self, logits: torch.Tensor) -> torch.Tensor:
         """Choose text tokens, shape ``(B,)``, from logits of shape ``(B, V)``."""
@@ -155,12 +169,13 @@ class SlotSampler:
 class SlotLMGen(LMGen):
     """moshi's generation, sampling per slot and with slots that keep their own time."""
 
-    def __init__(self, lm: LMModel, slots: int):
+    def __init__(self, lm: LMModel, slots: int, *, plain_memory: bool = True):
         """Initialize with every slot greedy.
 
         Args:
             lm: The language model.
             slots: Number of slots, ``B``.
+            plain_memory: Whether keys and values are kept in the model's own number format.
         """
         super().__init__(
             lm,
@@ -176,7 +191,7 @@ class SlotLMGen(LMGen):
             codebooks=lm.dep_q,
             device=lm.device,
         )
-        self._light = can_run(lm)
+        self._light = plain_memory and can_run(lm)
         self._depth = DepthTransformer(lm, slots) if self._light else None
         self._text_logits: torch.Tensor | None = None
         self._talkers: Collection[int] = ()

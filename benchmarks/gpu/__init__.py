@@ -1,0 +1,1 @@
+"""What a GPU holds, by one command: ``python -m benchmarks.gpu`` (``benchmarks/gpu.md``)."""

@@ -1,0 +1,1 @@
+"""``pipecat-duplex bench``: how many callers this machine holds."""

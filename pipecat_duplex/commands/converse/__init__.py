@@ -1,0 +1,1 @@
+"""``pipecat-duplex converse``: a recording holds a conversation, in a real pipeline."""

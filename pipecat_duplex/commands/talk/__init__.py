@@ -1,0 +1,1 @@
+"""``pipecat-duplex talk``: a conversation in the browser."""

@@ -1,0 +1,133 @@
+"""``pipecat-duplex talk``: the example bot, with a page of its own to talk to it."""
+
+import asyncio
+import socket
+from importlib.util import find_spec
+from pathlib import Path
+
+from rich.console import Console
+
+from pipecat_duplex.session import DuplexBackend, DuplexError, MissingExtra
+
+
+def run_talk(
+    *,
+    checkpoint: str,
+    host: str,
+    port: int,
+    slots: int,
+    backend: DuplexBackend | None = None,
+) -> None:
+    """Serve the talking page and its bots until Ctrl-C.
+
+    The model is loaded once; each visitor gets a pipeline and a slot of it.
+
+    Args:
+        checkpoint: ``embedded``, a hub name or a local folder.
+        host: The address to listen on.
+        port: The port to listen on; 0 takes a free one.
+        slots: Conversations at a time.
+        backend: Where sessions come from instead of an engine with the checkpoint. It is closed at
+            the end.
+
+    Raises:
+        MissingExtra: The ``webrtc`` extra is not installed.
+        DuplexError: The port is taken, or the checkpoint cannot be loaded.
+    """
+    _require_extra()
+    console = Console()
+    listener = _listen(host, port)
+    try:
+        asyncio.run(_serve(console, listener, checkpoint, slots, backend))
+    except KeyboardInterrupt:
+        pass
+    finally:
+        listener.close()
+    console.print("Goodbye.")
+
+
+def _require_extra() -> None:
+    missing = [name for name in ("fastapi", "uvicorn", "aiortc") if find_spec(name) is None]
+    if missing:
+        raise MissingExtra(
+            f"`talk` needs {', '.join(missing)}: pip install 'pipecat-duplex[webrtc]'"
+        )
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    # Before the model is loaded: a port that is taken should not cost a minute to find out.
+    problem: Exception | None = None
+    try:
+        for family, kind, protocol, _, address in socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM
+        ):
+            listener = socket.socket(family, kind, protocol)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                listener.bind(address)
+                return listener
+            except OSError as e:
+                listener.close()
+                problem = e
+    except (OSError, OverflowError) as e:
+        problem = e
+    raise DuplexError(f"cannot listen on {host}, port {port}: {problem}") from problem
+
+
+async def _serve(
+    console: Console,
+    listener: socket.socket,
+    checkpoint: str,
+    slots: int,
+    backend: DuplexBackend | None,
+) -> None:
+    import uvicorn
+
+    from pipecat_duplex.commands.talk.app import create_app
+
+    note = None
+    if backend is None:
+        with console.status(f"Loading {checkpoint} ..."):
+            backend, note = await _load_engine(checkpoint, slots)
+    app = create_app(backend, checkpoint=_public_name(checkpoint), note=note)
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3)
+    _announce(console, listener, checkpoint, slots, note)
+    try:
+        await uvicorn.Server(config).serve(sockets=[listener])
+    finally:
+        await backend.close()
+
+
+async def _load_engine(checkpoint: str, slots: int) -> tuple[DuplexBackend, str | None]:
+    from pipecat_duplex.engine import Engine
+
+    engine = await Engine.load(checkpoint, slots=slots)
+    trained = engine.summary.trained
+    note = None if trained else "This checkpoint has random weights: it babbles, in real time."
+    return engine, note
+
+
+def _public_name(checkpoint: str) -> str:
+    """Of a folder the page shows the name only: where it lies is not for visitors."""
+    folder = Path(checkpoint)
+    return folder.resolve().name if folder.is_dir() else checkpoint
+
+
+def _announce(
+    console: Console, listener: socket.socket, checkpoint: str, slots: int, note: str | None
+) -> None:
+    host, port = listener.getsockname()[:2]
+    if host in ("0.0.0.0", "::", "127.0.0.1", "::1"):
+        host = "localhost"
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    room = "one conversation" if slots == 1 else f"{slots} conversations"
+    console.print()
+    console.print(f"  Open  [bold cyan]{url}[/]  and talk to [bold]{checkpoint}[/].")
+    console.print(f"  Room for {room} at a time. Use headphones. Ctrl-C ends it.", style="dim")
+    if note:
+        console.print(f"  {note}", style="yellow")
+    if host != "localhost":
+        console.print(
+            "  Browsers lend the microphone to https pages and to localhost only.", style="yellow"
+        )
+    console.print()

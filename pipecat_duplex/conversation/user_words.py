@@ -1,0 +1,198 @@
+"""Where the user's words belong: a transcript comes late, the voice that it describes does not.
+
+A recogniser tells what was said, often seconds later, and seldom when. Stretches of the user's
+voice are known by then, with what became of each: a turn, or a backchannel that the agent talked
+through. Each transcript is given to the stretch that it describes.
+"""
+
+from collections import deque
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+MAX_TRANSCRIPT_SECS = 6.0
+"""A transcript describes no voice that ended longer ago."""
+
+MAX_BACKCHANNEL_WORDS = 4
+"""More words than these are a message, even if the agent talked through them."""
+
+SHORT_WORDS = 3
+SHORT_SECS = 1.0
+"""Over the agent's last words, so few words in so short a time are a backchannel."""
+
+KEPT = 32
+
+_SECS_A_WORD = 0.3
+_MAX_WORDS_A_SEC = 6.0
+_FIT_SECS = 0.5
+
+
+class Fate(Enum):
+    """What became of a stretch of the user's voice.
+
+    Attributes:
+        OPEN: Over the agent; not decided yet.
+        SHORT: Over the agent's last words, and short; its words decide.
+        TURN: The user had the floor.
+        BACKCHANNEL: The agent talked through it.
+    """
+
+    OPEN = auto()
+    SHORT = auto()
+    TURN = auto()
+    BACKCHANNEL = auto()
+
+
+@dataclass(eq=False)
+class Stretch:
+    """A stretch of the user's voice, in seconds of the user's audio.
+
+    Parameters:
+        start_secs: When it began.
+        fate: What became of it.
+        end_secs: When it ended; None while it goes on.
+        texts: What was said in it, as far as it is known.
+    """
+
+    start_secs: float
+    fate: Fate
+    end_secs: float | None = None
+    texts: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class AgentUtterance:
+    """An utterance of the agent that has ended.
+
+    Parameters:
+        start_secs: When it began.
+        text: What was heard of it.
+    """
+
+    start_secs: float
+    text: str
+
+
+class UserWords:
+    """Gives each transcript to the stretch of voice that it describes."""
+
+    def __init__(self) -> None:
+        """Initialize before anybody spoke."""
+        self._now_secs = 0.0
+        self._stretches: deque[Stretch] = deque(maxlen=KEPT)
+        self._utterances: deque[AgentUtterance] = deque(maxlen=KEPT)
+        self._agent_start_secs = 0.0
+
+    @property
+    def now_secs(self) -> float:
+        """The time, in seconds of the user's audio."""
+        return self._now_secs
+
+    def advance(self, now_secs: float) -> None:
+        """Take note of the time, in seconds of the user's audio."""
+        self._now_secs = now_secs
+
+    def user_started(self, time_secs: float, *, over_agent: bool) -> None:
+        """The user began to speak."""
+        self._stretches.append(Stretch(time_secs, Fate.OPEN if over_agent else Fate.TURN))
+
+    def user_stopped(self, time_secs: float) -> None:
+        """The user fell silent."""
+        if self._stretches and self._stretches[-1].end_secs is None:
+            self._stretches[-1].end_secs = max(time_secs, self._stretches[-1].start_secs)
+
+    def user_has_floor(self) -> None:
+        """What the user said over the agent, and goes on to say, is a turn."""
+        self._decide(Fate.TURN)
+
+    def talked_through(self) -> None:
+        """The agent talked through what the user said."""
+        self._decide(Fate.BACKCHANNEL)
+
+    def agent_started(self, time_secs: float) -> None:
+        """The agent began an utterance."""
+        self._agent_start_secs = time_secs
+
+    def agent_stopped(self, text: str) -> None:
+        """The agent's utterance is over, with this text in the context."""
+        for stretch in self._stretches:
+            if stretch.fate is Fate.OPEN:
+                is_short = (
+                    stretch.end_secs is not None
+                    and stretch.end_secs - stretch.start_secs <= SHORT_SECS
+                )
+                stretch.fate = Fate.SHORT if is_short else Fate.TURN
+        if text.strip():
+            self._utterances.append(AgentUtterance(self._agent_start_secs, text.strip()))
+
+    def awaits_transcript(self, within_secs: float) -> bool:
+        """Whether a turn's voice ended less than this long ago, and its words are not known."""
+        return any(
+            stretch.fate is not Fate.BACKCHANNEL
+            and stretch.end_secs is not None
+            and not stretch.texts
+            and self._now_secs - stretch.end_secs < within_secs
+            for stretch in self._stretches
+        )
+
+    def place(self, text: str, *, whole: bool) -> Stretch:
+        """Return the stretch that a transcript describes, and note the text there.
+
+        Args:
+            text: What was said.
+            whole: Whether it describes a stretch that has ended, from its start to its end.
+        """
+        words = len(text.split())
+        stretch = self._best(words, whole=whole)
+        if stretch is None:
+            # A voice that the detector never heard.
+            stretch = Stretch(self._now_secs, Fate.TURN, self._now_secs)
+            self._stretches.append(stretch)
+        stretch.texts.append(text)
+        if stretch.fate is Fate.SHORT:
+            stretch.fate = Fate.BACKCHANNEL if words <= SHORT_WORDS else Fate.TURN
+        elif stretch.fate is Fate.BACKCHANNEL and words > MAX_BACKCHANNEL_WORDS:
+            stretch.fate = Fate.TURN
+        return stretch
+
+    def settle(self, stretch: Stretch) -> Fate:
+        """Return what became of a stretch, now that it may be decided."""
+        if stretch.fate is Fate.SHORT and stretch.texts:
+            words = sum(len(text.split()) for text in stretch.texts)
+            stretch.fate = Fate.BACKCHANNEL if words <= SHORT_WORDS else Fate.TURN
+        return stretch.fate
+
+    def answers_to(self, stretch: Stretch) -> list[str]:
+        """Return what the agent has said since this stretch, oldest first."""
+        ended_secs = stretch.start_secs if stretch.end_secs is None else stretch.end_secs
+        return [each.text for each in self._utterances if each.start_secs >= ended_secs - 0.2]
+
+    def _decide(self, fate: Fate) -> None:
+        for stretch in self._stretches:
+            if stretch.fate is Fate.OPEN:
+                stretch.fate = fate
+
+    def _best(self, words: int, *, whole: bool) -> Stretch | None:
+        waiting = [
+            stretch
+            for stretch in self._stretches
+            if not stretch.texts
+            and not (whole and stretch.end_secs is None)
+            and self._now_secs - (stretch.end_secs or self._now_secs) <= MAX_TRANSCRIPT_SECS
+            and words <= 2 + _MAX_WORDS_A_SEC * self._secs(stretch)
+        ]
+        if waiting:
+            misfits = [abs(self._secs(each) - _SECS_A_WORD * words) for each in waiting]
+            # Transcripts come in order, but a voice may have none.
+            first_good = min(misfits) + _FIT_SECS
+            return next(
+                s for s, misfit in zip(waiting, misfits, strict=True) if misfit <= first_good
+            )
+        recent = [
+            stretch
+            for stretch in self._stretches
+            if self._now_secs - (stretch.end_secs or self._now_secs) <= MAX_TRANSCRIPT_SECS
+        ]
+        return recent[-1] if recent else None
+
+    def _secs(self, stretch: Stretch) -> float:
+        return (stretch.end_secs or self._now_secs) - stretch.start_secs

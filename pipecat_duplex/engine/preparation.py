@@ -1,0 +1,137 @@
+"""What is written into a slot before its conversation's first step: a persona, and a history.
+
+Slots that are prepared at the same time take turns, and so do their parts and the steps of the
+conversations beside them: a part is a few milliseconds long.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass
+
+from loguru import logger
+
+from pipecat_duplex.engine.model import StepModel
+from pipecat_duplex.engine.persona import Casting, Persona
+from pipecat_duplex.engine.prefix import Prefix
+from pipecat_duplex.session import DuplexError, SessionConfig, one_line
+from pipecat_duplex.session.history import History
+
+PARTS_SECS = 0.008
+"""How long neighbours that have a frame may wait for the parts of others."""
+
+
+@dataclass(eq=False)
+class Preparation:
+    """What is to be done in a session's slot before its first step.
+
+    Parameters:
+        session_id: The session, for logs.
+        config: What its conversation asks of the model.
+        persona: What the conversation begins with, if anything.
+        history: What was said elsewhere, if anything was.
+        done: Resolved on the session's asyncio loop.
+        error: Why it could not be done.
+        finished: Set by the engine's thread.
+    """
+
+    session_id: str
+    config: SessionConfig
+    persona: Persona | None
+    history: History | None
+    done: asyncio.Future[None]
+    error: Exception | None = None
+    finished: bool = False
+
+
+@dataclass(eq=False)
+class _Job:
+    preparation: Preparation
+    parts: Generator[None, None, None]
+
+
+class Preparations:
+    """All slots that are being prepared. Belongs to the engine's thread."""
+
+    def __init__(self, model: StepModel):
+        """Initialize with nothing to do.
+
+        Args:
+            model: Whose slots are prepared.
+        """
+        self._model = model
+        self._casting = Casting()
+        self._jobs: dict[int, _Job] = {}  # the next one comes first
+
+    def run(
+        self, wanted: Mapping[int, Preparation], is_alone: Callable[[], bool]
+    ) -> list[Preparation]:
+        """Do the next parts, within :data:`PARTS_SECS` if parts are as short as they should be.
+
+        Args:
+            wanted: What is to be done, by slot, whose conversation has joined. What is no longer
+                wanted is dropped.
+            is_alone: Whether no conversation waits for its next step meanwhile.
+
+        Returns:
+            What is finished, well or not.
+        """
+        self._follow(wanted, is_alone)
+        finished: list[Preparation] = []
+        began_secs = part_began_secs = time.perf_counter()
+        while self._jobs:
+            slot = next(iter(self._jobs))
+            job = self._jobs.pop(slot)
+            if self._run_part(job):
+                self._jobs[slot] = job  # behind the others
+            else:
+                finished.append(job.preparation)
+            now_secs = time.perf_counter()
+            # Another part of this length would come to its end too late.
+            if 2 * now_secs - part_began_secs - began_secs > PARTS_SECS:
+                break
+            part_began_secs = now_secs
+        return finished
+
+    def clear(self) -> None:
+        """Drop everything."""
+        self._jobs.clear()
+
+    def _follow(self, wanted: Mapping[int, Preparation], is_alone: Callable[[], bool]) -> None:
+        self._jobs = {
+            slot: job for slot, job in self._jobs.items() if wanted.get(slot) is job.preparation
+        }
+        for slot, preparation in wanted.items():
+            if slot not in self._jobs:
+                self._jobs[slot] = _Job(preparation, self._write(slot, preparation, is_alone))
+
+    def _run_part(self, job: _Job) -> bool:
+        """Do one part; return whether there is more to do."""
+        preparation = job.preparation
+        try:
+            next(job.parts)
+            return True
+        except StopIteration:
+            pass
+        except DuplexError as error:
+            preparation.error = error
+        except Exception as error:
+            logger.opt(exception=error).error(
+                f"Session {preparation.session_id} could not be prepared"
+            )
+            reason = f"the slot cannot be prepared: {type(error).__name__}: {one_line(error)}"
+            preparation.error = DuplexError(reason)
+        preparation.finished = True
+        return False
+
+    def _write(
+        self, slot: int, preparation: Preparation, is_alone: Callable[[], bool]
+    ) -> Generator[None, None, None]:
+        """Begin a slot's conversation and write what comes before its first step, in parts."""
+        self._model.join(slot, preparation.config)
+        frames = None
+        if preparation.persona is not None:
+            frames = yield from self._casting.frames(preparation.persona, self._model.encode_parts)
+        prefix = Prefix.make(frames, preparation.history)
+        if prefix is not None:
+            yield from self._model.prefill(slot, prefix, is_alone)

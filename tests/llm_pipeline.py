@@ -1,0 +1,246 @@
+"""A stock pipeline with an LLM in front of the service, in lock step: no test waits for a clock.
+
+The recogniser and the LLM are doubles on Pipecat's own base classes; their delays are counted in
+steps of the conversation.
+"""
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from pipecat.audio.vad.vad_analyzer import VADAnalyzer, VADParams
+from pipecat.frames.frames import (
+    EndFrame,
+    Frame,
+    InputAudioRawFrame,
+    InterruptionFrame,
+    LLMContextFrame,
+    LLMFullResponseEndFrame,
+    LLMFullResponseStartFrame,
+    LLMTextFrame,
+    StartFrame,
+    STTMetadataFrame,
+    TranscriptionFrame,
+    VADUserStoppedSpeakingFrame,
+)
+from pipecat.pipeline.pipeline import Pipeline
+from pipecat.pipeline.worker import PipelineParams, PipelineWorker
+from pipecat.processors.aggregators.llm_context import LLMContext
+from pipecat.processors.aggregators.llm_response_universal import LLMContextAggregatorPair
+from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
+from pipecat.services.llm_service import FunctionCallFromLLM, LLMService
+from pipecat.services.settings import LLMSettings
+from pipecat.workers.runner import WorkerRunner
+
+from pipecat_duplex import DuplexLLMService
+from pipecat_duplex.conversation.clock import ClockSettings
+from pipecat_duplex.conversation.pcm import float_to_pcm16
+from pipecat_duplex.session import STEP_SECS
+from tests.pipeline import CHUNK_SECS, Speaker, Tap, noter, settle
+
+RATE_HZ = 16_000
+
+
+class LevelDetector(VADAnalyzer):
+    """A voice is what is loud."""
+
+    def __init__(self):
+        super().__init__(
+            params=VADParams(confidence=0.5, start_secs=0.08, stop_secs=0.16, min_volume=0.0)
+        )
+
+    def num_frames_required(self) -> int:
+        return 320
+
+    def voice_confidence(self, buffer: bytes) -> float:
+        pcm = np.frombuffer(buffer, np.int16) / 32768
+        return 1.0 if np.sqrt(np.mean(pcm**2)) > 0.01 else 0.0
+
+
+class Clock:
+    """The conversation's time, in steps."""
+
+    def __init__(self):
+        self.service: DuplexLLMService | None = None
+
+    async def wait(self, steps: int) -> None:
+        assert self.service is not None
+        until = self.service.step_count + steps
+        while self.service.step_count < until:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+
+
+class ScriptedSTT(FrameProcessor):
+    """Tells what was said in each stretch of voice, after a delay in steps."""
+
+    def __init__(self, clock: Clock, texts: Sequence[tuple[str | None, int]]):
+        super().__init__()
+        self._clock = clock
+        self._texts = list(texts)
+        self._queue: asyncio.Queue[tuple[str | None, int]] = asyncio.Queue()
+        self._task = None
+
+    async def process_frame(self, frame: Frame, direction: FrameDirection):
+        await super().process_frame(frame, direction)
+        await self.push_frame(frame, direction)
+        if isinstance(frame, StartFrame):
+            await self.push_frame(STTMetadataFrame(service_name="stt", ttfs_p99_latency=1.0))
+            self._task = self.create_task(self._transcribe())
+        elif isinstance(frame, VADUserStoppedSpeakingFrame) and self._texts:
+            self._queue.put_nowait(self._texts.pop(0))
+        elif isinstance(frame, EndFrame) and self._task:
+            await self.cancel_task(self._task)
+
+    async def _transcribe(self):
+        while True:
+            text, delay_steps = await self._queue.get()
+            await self._clock.wait(delay_steps)
+            if text is not None:
+                frame = TranscriptionFrame(text, "user", "now", finalized=True)
+                await self.push_frame(frame)
+
+
+@dataclass
+class Reply:
+    """What the LLM answers: pieces with a pause in steps before each, or a call of a function."""
+
+    pieces: Sequence[tuple[int, str]] = ()
+    calls: str | None = None
+
+
+class ScriptedLLM(LLMService):
+    """An LLM on Pipecat's base class, whose answers follow a script."""
+
+    def __init__(self, clock: Clock, replies: Sequence[Reply]):
+        names = (
+            "model system_instruction temperature max_tokens top_p top_k frequency_penalty "
+            "presence_penalty seed filter_incomplete_user_turns user_turn_completion_config"
+        )
+        super().__init__(settings=LLMSettings(**dict.fromkeys(names.split())))
+        self._clock = clock
+        self._replies = list(replies)
+        self.contexts: list[list] = []
+        self.cancelled = 0
+        self._called = 0
+
+    async def process_frame(self, frame: Frame, direction: FrameDirection):
+        await super().process_frame(frame, direction)
+        if not isinstance(frame, LLMContextFrame):
+            await self.push_frame(frame, direction)
+            return
+        self.contexts.append([dict(message) for message in frame.context.get_messages()])
+        reply = self._replies.pop(0) if self._replies else Reply([(1, "fine ")])
+        await self.push_frame(LLMFullResponseStartFrame())
+        try:
+            for delay_steps, piece in reply.pieces:
+                await self._clock.wait(delay_steps)
+                await self.push_frame(LLMTextFrame(piece))
+            if reply.calls:
+                self._called += 1
+                call = FunctionCallFromLLM(reply.calls, f"call-{self._called}", {}, frame.context)
+                await self.run_function_calls([call])
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        finally:
+            await self.push_frame(LLMFullResponseEndFrame())
+
+
+@dataclass
+class Talk:
+    """What came of a conversation."""
+
+    context: LLMContext
+    llm: ScriptedLLM
+    service: DuplexLLMService
+    near: Tap
+    far: Tap
+    events: list[tuple] = field(default_factory=list)
+
+    def messages(self) -> list[tuple[str, str]]:
+        return [
+            (message["role"], message["content"])
+            for message in self.context.get_messages()
+            if isinstance(message.get("content"), str) and message["role"] in ("user", "assistant")
+        ]
+
+    def of(self, name: str) -> list[tuple]:
+        return [rest for event, *rest in self.events if event == name]
+
+
+NOTED = ("on_said", "on_yield", "on_backchannel", "on_user_transcript", "on_agent_stopped")
+
+
+def user_audio(*parts: tuple[float, bool]) -> np.ndarray:
+    """Return audio that is loud or silent for so many seconds each."""
+    rng = np.random.default_rng(1)
+    return np.concatenate(
+        [0.1 * rng.standard_normal(round(secs * RATE_HZ)) * loud for secs, loud in parts]
+    ).astype(np.float32)
+
+
+async def talk(
+    backend,
+    audio: np.ndarray,
+    *,
+    transcripts: Sequence[tuple[str | None, int]],
+    replies: Sequence[Reply],
+    prepare: Callable[[Talk], None] = lambda _: None,
+    at_secs: dict[float, Callable[[Talk], Awaitable[None]]] | None = None,
+    own: bool = False,
+    **service_args,
+) -> Talk:
+    """Hold a conversation; ``own`` leaves the LLM out."""
+    fed_secs = 0.0
+    clock = Clock()
+    service = DuplexLLMService(
+        backend=backend,
+        clock=ClockSettings(patience_secs=math.inf),
+        now_secs=lambda: fed_secs,
+        vad_analyzer=LevelDetector(),
+        **service_args,
+    )
+    clock.service = service
+    llm = ScriptedLLM(clock, replies)
+    context = LLMContext()
+    user, assistant = LLMContextAggregatorPair(context)
+    stt, near, far, speaker = ScriptedSTT(clock, transcripts), Tap(), Tap(), Speaker(realtime=False)
+    result = Talk(context, llm, service, near, far)
+    for name in NOTED:
+        service.add_event_handler(name, noter(result.events, name))
+    prepare(result)
+    front = [stt, user] if own else [stt, user, llm]
+    worker = PipelineWorker(
+        Pipeline([*front, service, near, speaker, far, assistant]),
+        params=PipelineParams(audio_in_sample_rate=RATE_HZ, audio_out_sample_rate=RATE_HZ),
+        idle_timeout_secs=None,
+    )
+    todo = dict(at_secs or {})
+
+    async def feed():
+        nonlocal fed_secs
+        await near.started.wait()
+        chunk = round(RATE_HZ * CHUNK_SECS)
+        for first in range(0, len(audio) - chunk + 1, chunk):
+            fed_secs = (first + chunk) / RATE_HZ
+            for due in [each for each in todo if each <= fed_secs]:
+                await todo.pop(due)(result)
+            pcm16 = float_to_pcm16(audio[first : first + chunk])
+            await worker.queue_frame(InputAudioRawFrame(pcm16, RATE_HZ, 1))
+            if first % (4 * chunk) == 0 and not await settle(service, fed_secs):
+                break
+        await worker.queue_frame(EndFrame())
+
+    runner = WorkerRunner(handle_sigint=False)
+    await runner.add_workers(worker)
+    await asyncio.gather(runner.run(), feed())
+    return result
+
+
+def interruptions(tap: Tap) -> int:
+    return len(tap.of(InterruptionFrame))
+
+
+__all__ = ["STEP_SECS", "Reply", "Talk", "interruptions", "talk", "user_audio"]

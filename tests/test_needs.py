@@ -1,0 +1,91 @@
+"""What is optional and missing makes a skip with a reason; what is a fault stays one."""
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from tests.needs import missing, needs_of_file, reason_to_skip
+
+ROOT = Path(__file__).parents[1]
+
+
+def error_of(code: str, folder: Path) -> BaseException:
+    """Run code as if it stood in a file of that folder."""
+    try:
+        exec(compile(textwrap.dedent(code), folder / "x.py", "exec"), {})
+    except Exception as error:
+        return error
+    raise AssertionError("no error")
+
+
+def test_missing_is_neither_a_module_nor_a_command():
+    assert missing(["json", "sh", "no_such_module", "no-such-command", "json"]) == [
+        "no_such_module",
+        "no-such-command",
+    ]
+
+
+@pytest.mark.parametrize("folder", ["tests", "training", "benchmarks", "examples"])
+def test_an_import_of_what_is_not_installed_is_a_reason(folder: str):
+    error = error_of("import no_such_module.part", ROOT / folder)
+    assert reason_to_skip(error) == "needs no_such_module"
+
+
+def test_a_command_that_is_not_installed_is_a_reason():
+    error = error_of("import subprocess; subprocess.run(['no-such-command'])", ROOT / "training")
+    assert reason_to_skip(error) == "needs no-such-command"
+
+
+@pytest.mark.parametrize(
+    ("code", "folder"),
+    [
+        ("import no_such_module", "pipecat_duplex"),
+        ("import subprocess; subprocess.run(['no-such-command'])", "pipecat_duplex"),
+        ("open('no-such-file')", "tests"),
+        ("import json.no_such_part", "tests"),
+        ("raise ImportError('cannot import name')", "tests"),
+        ("assert False", "tests"),
+    ],
+)
+def test_a_fault_is_no_reason(code: str, folder: str):
+    assert reason_to_skip(error_of(code, ROOT / folder)) is None
+
+
+def test_the_engines_files_need_torch():
+    assert needs_of_file(ROOT / "tests" / "engine" / "test_x.py") == ["torch", "moshi"]
+    assert not needs_of_file(ROOT / "tests" / "test_x.py")
+
+
+def test_pytest_skips_what_it_cannot_run(tmp_path: Path):
+    """The hooks in conftest.py, in a run of their own."""
+    (tmp_path / "test_module.py").write_text("import no_such_module\ndef test(): pass\n")
+    (tmp_path / "test_each.py").write_text(
+        textwrap.dedent("""
+        import subprocess
+        import pytest
+
+        @pytest.fixture
+        def broken():
+            import no_such_module
+
+        def test_fixture(broken): pass
+        def test_command(): subprocess.run(["no-such-command"])
+        @pytest.mark.needs("no-such-command", "json")
+        def test_named(): raise AssertionError
+        def test_good(): pass
+        def test_bad(): raise AssertionError
+        """)
+    )
+    command = [sys.executable, "-m", "pytest", "-rs", "-q", "-p", "no:cacheprovider"]
+    command += ["--noconftest", "-p", "tests.conftest", "--rootdir", str(tmp_path)]
+    ran = subprocess.run(
+        [*command, "-c", "/dev/null", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert "1 failed, 1 passed, 4 skipped" in ran.stdout, ran.stdout + ran.stderr
+    assert "needs no-such-command" in ran.stdout and "needs no_such_module" in ran.stdout
