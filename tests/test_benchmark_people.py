@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -25,10 +24,7 @@ from training import world
 from training.people import MANIFEST, read_manifest, speech_of
 from training.speech import synthesise
 
-needs_speech = pytest.mark.skipif(
-    not (shutil.which("flite") and shutil.which("espeak-ng")),
-    reason="flite and espeak-ng make the users' speech",
-)
+needs_speech = pytest.mark.needs("flite", "espeak-ng", "soxr")
 TEXTS = (
     "we walked along the river in the evening",
     "right the old man said thank you and left",
