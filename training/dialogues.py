@@ -56,16 +56,16 @@ class Habits:
     unknown_share: float = 0.7
     unknown_goes_on: float = 0.2  # the user speaks again within about that time
     goes_on: float = 0.1  # the user speaks again when the agent is about to, or has just begun
-    barge_in: float = 0.48
+    barge_in: float = 0.54
     barge_in_stop: float = 0.35
-    backchannel: float = 0.26
+    backchannel: float = 0.24
     pause: float = 0.25  # of questions that are picked for the pause in them
     yield_after: int = 4  # steps from the one of the user's onset to the first yields
     # Of those that have not yielded yet, at each step. Near 1, since the model hardly samples, and
     # there are many codes for a voice that fades, but one for a voice that goes on.
     yield_share: float = 0.95
     # So that one that was missed still comes: at each later step it is the likeliest again.
-    yield_late: float = 0.25
+    yield_late: float = 0.12
     yield_late_share: float = 0.7
     long_answer: int = 16  # steps from which an answer can be talked over
     between_turns: float = 0.1  # share of backchannels, where the user has the floor
