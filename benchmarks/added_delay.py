@@ -16,11 +16,11 @@ import numpy as np
 from loguru import logger
 from pipecat.frames.frames import InputAudioRawFrame, MetricsFrame, TTSAudioRawFrame
 
+from harness.pipeline import CHUNK_SECS, Conversation, converse, silence
 from pipecat_duplex import DuplexMetricsData
 from pipecat_duplex.conversation.resampler import Resampler
 from pipecat_duplex.scripted import Script, ScriptedBackend
 from pipecat_duplex.session import SAMPLE_RATE_HZ, STEP_SECS
-from tests.pipeline import CHUNK_SECS, Conversation, converse, silence
 
 RATES_HZ = (8_000, 16_000, 24_000, 48_000)
 MODEL_SECS = 0.010

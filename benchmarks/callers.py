@@ -29,7 +29,7 @@ from pipecat_duplex.commands.bench.callers import WARM_UP_SECS
 from pipecat_duplex.commands.bench.load import Load, LoadOptions, measure_load
 from pipecat_duplex.engine.checkpoint import find_checkpoint
 
-MOSHI_SERVER = Path(__file__).parents[1] / "tests" / "remote" / "run_moshi_server.py"
+MOSHI_SERVER = Path(__file__).parents[1] / "harness" / "run_moshi_server.py"
 """Starts the stock server where there is no GPU, on one thread, as the engine runs."""
 
 FIRST_CALLERS = 8

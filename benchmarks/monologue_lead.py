@@ -12,11 +12,11 @@ import sys
 import numpy as np
 from loguru import logger
 
+from harness.pipeline import silence, speech
 from pipecat_duplex import SessionConfig
 from pipecat_duplex.conversation.pcm import level_db
 from pipecat_duplex.engine import Engine
 from pipecat_duplex.session import SAMPLE_RATE_HZ, STEP_SAMPLES, STEP_SECS
-from tests.pipeline import silence, speech
 
 BLOCK_SAMPLES = SAMPLE_RATE_HZ // 100
 SOUND_DB = -40.0

@@ -29,6 +29,9 @@ import numpy as np
 from loguru import logger
 from scipy.signal import correlate, resample_poly
 
+from harness.pipeline import silence, speech
+from harness.twilio import RATE_HZ, Call, Caller, Line, decode
+from harness.twilio_bot import serving
 from pipecat_duplex.conversation.pcm import level_db
 from pipecat_duplex.engine import Engine
 from pipecat_duplex.session import (
@@ -39,9 +42,6 @@ from pipecat_duplex.session import (
     SessionConfig,
     Step,
 )
-from tests.pipeline import silence, speech
-from tests.telephony.bot import serving
-from tests.telephony.caller import RATE_HZ, Call, Caller, Line, decode
 
 UP = SAMPLE_RATE_HZ // RATE_HZ
 # Content is found by windows of this many steps, this far around where it should be.

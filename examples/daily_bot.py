@@ -7,7 +7,7 @@ Pipecat's runner makes the room and the tokens, and gives the address of a page 
 Set ``DAILY_ROOM_URL`` for a room that you have. Every participant is heard, mixed together, and the
 agent goes when the last one has left.
 
-Whoever is in the room receives app messages with ``"from": "agent"`` and one of::
+Everybody in the room receives app messages with ``"from": "agent"`` and one of::
 
     {"type": "word", "text": " hello", "time_secs": 2.4}
     {"type": "done"}                                   the end of an utterance
@@ -20,7 +20,6 @@ Environment:
     DUPLEX_SLOTS: Rooms at a time (default 2).
 """
 
-import asyncio
 import os
 
 from loguru import logger
@@ -82,19 +81,17 @@ class RoomCaptions(FrameProcessor):
 
 
 backend: DuplexBackend | None = None
-loading = asyncio.Lock()
+"""Where sessions come from, if not from the model of this process."""
 
 
 async def shared_backend() -> DuplexBackend:
     """Return the one model of this process; the first room loads it."""
-    global backend
-    async with loading:
-        if backend is None:
-            from pipecat_duplex.engine import Engine
-
-            checkpoint = os.getenv("DUPLEX_CHECKPOINT", "embedded")
-            backend = await Engine.load(checkpoint, slots=int(os.getenv("DUPLEX_SLOTS", "2")))
+    if backend is not None:
         return backend
+    from pipecat_duplex.engine import Engine
+
+    checkpoint = os.getenv("DUPLEX_CHECKPOINT", "embedded")
+    return await Engine.shared(checkpoint, slots=int(os.getenv("DUPLEX_SLOTS", "2")))
 
 
 def create_transport(room_url: str, token: str | None) -> DailyTransport:

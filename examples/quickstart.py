@@ -17,7 +17,6 @@ Environment:
         addresses, a name with many addresses, or a registry. ``DUPLEX_API_KEY`` is their key.
 """
 
-import asyncio
 import os
 
 from pipecat.frames.frames import Frame, LLMFullResponseEndFrame, LLMTextFrame
@@ -75,19 +74,17 @@ class CaptionLog(FrameProcessor):
 
 
 backend: DuplexBackend | None = None
-loading = asyncio.Lock()
+"""Where sessions come from, if not from the model of this process."""
 
 
 async def shared_backend() -> DuplexBackend:
     """Return the one model of this process; the first conversation loads it."""
-    global backend
-    async with loading:
-        if backend is None:
-            from pipecat_duplex.engine import Engine
-
-            checkpoint = os.getenv("DUPLEX_CHECKPOINT", "embedded")
-            backend = await Engine.load(checkpoint, slots=int(os.getenv("DUPLEX_SLOTS", "2")))
+    if backend is not None:
         return backend
+    from pipecat_duplex.engine import Engine
+
+    checkpoint = os.getenv("DUPLEX_CHECKPOINT", "embedded")
+    return await Engine.shared(checkpoint, slots=int(os.getenv("DUPLEX_SLOTS", "2")))
 
 
 async def make_service() -> DuplexLLMService:

@@ -196,7 +196,7 @@ def create_app(
     Args:
         host: The public name, with the port if it is not 443.
         backend: The model. Without one, it is loaded when the app starts.
-        auth_token: The account's. Without it, nobody is asked to prove who they are.
+        auth_token: The account's. Without it, anybody may call.
         api_url: Where Twilio's REST API is, if not where it always is.
         sample_rate_hz: The pipelines' rate.
     """

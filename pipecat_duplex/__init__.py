@@ -1,11 +1,17 @@
 """Full-duplex speech for Pipecat: the whole speech loop in one processor.
 
-Importing the package does not import torch: that happens when an engine is loaded. Nor does it
-import Pipecat until a name that needs it is asked for, so that the command line starts at once.
+Importing the package imports neither torch nor Pipecat. Torch is imported when an engine is loaded,
+and Pipecat with the first name that needs it, so that the command line starts at once.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING
+
+# From 1.25 on, ONNX Runtime sends telemetry from Linux and macOS too, and writes a device id into
+# the home folder. It asks for these before its first session and never again.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("ORT_TELEMETRY_DISABLED", "1")
 
 from pipecat_duplex import moved
 from pipecat_duplex.session import (

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from loguru import logger
@@ -16,6 +16,12 @@ from loguru import logger
 from pipecat_duplex.commands.encoding import print_in_any_encoding
 from pipecat_duplex.session import DuplexError
 from pipecat_duplex.version import __version__
+
+if TYPE_CHECKING:
+    from loguru import Record
+
+WARNING = 30
+"""loguru's number for warnings."""
 
 app = typer.Typer(
     name="pipecat-duplex",
@@ -71,11 +77,22 @@ def _start_logging(verbose: bool) -> None:
     else:
         logger.add(
             _write_log,
-            level="WARNING",
-            format="{level}: {message}",
+            level="INFO",
+            format=_log_format,
+            filter=_is_worth_showing,
             diagnose=False,  # No values of variables: among them are keys.
-            filter=lambda record: (record["name"] or "").startswith("pipecat_duplex"),
         )
+
+
+def _is_worth_showing(record: "Record") -> bool:
+    """The package's own warnings, and what a person should know before it happens."""
+    own = (record["name"] or "").startswith("pipecat_duplex")
+    return own and (record["level"].no >= WARNING or bool(record["extra"].get("notice")))
+
+
+def _log_format(record: "Record") -> str:
+    plain = "{message}\n" if record["level"].no < WARNING else "{level}: {message}\n"
+    return plain + "{exception}"
 
 
 def _write_log(line: str) -> None:
@@ -163,13 +180,28 @@ def talk(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "localhost",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 7860,
     slots: Annotated[int, typer.Option(min=1, help="Conversations at a time.")] = 1,
+    llm: Annotated[
+        str | None,
+        typer.Option(help="An OpenAI-compatible server that gives the words; see docs/llm.md."),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="The LLM's name there.")] = None,
+    stt: Annotated[
+        str, typer.Option(help="A Whisper model, by name or folder, for the LLM.")
+    ] = "base",
     verbose: Verbose = False,
 ) -> None:
     """Talk with the model in a browser."""
     _start_logging(verbose)
     from pipecat_duplex.commands.talk.talk import run_talk
 
-    run_talk(checkpoint=checkpoint, host=host, port=port, slots=slots)
+    given = None
+    if (llm is None) != (model is None):
+        raise DuplexError("--llm and --model belong together: a server, and the model's name there")
+    if llm is not None and model is not None:
+        from pipecat_duplex.commands.talk.llm import TalkLlm
+
+        given = TalkLlm(llm, model, stt, os.getenv("LLM_API_KEY"))
+    run_talk(checkpoint=checkpoint, host=host, port=port, slots=slots, llm=given)
 
 
 @app.command()

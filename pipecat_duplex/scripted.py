@@ -24,6 +24,7 @@ from pipecat_duplex.session import (
     TEXT_PADDING,
     AtCapacity,
     CannotSay,
+    CanSay,
     DuplexError,
     Said,
     SessionConfig,
@@ -43,12 +44,12 @@ _USER_LEVEL_DB = -40.0
 
 @dataclass(frozen=True)
 class Script:
-    """What the agent does.
+    """What the agent says and does.
 
     Parameters:
         opening: Words it says first, unasked.
         opening_step: When.
-        replies: What it says each time the user falls silent, in turn, the last again and again.
+        replies: What it says each time the user falls silent, in turn; the last one repeats.
         reply_steps: Quiet steps after the user's voice before it replies.
         yield_steps: Steps of the user's voice over its own after which it falls silent, not
             counting short pauses; ``None`` never yields.
@@ -206,7 +207,9 @@ class ScriptedSession:
         self._check_open()
         words, unsayable = self._agent.known(text)
         if unsayable and not more:
-            raise CannotSay(f"the model does not have the words to say {', '.join(unsayable)}")
+            names = ", ".join(unsayable)
+            text = f"the model does not have the words to say {names}"
+            raise CannotSay(text, tuple(unsayable))
         if not words and not more:
             raise CannotSay(f"there are no words in {text!r}")
         number = self._agent.say([] if more else words, cut_in=cut_in, more=more)
@@ -214,6 +217,14 @@ class ScriptedSession:
             self._cutters[number] = WordCutter()
             await self.say_more(number, text)
         return number
+
+    async def can_say(self, text: str) -> CanSay:
+        """Tell whether it has the words; see :class:`~pipecat_duplex.session.DuplexSession`."""
+        self._check_open()
+        words, unsayable = self._agent.known(text)
+        if unsayable:
+            return CanSay(tuple(unsayable), f"it does not have the words {', '.join(unsayable)}")
+        return CanSay() if words else CanSay(reason=f"there are no words in {text!r}")
 
     async def say_more(self, utterance_id: int, text: str, *, more: bool = True) -> None:
         """Add to an utterance; see :class:`~pipecat_duplex.session.DuplexSession`."""
@@ -227,12 +238,12 @@ class ScriptedSession:
             del self._cutters[utterance_id]
 
     async def hold(self, held: bool = True) -> None:
-        """Keep the script's words back; see :class:`~pipecat_duplex.session.DuplexSession`."""
+        """Hold the script's words back; see :class:`~pipecat_duplex.session.DuplexSession`."""
         self._check_open()
         self._agent.held = held
 
     async def hush(self) -> None:
-        """Drop what :meth:`say` has not spoken yet."""
+        """Drop the rest of all given words."""
         self._check_open()
         self._agent.hush()
 

@@ -1,14 +1,14 @@
 """Fixtures that several folders share, and the rule of what is skipped: see :mod:`tests.needs`."""
 
 from collections.abc import Iterator
-from importlib.util import find_spec
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from tests.needs import missing, needs_of, needs_of_file, reason_to_skip
 
-if find_spec("hypothesis"):
+with suppress(ModuleNotFoundError):
     import hypothesis
 
     # A busy machine is no reason to fail: properties have no deadline.
@@ -25,7 +25,7 @@ class _Module(pytest.Module):
         try:
             return list(super().collect())
         except self.CollectError as error:
-            if reason := reason_to_skip(error.__cause__):
+            if reason := reason_to_skip(error.__cause__, collecting=True):
                 pytest.skip(reason, allow_module_level=True)
             raise
 
@@ -34,10 +34,15 @@ def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> 
     return _Module.from_parent(parent, path=module_path)
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
+# Not before `yield` in the wrapper: other plugins prepare in theirs what their teardown expects.
+@pytest.hookimpl(specname="pytest_runtest_setup", tryfirst=True)
+def pytest_skip_without_needs(item: pytest.Item) -> None:
     if lacking := missing(needs_of(item)):
         pytest.skip(f"needs {', '.join(lacking)}")
+
+
+@pytest.hookimpl(specname="pytest_runtest_setup", wrapper=True, tryfirst=True)
+def pytest_skip_without_imports_of_fixtures(item: pytest.Item) -> Iterator[None]:
     return (yield from _skipping())
 
 
@@ -49,7 +54,7 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 def _skipping() -> Iterator[None]:
     try:
         return (yield)
-    except (ModuleNotFoundError, FileNotFoundError) as error:
+    except Exception as error:
         if reason := reason_to_skip(error):
             pytest.skip(reason)
         raise

@@ -8,6 +8,7 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from pipecat.audio.vad.vad_analyzer import VADAnalyzer, VADParams
@@ -153,11 +154,13 @@ class Talk:
     """What came of a conversation."""
 
     context: LLMContext
-    llm: ScriptedLLM
+    llm: Any
     service: DuplexLLMService
     near: Tap
     far: Tap
     events: list[tuple] = field(default_factory=list)
+    worker: Any = None
+    pair: Any = None
 
     def messages(self) -> list[tuple[str, str]]:
         return [
@@ -190,22 +193,26 @@ async def talk(
     prepare: Callable[[Talk], None] = lambda _: None,
     at_secs: dict[float, Callable[[Talk], Awaitable[None]]] | None = None,
     own: bool = False,
+    llm: LLMService | None = None,
+    context: LLMContext | None = None,
+    detector: VADAnalyzer | None = None,
     **service_args,
 ) -> Talk:
-    """Hold a conversation; ``own`` leaves the LLM out."""
+    """Hold a conversation; ``own`` leaves the LLM out, ``llm`` puts another in its place."""
     fed_secs = 0.0
     clock = Clock()
     service = DuplexLLMService(
         backend=backend,
         clock=ClockSettings(patience_secs=math.inf),
         now_secs=lambda: fed_secs,
-        vad_analyzer=LevelDetector(),
+        vad_analyzer=detector or LevelDetector(),
         **service_args,
     )
     clock.service = service
-    llm = ScriptedLLM(clock, replies)
-    context = LLMContext()
-    user, assistant = LLMContextAggregatorPair(context)
+    llm = llm or ScriptedLLM(clock, replies)
+    context = context or LLMContext()
+    pair = LLMContextAggregatorPair(context)
+    user, assistant = pair
     stt, near, far, speaker = ScriptedSTT(clock, transcripts), Tap(), Tap(), Speaker(realtime=False)
     result = Talk(context, llm, service, near, far)
     for name in NOTED:
@@ -217,6 +224,7 @@ async def talk(
         params=PipelineParams(audio_in_sample_rate=RATE_HZ, audio_out_sample_rate=RATE_HZ),
         idle_timeout_secs=None,
     )
+    result.worker, result.pair = worker, pair
     todo = dict(at_secs or {})
 
     async def feed():

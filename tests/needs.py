@@ -1,9 +1,9 @@
 """What a test needs beyond the package's own dependencies: modules of extras, and commands.
 
 A test never fails because something optional is missing; it is skipped with a reason. An import at
-the top of a test file, of ``training`` or of ``benchmarks`` is enough for that. What the package
-itself imports is named: ``@pytest.mark.needs("sphn", "flite")``. The marks ``engine`` and
-``browser`` name what they need by themselves.
+the top of a test file, or in ``training`` and ``benchmarks``, is enough for that. What the package
+imports while a test runs is named: ``@pytest.mark.needs("sphn", "flite")``. The marks ``engine``
+and ``browser`` name what they need by themselves.
 """
 
 import importlib.util
@@ -43,19 +43,31 @@ def needs_of_file(path: Path) -> list[str]:
     return [n for folder, names in FOLDERS.items() if folder in path.parents for n in names]
 
 
-def reason_to_skip(error: BaseException | None) -> str | None:
+def reason_to_skip(error: BaseException | None, *, collecting: bool = False) -> str | None:
     """Tell why an error only means that something optional is missing; None if it does not.
 
-    An import that fails inside the package is a fault, unless the test has named the module.
+    What fails inside the package is a fault, unless the test has named what it needs, or a whole
+    file cannot be imported.
     """
+    while error is not None:
+        reason = _reason(error)
+        if reason and (collecting or not _in_package(error)):
+            return reason
+        error = error.__cause__  # Pipecat has errors of its own around a failed import
+    return None
+
+
+def _reason(error: BaseException) -> str | None:
     if isinstance(error, ModuleNotFoundError) and error.name:
         name = error.name.partition(".")[0]
-        return f"needs {name}" if missing([name]) and not _in_package(error) else None
+        return None if _is_importable(name) else f"needs {name}"
     if isinstance(error, FileNotFoundError) and error.filename:
         name = str(error.filename)
         # Started by its name alone: a command, not a file of the test's own.
-        is_command = Path(name).name == name and not _in_package(error) and _in_subprocess(error)
+        is_command = Path(name).name == name and _in_subprocess(error)
         return f"needs {name}" if is_command and missing([name]) else None
+    if isinstance(error, OSError) and "cannot open shared object file" in str(error):
+        return f"needs {str(error).partition(':')[0]}"
     return None
 
 

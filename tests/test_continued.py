@@ -21,6 +21,8 @@ from pipecat_duplex.session.continued import ContinuedSession
 from pipecat_duplex.session.history import STREAMS, History, HistoryKeeper, ResumeKey
 from pipecat_duplex.session.inbox import MAX_PENDING_STEPS
 from pipecat_duplex.session.saying import Saying, Sayings
+from pipecat_duplex.session.unheard import UnheardAudio
+from tests.server.callers import wait_until
 
 COUNT = "one two three four five six seven eight nine ten"
 SILENCE = np.zeros(STEP_SAMPLES, np.float32)
@@ -328,3 +330,96 @@ def test_what_is_no_history_is_refused():
     for codes in (history.codes[:5], history.codes[:, :0], history.codes.astype(float)):
         with pytest.raises(InvalidHistory):
             History(FINGERPRINT, codes, True, history.audio)
+
+
+#
+# what nobody heard
+#
+
+VOICE = np.full(STEP_SAMPLES, 0.3, np.float32)
+NOISE = np.random.default_rng(1).normal(0, 0.004, STEP_SAMPLES).astype(np.float32)
+
+
+async def talk_into_the_gap(audio: list[np.ndarray]) -> tuple[list[Step], ContinuedSession]:
+    """Send audio while no session is there, and silence before and after."""
+    then = Script(replies=("four",), opening_step=1000, step_secs=0, remembers=True)
+    relay = Relay(Script(step_secs=0, remembers=True, fail_step=10), then, refusals=3)
+    session = await continued(relay)
+    steps: list[Step] = []
+
+    async def feed():
+        for _ in range(12):
+            session.send(SILENCE)
+        await relay.moving.wait()
+        for pcm in audio:
+            session.send(pcm)
+        await wait_until(lambda: session.moves)
+        while True:
+            session.send(SILENCE)
+            await asyncio.sleep(0.005)
+
+    feeding = asyncio.create_task(feed())
+    async with asyncio.timeout(20):
+        async for step in session.steps():
+            steps.append(step)
+            if len(steps) == 12 + len(audio) + 30:
+                break
+    feeding.cancel()
+    return steps, session
+
+
+@pytest.mark.parametrize("before", [0, 3, 20])
+@pytest.mark.parametrize("after", [0, 2])
+async def test_what_the_user_says_into_the_gap_is_heard(before, after):
+    audio = [SILENCE] * before + [VOICE] * 6 + [SILENCE] * after
+    steps, session = await talk_into_the_gap(audio)
+    assert text_of(steps) == "four"
+    assert [step.index for step in steps] == list(range(len(steps)))
+    history = session.history()
+    assert history is not None and any(np.abs(each).max() > 0.2 for each in history.audio)
+    await session.close()
+
+
+async def test_silence_of_the_gap_is_left_out():
+    steps, session = await talk_into_the_gap([NOISE] * 20)
+    assert text_of(steps) == ""
+    history = session.history()
+    # Those of before and after; the agent's next ones may have come already.
+    assert history is not None and 10 + 30 <= history.steps < 10 + 2 + 20 + 30
+    await session.close()
+
+
+@pytest.mark.parametrize(
+    ("steps", "taken"),
+    [
+        ([], 0),
+        ([SILENCE] * 9, 0),
+        ([NOISE] * 9, 0),
+        ([SILENCE] * 5 + [VOICE] * 3 + [SILENCE] * 5, 2 + 3),
+        ([NOISE] * 5 + [VOICE] * 3 + [NOISE] * 5, 2 + 3),
+        ([VOICE, SILENCE, SILENCE, VOICE], 4),
+        ([SILENCE] * 60 + [VOICE], 3),
+        ([VOICE] + [SILENCE] * 60, 0),
+    ],
+)
+def test_from_the_first_word_to_the_last(steps, taken):
+    unheard = UnheardAudio()
+    unheard.add(*steps)
+    assert len(unheard) <= 50
+    assert len(unheard.take_speech(before=[NOISE] * 20)) == taken
+    assert len(unheard) == 0
+
+
+async def test_words_wait_until_the_gap_was_heard():
+    then = script(opening_step=1000)
+    relay = Relay(Script(step_secs=0, remembers=True, fail_step=10), then, refusals=2)
+    session = await continued(relay)
+    conversation = asyncio.create_task(converse(session, 150))
+    begun = await session.say(COUNT)
+    await relay.moving.wait()
+    for _ in range(6):
+        session.send(VOICE)
+    steps = await conversation
+    assert text_of(steps) == COUNT
+    assert said_in(steps) == [Said(begun, COUNT, "")]
+    await session.close()

@@ -129,3 +129,14 @@ async def test_a_given_word_lasts_as_long_in_any_sentence():
     assert len(equal) == len(words) * (len(words) - 1)
     assert np.mean(equal) >= 0.9
     assert all(2 <= steps_of <= 8 for steps_of in usual.values())
+
+
+async def test_it_tells_which_words_it_lacks():
+    engine = await Engine.load("embedded")
+    session = await engine.open(SessionConfig())
+    assert await session.can_say("hello,how can i help you")
+    can = await session.can_say("hello kubernetes")
+    assert not can and can.lacks == ("kubernetes",) and "'kubernetes'" in can.reason
+    assert not await session.can_say("\ud800")
+    await session.close()
+    await engine.close()

@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from pipecat.frames.frames import LLMUpdateSettingsFrame
+from pipecat.frames.frames import LLMMessagesAppendFrame, LLMUpdateSettingsFrame
 
 from pipecat_duplex import DuplexLLMService
 from pipecat_duplex.scripted import Script, ScriptedBackend
@@ -83,7 +83,9 @@ async def test_a_backchannel_is_no_message_and_the_answer_goes_on() -> None:
     assert len(result.llm.contexts) == 1
 
 
-@pytest.mark.parametrize("delay_steps", [1, 12, 30, 60])
+@pytest.mark.parametrize(
+    "delay_steps", [1, 60, *(pytest.param(n, marks=pytest.mark.slow) for n in (12, 30))]
+)
 async def test_a_transcript_is_answered_however_late_it_comes(delay_steps) -> None:
     result = await talk(
         backend(),
@@ -96,7 +98,9 @@ async def test_a_transcript_is_answered_however_late_it_comes(delay_steps) -> No
     assert (start_secs, end_secs) == (pytest.approx(1.0, abs=0.2), pytest.approx(2.0, abs=0.3))
 
 
-@pytest.mark.parametrize("delay_steps", [2, 12, 30, 55])
+@pytest.mark.parametrize(
+    "delay_steps", [2, 30, *(pytest.param(n, marks=pytest.mark.slow) for n in (12, 55))]
+)
 async def test_own_answers_stand_behind_the_question_however_late_it_is_known(delay_steps) -> None:
     result = await talk(
         backend(replies=["it is five", "you are welcome"]),
@@ -141,6 +145,7 @@ async def test_a_tool_is_called_and_its_result_is_said_after_a_filler() -> None:
     assert len(result.llm.contexts) == 2
 
 
+@pytest.mark.slow
 async def test_no_filler_where_the_answer_is_there() -> None:
     result = await talk(
         backend(),
@@ -168,6 +173,7 @@ async def test_an_answer_that_the_user_has_moved_on_from_is_dropped_and_told() -
     assert "stale words" in [said.unspoken for (said,) in result.of("on_said")]
 
 
+@pytest.mark.slow
 async def test_a_cough_while_the_llm_thinks_loses_no_answer() -> None:
     result = await talk(
         backend(),
@@ -190,6 +196,7 @@ async def test_words_that_the_model_lacks_are_left_out_and_named() -> None:
     assert said.unsayable == ("Kubernetes",)
 
 
+@pytest.mark.slow
 async def test_with_both_the_models_small_talk_goes_on() -> None:
     result = await talk(
         backend(replies=["okay"]),
@@ -237,3 +244,47 @@ async def test_own_words_can_be_held_for_a_while() -> None:
         own=True,
     )
     assert [text for role, text in result.messages() if role == "assistant"] == ["two"]
+
+
+@pytest.mark.slow
+async def test_typed_text_reaches_the_llm() -> None:
+    async def type_text(result):
+        message = {"role": "user", "content": "typed"}
+        frame = LLMMessagesAppendFrame([message], run_llm=True)
+        await result.worker.queue_frame(frame)
+
+    result = await talk(
+        backend(),
+        user_audio((5.0, False)),
+        transcripts=[],
+        replies=[Reply([(1, "read it")])],
+        at_secs={1.0: type_text},
+    )
+    assert result.messages() == [("user", "typed"), ("assistant", "read it")]
+
+
+@pytest.mark.slow
+async def test_a_flow_says_and_asks() -> None:
+    from pipecat.flows import FlowManager
+
+    node = {
+        "name": "greeting",
+        "role_message": "You answer a telephone.",
+        "task_messages": [{"role": "developer", "content": "Greet."}],
+        "functions": [],
+        "pre_actions": [{"type": "tts_say", "text": "one moment"}],
+    }
+
+    async def begin(result):
+        flow = FlowManager(worker=result.worker, llm=result.llm, context_aggregator=result.pair)
+        result.events.append(("task", asyncio.create_task(flow.initialize(node))))
+
+    result = await talk(
+        backend(),
+        user_audio((6.0, False)),
+        transcripts=[],
+        replies=[Reply([(1, "hello there")])],
+        at_secs={1.0: begin},
+    )
+    said = " ".join(text for role, text in result.messages() if role == "assistant")
+    assert said == "one moment hello there"

@@ -39,6 +39,11 @@ def test_a_command_that_is_not_installed_is_a_reason():
     assert reason_to_skip(error) == "needs no-such-command"
 
 
+def test_a_library_that_is_not_installed_is_a_reason():
+    error = error_of("import ctypes; ctypes.CDLL('libnowhere.so.1')", ROOT / "training")
+    assert reason_to_skip(error) == "needs libnowhere.so.1"
+
+
 @pytest.mark.parametrize(
     ("code", "folder"),
     [
@@ -52,6 +57,19 @@ def test_a_command_that_is_not_installed_is_a_reason():
 )
 def test_a_fault_is_no_reason(code: str, folder: str):
     assert reason_to_skip(error_of(code, ROOT / folder)) is None
+
+
+def test_an_error_around_a_failed_import_is_seen_through():
+    code = """
+    try: import no_such_module
+    except ImportError as e: raise Exception("install it") from e
+    """
+    assert reason_to_skip(error_of(code, ROOT / "tests")) == "needs no_such_module"
+
+
+def test_a_file_that_cannot_be_imported_needs_what_the_package_imports():
+    error = error_of("import no_such_module", ROOT / "pipecat_duplex")
+    assert reason_to_skip(error, collecting=True) == "needs no_such_module"
 
 
 def test_the_engines_files_need_torch():
@@ -87,5 +105,7 @@ def test_pytest_skips_what_it_cannot_run(tmp_path: Path):
         capture_output=True,
         text=True,
     )
+    # Nothing else: a skip before other plugins are ready would be an error in the teardown.
     assert "1 failed, 1 passed, 4 skipped" in ran.stdout, ran.stdout + ran.stderr
+    assert " error" not in ran.stdout.splitlines()[-1]
     assert "needs no-such-command" in ran.stdout and "needs no_such_module" in ran.stdout

@@ -69,7 +69,7 @@ async def serving(backend: ScriptedBackend):
     """Serve the app of run_talk in this process."""
     from pipecat_duplex.commands.talk.app import create_app
 
-    app = create_app(backend, checkpoint="scripted")
+    app = create_app(backend, checkpoint="scripted", local_only=True)
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
     task = asyncio.create_task(server.serve(sockets=[listener]))

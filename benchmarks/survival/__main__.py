@@ -44,9 +44,16 @@ async def run(
         await worker.count_steps()
     before = [(worker.steps, worker.late_steps) for worker in workers]
 
+    at_the_line = [Caller(urls, task) for _ in range(callers)]
+
     async def call(number: int) -> CallResult:
         await asyncio.sleep(number * APART_SECS)
-        return await Caller(urls, task).run(secs)
+        return await at_the_line[number].run(secs)
+
+    async def do_harm() -> list[tuple[float, str]]:
+        for caller in at_the_line:
+            await caller.began.wait()
+        return await disturb(workers, fault, every_secs=every_secs, secs=secs)
 
     async def count() -> None:
         while True:
@@ -54,9 +61,15 @@ async def run(
             await asyncio.gather(*(worker.count_steps() for worker in workers))
 
     counting = asyncio.create_task(count())
-    disturbing = asyncio.create_task(disturb(workers, fault, every_secs=every_secs, secs=secs))
+    disturbing = asyncio.create_task(do_harm())
     results = await asyncio.gather(*map(call, range(callers)))
-    faults = await disturbing
+    if not all(caller.began.is_set() for caller in at_the_line):
+        disturbing.cancel()
+    faults = (await asyncio.gather(disturbing, return_exceptions=True))[0]
+    if isinstance(faults, asyncio.CancelledError):
+        faults = []
+    elif isinstance(faults, BaseException):
+        raise faults
     counting.cancel()
     steps = sum(w.steps - b[0] for w, b in zip(workers, before, strict=True))
     late = sum(w.late_steps - b[1] for w, b in zip(workers, before, strict=True))

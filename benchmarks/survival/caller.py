@@ -1,6 +1,8 @@
 """A caller by the clock, in a pipeline of their own, who knows what they should hear."""
 
 import asyncio
+import itertools
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -121,6 +123,7 @@ class Caller:
         self._said_words: list[str] = []
         self._heard: list[str] = []
         self._told = 0
+        self.began = asyncio.Event()
         self._over = asyncio.Event()
         self._requests_at_secs: list[float] = []
         self._problems: list[str] = []
@@ -155,9 +158,9 @@ class Caller:
         async def on_pipeline_started(_, frame):
             started.set()
 
-        @worker.event_handler("on_pipeline_error")
-        async def on_pipeline_error(_, frame):
-            self._problems.append(str(frame.error))
+        @self._service.event_handler("on_session_started")
+        async def on_session_started(_, session_id):
+            self.began.set()
 
         @self._service.event_handler("on_session_ended")
         async def on_session_ended(_, session_id, reason):
@@ -170,9 +173,16 @@ class Caller:
 
         async def talk():
             await started.wait()
-            tasks = [asyncio.create_task(self._speak(secs)), asyncio.create_task(self._tell(secs))]
-            await asyncio.gather(*tasks)
-            await worker.stop_when_done()
+            speaking = asyncio.create_task(self._speak(secs))
+            try:
+                if self._task == "told":
+                    await self._tell(secs)
+                else:
+                    await speaking
+                await asyncio.sleep(1.0)
+            finally:
+                speaking.cancel()
+                await worker.stop_when_done()
 
         runner = WorkerRunner(handle_sigint=False)
         await runner.add_workers(worker)
@@ -189,7 +199,10 @@ class Caller:
         period = round(REQUEST_EVERY_SECS / STEP_SECS)
         lead = round(1.0 / STEP_SECS)
         began_secs = loop.time()
-        for index in range(round((secs + END_SECS) / STEP_SECS)):
+        end_secs = math.inf if self._task == "told" else secs + END_SECS
+        for index in itertools.count():
+            if index * STEP_SECS > end_secs:
+                return
             await asyncio.sleep(began_secs + index * STEP_SECS - loop.time())
             place = (index - lead) % period if index >= lead else period
             pcm = np.zeros(STEP_SAMPLES, np.float32)
@@ -203,7 +216,7 @@ class Caller:
         """Give the agent words to say, one text after another."""
         loop = asyncio.get_running_loop()
         began_secs = loop.time()
-        while self._task == "told" and loop.time() - began_secs < secs:
+        while loop.time() - began_secs < secs:
             self._over.clear()
             await self._service.say(TOLD)
             self._told += 1

@@ -39,6 +39,12 @@ async def cut(worker: Worker) -> None:
     worker.line.mend()
 
 
+async def fill_disk(worker: Worker) -> None:
+    """The process is started anew, and its log goes to a disk that is full."""
+    worker.output = "/dev/full"
+    await terminate(worker)
+
+
 async def none(worker: Worker) -> None:
     """Nothing happens: the level that faults are measured against."""
 
@@ -49,6 +55,7 @@ FAULTS: dict[str, Callable[[Worker], Awaitable[None]]] = {
     "term": terminate,
     "stop": stop,
     "cut": cut,
+    "disk": fill_disk,
 }
 
 

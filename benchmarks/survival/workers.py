@@ -92,11 +92,13 @@ class Worker:
         slots: Calls that it takes.
         drain_secs: How long calls may stay after SIGTERM.
         agent: ``embedded``, or ``scripted``, which takes no processor time.
+        output: Where its log goes.
     """
 
     slots: int
     drain_secs: float = 30.0
     agent: str = "embedded"
+    output: str = os.devnull
     port: int = field(default_factory=free_port)
     url: str = ""
     steps: float = 0.0
@@ -116,12 +118,13 @@ class Worker:
         options = ["--host", "127.0.0.1", "--port", str(self.port), "--slots", str(self.slots)]
         options += ["--drain-secs", str(self.drain_secs)]
         self._last = (0.0, 0.0)
-        self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, *command, *options),
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.DEVNULL,
-            env={**os.environ, "NO_TORCH_COMPILE": "1"},
-        )
+        with open(self.output, "w") as output:  # noqa: ASYNC230 (a device)
+            self._process = await asyncio.create_subprocess_exec(
+                *(sys.executable, *command, *options),
+                stdout=output,
+                stderr=output,
+                env={**os.environ, "NO_TORCH_COMPILE": "1"},
+            )
         if not self.url:
             self.url = await self.line.start()
         async with asyncio.timeout(START_SECS):

@@ -1,1 +1,1 @@
-"""The subcommands of ``pipecat-duplex``, one a file."""
+"""The subcommands of ``pipecat-duplex``: a file or a package each."""

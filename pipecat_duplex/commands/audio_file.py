@@ -24,7 +24,7 @@ MAX_SECS = 3600.0
 """Longer files are refused: 24 kHz audio of both voices has to fit into memory."""
 
 MAX_BYTES = 1 << 30
-"""What comes by a pipe, or needs its header mended, is held in memory: no more than this."""
+"""Audio from a pipe, or with a header to mend, is held in memory: no more than this."""
 
 _BLOCK_SAMPLES = 1 << 12
 _CONVERT = "convert it to wav or flac, e.g. with sox or ffmpeg"
@@ -63,8 +63,7 @@ class _Stream(soundfile.SoundFile):
 def read_audio(path: Path) -> AudioFile:
     """Read a file that libsndfile knows (wav, flac, ogg, mp3 and others).
 
-    The header's word on the length is not taken: what is there is read. A pipe may stand for a
-    file.
+    The file is read to its end, whatever length its header tells. A pipe may stand for a file.
 
     Args:
         path: The file; ``-`` is the standard input.

@@ -31,7 +31,7 @@ MOST_SIZES = 5
 """Batches to measure: one, several, and then about as many as should fit, until that is steady."""
 
 STEADY = 1.2
-"""What is predicted from a batch may be larger than the batch by so much, and no more."""
+"""A prediction is trusted up to this multiple of the largest measured batch."""
 
 MEMORY_SHARE = 0.9
 SLOT_MEMORY = 1.7
@@ -55,7 +55,7 @@ class StepTimes:
 
 @dataclass(frozen=True)
 class Capacity:
-    """What was measured, and what follows.
+    """Measured step times, and the number of conversations that follows from them.
 
     Parameters:
         steps: Step times, the smallest batch first.
@@ -86,7 +86,7 @@ async def measure_capacity(
     Args:
         checkpoint: ``embedded``, a hub name or a local folder.
         runtime: What runs the model, in the engine's words.
-        memory_bytes: The memory of the device that runs it; ``None`` if nobody knows.
+        memory_bytes: The memory of the device that runs it; ``None`` if it is not known.
 
     Raises:
         DuplexError: The checkpoint cannot be loaded, or a step of one conversation fails or takes

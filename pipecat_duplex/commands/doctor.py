@@ -155,6 +155,8 @@ def _is_installed(module: str) -> bool:
         return find_spec(module) is not None
     except ValueError:  # a module without a spec: somebody has put it there by hand
         return True
+    except ImportError:
+        return False
 
 
 def _find_gpu(diagnosis: Diagnosis) -> None:

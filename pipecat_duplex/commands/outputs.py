@@ -1,4 +1,4 @@
-"""Files that a command writes: whether it can is found out before the work."""
+"""Files that a command writes, checked before the work."""
 
 import os
 from collections.abc import Hashable, Sequence
@@ -19,10 +19,10 @@ def file_name(path: Path) -> str:
 
 
 def check_outputs(outputs: Sequence[Path | None], inputs: Sequence[Path | None] = ()) -> None:
-    """Find out whether files can be written, and leave everything as it was.
+    """Check that files can be written, and leave everything as it was.
 
     Args:
-        outputs: The files; None is one that nobody asked for.
+        outputs: The files; None is skipped.
         inputs: Files that are read and must not be written over.
 
     Raises:

@@ -100,7 +100,7 @@ def read_api_keys(given: Sequence[str], environment: Mapping[str, str]) -> tuple
 
     Args:
         given: Keys of the command line, which come before the variable's.
-        environment: Holds one key in ``PIPECAT_DUPLEX_API_KEY``, whatever is in it.
+        environment: Holds one key in ``PIPECAT_DUPLEX_API_KEY``, of any characters.
 
     Raises:
         DuplexError: A key of the command line is empty.

@@ -1,4 +1,4 @@
-"""The agent's audio on its way to the ear: resampled, paced, and what is too old left out."""
+"""The agent's audio on its way to the ear: resampled, paced, late steps dropped."""
 
 from dataclasses import dataclass
 
@@ -51,12 +51,12 @@ class AgentAudio:
 
     @property
     def lag_secs(self) -> float:
-        """Delay of the agent's audio beyond its least delay, at the last step."""
+        """Delay of the agent's audio beyond its smallest delay, at the last step."""
         return self._clock.lag_secs
 
     @property
     def dropped_steps(self) -> int:
-        """Steps that were too old to be heard."""
+        """Steps of speech that came too late to be heard."""
         return self._clock.dropped_steps
 
     def take(self, place: int, pcm: np.ndarray, now_secs: float, due_secs: float) -> AgentSound:

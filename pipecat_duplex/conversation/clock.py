@@ -31,15 +31,15 @@ GAIN_STEPS = 5
 
 @dataclass(frozen=True)
 class ClockSettings:
-    """How much lateness is borne, and how it is made up.
+    """How much lateness is tolerated, and how it is caught up.
 
     Parameters:
         patience_secs: Audio this late is replaced by silence, so that the agent goes on.
             ``math.inf`` never fills.
         slack_secs: Audio may run this far ahead of the time line (a burst of late packets) before
             it is dropped: its place has been taken by silence.
-        max_fill_secs: A longer hole (a machine that slept) is not filled but skipped.
-        max_lag_secs: Agent audio that comes later than this is too old to be heard.
+        max_fill_secs: A longer gap (a machine that slept) is skipped instead of filled.
+        max_lag_secs: Agent audio that is later than this is not heard.
         settle_secs: After a stall, no more than one step (and the jitter of late) waits to be
             played this long after the steps have caught up.
     """
@@ -159,19 +159,17 @@ class InputClock:
 
 
 class OutputClock:
-    """Decides which of the agent's steps are heard: a stall never becomes a delay, jitter no holes.
+    """Paces playback: a stall never becomes a lasting delay, and jitter never makes holes.
 
-    The lag of a step is its delay beyond the least of the last ten seconds: how late it came, and
-    how long it has to wait for what was pushed before it.
+    The lag of a step is its delay beyond the smallest delay of the last ten seconds: how late it
+    came, and how long it waits for the steps that were pushed before it.
 
-    What is pushed plays in real time, so a burst of steps makes a queue. A queue that runs low
-    again and again bridges the gaps between bursts: without it there would be holes. Only what
-    *stands*, the least of a while, is delay, and speech is left out of it in one stretch. Silence
-    is left out at once. Lateness that has come twice will come again, and a queue as long as that
-    is left alone.
+    Steps that arrive in bursts form a queue. A queue that regularly drains is a jitter buffer and
+    is kept. A queue that never falls below a step plus recent jitter for a while is pure delay,
+    and is removed in a single cut. Silence in the queue is removed at once.
 
-    A step that comes much too late is not heard, nor those after it until they have caught up.
-    Where they do not catch up, they are heard late.
+    A step that comes much too late is not heard, and neither are the steps after it until they
+    have caught up. Steps that do not catch up are heard late.
     """
 
     def __init__(self, settings: ClockSettings | None = None):

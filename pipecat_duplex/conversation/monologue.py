@@ -68,12 +68,18 @@ class Monologue:
         """Begin an utterance; pieces of its first word may have been fed already."""
         self._utterance = ""
 
-    def end_utterance(self) -> Word | None:
+    def end_utterance(self, next_step: int | None = None) -> Word | None:
         """End the utterance. Its text stays in :attr:`utterance` until the next one begins.
+
+        Args:
+            next_step: The step in which the next utterance begins, if it does at once: a word that
+                began in this step belongs to it.
 
         Returns:
             The word that was still open, if any.
         """
+        if next_step is not None and self._bytes and self._first_step >= next_step:
+            return None
         return self._complete()
 
     def _complete(self) -> Word | None:

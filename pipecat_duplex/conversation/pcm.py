@@ -23,7 +23,7 @@ def as_mono(pcm: np.ndarray) -> np.ndarray:
         pcm: Floating point, shape ``(n,)``, any ``n``.
 
     Returns:
-        Float32, shape ``(n,)``; the array itself where it is float32 already.
+        Float32, shape ``(n,)``; the same array if it is already float32.
 
     Raises:
         InvalidAudio: More than one dimension, or not floating point. Integers are refused because
@@ -66,7 +66,7 @@ def pcm16_to_float(pcm16: bytes, channels: int = 1) -> np.ndarray:
 def float_to_pcm16(pcm: np.ndarray) -> bytes:
     """Encode mono float audio as 16-bit bytes; the inverse of :func:`pcm16_to_float`.
 
-    Samples are rounded to the nearest step. What lies outside [-1, 1) is clipped, and NaN becomes
+    Samples are rounded to the nearest step. Values outside [-1, 1) are clipped, and NaN becomes
     silence: a broken sample must not turn into a full-scale click.
 
     Args:

@@ -43,7 +43,7 @@ class Resampler:
 
     Output sample ``m`` stands at input time ``m / out_rate_hz - delay_secs``; before its first
     sample the stream counts as silent. After ``n`` input samples, ``ceil(n * out_rate_hz /
-    in_rate_hz)`` output samples have come out, whatever the chunks were: nothing is held back
+    in_rate_hz)`` output samples have come out, for any chunks: nothing is held back
     beyond the delay. For rates of which 80 ms are a whole number of samples (8, 16, 24, 44.1,
     48 kHz and others), 80 ms in give exactly 80 ms out.
 
@@ -109,8 +109,7 @@ class Resampler:
             pcm: Floating point, shape ``(n,)``, any ``n``, also 0.
 
         Returns:
-            Float32, one-dimensional. With equal rates this is the input itself where that is
-            float32.
+            Float32, one-dimensional. With equal rates, a float32 input is returned as it is.
 
         Raises:
             InvalidAudio: Wrong shape or type; the stream is not changed.

@@ -5,7 +5,7 @@ model: it names what the model did.
 """
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 from pipecat_duplex.session import STEP_SECS
@@ -29,7 +29,7 @@ class UserVoice(Enum):
 
 @dataclass(frozen=True)
 class TurnSettings:
-    """When a voice counts, and for how long its silence does not.
+    """Levels and times that decide when a voice starts and stops.
 
     Parameters:
         open_level_db: Agent audio above this level (dBFS, RMS of a step) opens an utterance.
@@ -141,6 +141,16 @@ ONSET_PAUSE_STEPS = 3
 ONSET_BELOW_PEAK_DB = 25.0
 ONSET_ABOVE_FLOOR_DB = 8.0
 
+RESUME_QUIET_STEPS = 2
+"""An agent that fell silent for so long under the user's voice, and speaks after it, answers.
+
+Many pauses inside an utterance are as short, but few of them begin under a user's voice and last
+until it is over.
+"""
+
+BRIEF_VOICE_STEPS = 3
+"""A voice too short for the detector to be sure of ("stop") counts if an answer follows it."""
+
 
 @dataclass(slots=True)
 class _Overlap:
@@ -157,9 +167,8 @@ def _steps(secs: float) -> int:
 class TurnTracker:
     """Turns one observation a step into turn events.
 
-    Events come in pairs: no stop without a start, none left open after :meth:`finish`. Every
-    overlap ends as exactly one of a yield, a backchannel or, if the agent had finished already,
-    neither.
+    Events come in pairs: every stop follows a start, and :meth:`finish` closes what is open. An
+    overlap ends as a yield or as a backchannel, or as neither if the agent had already finished.
     """
 
     def __init__(self, settings: TurnSettings | None = None):
@@ -187,6 +196,7 @@ class TurnTracker:
         self._agent_began_over_user = False
         self._agent_quiet_steps = 0
         self._overlap: _Overlap | None = None
+        self._brief_voice = _Overlap(first_step=-1, last_step=-1)
 
     @property
     def user_speaking(self) -> bool:
@@ -206,18 +216,20 @@ class TurnTracker:
         user_level_db: float,
         agent_level_db: float,
         agent_word: bool,
+        given_word: bool = False,
     ) -> list[TurnEvent]:
         """Observe one step.
 
         Args:
-            index: The step. Steps may be missing, but do not go back.
+            index: The step. Steps may be missing, but the index never decreases.
             user: The detector's state after this step of the user's audio.
             user_level_db: Level of the user's audio in this step, dBFS.
             agent_level_db: Level of the agent's audio in this step, dBFS.
             agent_word: Whether the monologue holds a word piece in this step.
+            given_word: Whether that is a word that the agent was given: it goes on with those.
 
         Returns:
-            The events of this step, in the order in which they are to be told.
+            The events of this step, in order.
 
         Raises:
             ValueError: The index goes back.
@@ -228,7 +240,7 @@ class TurnTracker:
         # The user comes first, so that an agent that answers in the same step answers a turn
         # that has ended.
         events = self._step_user(index, user, user_level_db)
-        events += self._step_agent(index, agent_level_db, agent_word)
+        events += self._step_agent(index, agent_level_db, agent_word, given_word)
         events += self._step_overlap(index)
         return events
 
@@ -253,7 +265,7 @@ class TurnTracker:
         return [self._stop_agent(self._last_step, yielded=False)]
 
     def finish(self) -> list[TurnEvent]:
-        """End the conversation: close whatever is open.
+        """End the conversation, and close what is open.
 
         Returns:
             The closing events.
@@ -266,6 +278,7 @@ class TurnTracker:
     def _step_user(self, index: int, user: UserVoice, level_db: float) -> list[TurnEvent]:
         self._user_voice = user
         self._user_levels_db.append(level_db)
+        self._note_brief_voice(index, user)
         events: list[TurnEvent] = []
         if user is UserVoice.SPEAKING and not self._user_speaking:
             events = self._start_user(index)
@@ -274,6 +287,14 @@ class TurnTracker:
             events = [self._stop_user(index)]
         self._stopping_steps = self._stopping_steps + 1 if user is UserVoice.STOPPING else 0
         return events
+
+    def _note_brief_voice(self, index: int, user: UserVoice) -> None:
+        if user not in (UserVoice.STARTING, UserVoice.SPEAKING):
+            return
+        voice = self._brief_voice
+        if voice.last_step < index - ONSET_PAUSE_STEPS:
+            voice.first_step = max(voice.last_step + 1, index + 1 - self._onset_steps())
+        voice.last_step = index
 
     def _start_user(self, index: int) -> list[TurnEvent]:
         events: list[TurnEvent] = []
@@ -316,12 +337,18 @@ class TurnTracker:
         quiet_secs = self._stopping_steps * STEP_SECS
         return UserStopped(index, (index + 1) * STEP_SECS - quiet_secs, quiet_secs=quiet_secs)
 
-    def _step_agent(self, index: int, level_db: float, word: bool) -> list[TurnEvent]:
+    def _step_agent(
+        self, index: int, level_db: float, word: bool, given_word: bool
+    ) -> list[TurnEvent]:
         self._agent_step = index
         if not self._agent_speaking:
             if word or level_db >= self._open_level_db:
                 return self._start_agent(index)
             return []
+        begins = word or level_db >= self._open_level_db
+        if begins and not given_word and self._answers():
+            self._agent_quiet_steps += 1  # Up to this step, which is not one of the silence.
+            return [*self._end_utterance(index), *self._start_agent(index)]
         voiced = word or level_db >= self._close_level_db
         self._agent_quiet_steps = 0 if voiced else self._agent_quiet_steps + 1
         if self._agent_quiet_steps >= self._agent_stop_steps:
@@ -329,6 +356,26 @@ class TurnTracker:
         if self._overlap and self._agent_quiet_steps >= self._yield_stop_steps:
             return self._end_utterance(index)
         return []
+
+    def _answers(self) -> bool:
+        """Whether what begins now is an answer: the agent yielded, and the user is done."""
+        if self._agent_quiet_steps < RESUME_QUIET_STEPS or self._user_voice is UserVoice.SPEAKING:
+            return False
+        silent_step = self._agent_step - self._agent_quiet_steps
+        overlap = self._overlap or self._brief_overlap(silent_step)
+        if not self._yields(overlap, silent_step):
+            return False
+        self._overlap = overlap
+        return True
+
+    def _brief_overlap(self, silent_step: int) -> _Overlap | None:
+        """Return the user's voice that the detector was not sure of, if the agent fell silent."""
+        voice = self._brief_voice
+        if voice.last_step - voice.first_step + 1 < BRIEF_VOICE_STEPS:
+            return None
+        if not self._agent_start_step <= voice.first_step < silent_step:
+            return None
+        return replace(voice)
 
     def _start_agent(self, index: int) -> list[TurnEvent]:
         events: list[TurnEvent] = []
@@ -347,7 +394,7 @@ class TurnTracker:
 
     def _end_utterance(self, index: int) -> list[TurnEvent]:
         silent_step = self._silent_step()
-        if not self._yields(silent_step):
+        if not self._yields(self._overlap, silent_step):
             return [self._stop_agent(index, yielded=False)]
         assert self._overlap is not None
         delay_secs = max(0, silent_step - self._overlap.first_step) * STEP_SECS
@@ -356,10 +403,10 @@ class TurnTracker:
             self._stop_agent(index, yielded=True),
         ]
 
-    def _yields(self, silent_step: int) -> bool:
-        if self._overlap is None or silent_step <= self._overlap.first_step:
+    def _yields(self, overlap: _Overlap | None, silent_step: int) -> bool:
+        if overlap is None or silent_step <= overlap.first_step:
             return False
-        if silent_step - self._overlap.last_step > self._yield_window_steps:
+        if silent_step - overlap.last_step > self._yield_window_steps:
             return False
         spoken_steps = silent_step - self._agent_start_step
         return not self._agent_began_over_user or spoken_steps >= self._agent_backchannel_steps

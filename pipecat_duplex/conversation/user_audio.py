@@ -54,7 +54,7 @@ class UserAudio:
 
     @property
     def dropped_steps(self) -> int:
-        """Steps of audio that the model does not hear, for whatever reason."""
+        """Steps of audio that the model does not hear, for any reason."""
         return self._clock.dropped_steps + self._overloaded_steps
 
     @property

@@ -6,46 +6,48 @@ a hub name ``owner/name[@revision]``. All three have the layout of moshi's own l
 
 import hashlib
 import json
+import math
+import operator
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sentencepiece
 
+from pipecat_duplex.engine.checkpoint_config import (
+    CODEBOOKS,
+    FILE_NAMES,
+    FileName,
+    check_codec_config,
+    check_language_config,
+    file_name,
+    is_personaplex,
+    read_json,
+)
 from pipecat_duplex.engine.vocabulary import Vocabulary
 from pipecat_duplex.session import (
     MOSHI_SAMPLING,
-    SAMPLE_RATE_HZ,
-    STEP_SAMPLES,
-    TEXT_PADDING,
     CheckpointError,
     MissingExtra,
     Sampling,
     one_line,
 )
+from pipecat_duplex.session.contract import MAX_TOP_K
+
+if TYPE_CHECKING:
+    from pipecat_duplex.engine.hub import Hub
 
 EMBEDDED = "embedded"
 EMBEDDED_FOLDER = Path(__file__).parent.parent / "checkpoints" / "embedded"
-CODEBOOKS = 8
 DIGEST_SAMPLES = 32
 DIGEST_BYTES = 64 * 1024
 HUB_EXAMPLE = "kyutai/moshiko-pytorch-bf16"
+MAX_HEADER_BYTES = 100_000_000
+"""Longest header of a safetensors file, as the format says."""
+
 HUB_NAME = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[^@]+))?")
-
-FILE_NAMES: dict[str, str | None] = {
-    "moshi_name": "model.safetensors",
-    "mimi_name": "tokenizer-e351c8d8-checkpoint125.safetensors",
-    "tokenizer_name": "tokenizer_spm_32k_3.model",
-    "mimi_config_name": None,
-    "lora_name": None,
-}
-"""Keys of ``config.json`` that name files, and what moshi takes where they are missing."""
-
-ELSEWHERE = "hf://"
-"""Begins the name of a file that lives in another repository."""
-
 
 GRAPHS = ("encoder", "temporal", "depformer", "decoder")
 """The graphs of a checkpoint for ONNX Runtime, ``NAME.onnx``, in the order of a step."""
@@ -84,7 +86,7 @@ class CheckpointFiles:
     @property
     def sampling(self) -> Sampling:
         """How the checkpoint recommends to sample: arguments for moshi's ``LMGen``."""
-        generation = self.config.get("lm_gen_config", {})
+        generation = self.config.get("lm_gen_config") or {}
         names = {
             "text_temperature": "temp_text",
             "text_top_k": "top_k_text",
@@ -92,14 +94,22 @@ class CheckpointFiles:
             "audio_top_k": "top_k",
         }
         given = {ours: generation[name] for ours, name in names.items() if name in generation}
+        for name in ("text_top_k", "audio_top_k"):
+            if given.get(name) == 0:  # moshi's word for all of them
+                given[name] = MAX_TOP_K
         if not generation.get("use_sampling", True):
             given |= {"text_temperature": 0.0, "audio_temperature": 0.0}
         return MOSHI_SAMPLING._replace(**given)
 
     @property
+    def is_personaplex(self) -> bool:
+        """Whether it is laid out as PersonaPlex is published: its config names no sizes."""
+        return is_personaplex(self.config)
+
+    @property
     def predicts_user(self) -> bool:
         """Whether it was trained to predict the user's codebooks as well, as PersonaPlex was."""
-        return self.config.get("dep_q", CODEBOOKS) > CODEBOOKS
+        return self.is_personaplex or self.config.get("dep_q", CODEBOOKS) > CODEBOOKS
 
     @property
     def text_tokens(self) -> int:
@@ -131,6 +141,11 @@ class CheckpointFiles:
             raise CheckpointError(
                 f"checkpoint {self.name} cannot be loaded: {one_line(error)}"
             ) from error
+        if tokenizer.vocab_size() > self.text_tokens:
+            raise CheckpointError(
+                f"checkpoint {self.name} cannot be loaded: its tokenizer has "
+                f"{tokenizer.vocab_size()} tokens, and its monologue {self.text_tokens}"
+            )
         model_id = self.config.get("model_id")
         words_only = isinstance(model_id, dict) and bool(model_id.get("words_only", False))
         return Vocabulary(tokenizer, words_only=words_only)
@@ -196,17 +211,17 @@ def _find_local(name: str, folder: Path) -> CheckpointFiles:
     config_path = folder / "config.json"
     if not config_path.is_file():
         raise CheckpointError(f"checkpoint {folder} is incomplete: it has no config.json")
-    config = _read_json(config_path)
-    _check_language_config(name, config)
+    config = read_json(config_path)
+    check_language_config(name, config)
 
-    def locate(file_name: str) -> Path:
-        if not file_name.startswith(ELSEWHERE):
-            return folder / file_name.removeprefix("file://")
-        hub = _import_hub()
-        with hub.talking_to_hub(name):
-            return hub.download(*_split_elsewhere(file_name))
+    def locate(file: FileName) -> Path:
+        if file.repo is None:
+            return folder / file.path
+        hub = _hub_for(name)
+        with hub.readable_errors():
+            return hub.download(file.repo, file.path)
 
-    files = _locate_all(config, locate)
+    files = _locate_all(name, config, locate)
     missing = [path.name for path in files.values() if not path.is_file()]
     if missing:
         raise CheckpointError(f"checkpoint {folder} is incomplete: no {', '.join(missing)}")
@@ -214,44 +229,42 @@ def _find_local(name: str, folder: Path) -> CheckpointFiles:
 
 
 def _find_on_hub(name: str, repo: str, revision: str | None) -> CheckpointFiles:
-    hub = _import_hub()
+    hub = _hub_for(name)
 
-    def locate(file_name: str) -> Path:
-        if file_name.startswith(ELSEWHERE):
-            return hub.download(*_split_elsewhere(file_name))
-        return hub.download(repo, file_name.removeprefix("file://"), revision)
+    def locate(file: FileName) -> Path:
+        if file.repo is not None:
+            return hub.download(file.repo, file.path)
+        return hub.download(repo, file.path, revision)
 
-    with hub.talking_to_hub(name):
+    with hub.readable_errors():
         # The small file first: a wrong kind of model is refused before gigabytes are fetched.
         config_path = hub.download_if_any(repo, "config.json", revision)
         config: dict[str, Any] = {}
         if config_path is not None:
-            config = _read_json(config_path)
-            _check_language_config(name, config)
-        files = _locate_all(config, locate)
+            config = read_json(config_path)
+            check_language_config(name, config)
+        named = (file_name(name, key, config) for key in FILE_NAMES)
+        hub.announce(repo, [file.path for file in named if file and not file.repo], revision)
+        files = _locate_all(name, config, locate)
     return _make_files(name, config_path, config, files)
 
 
-def _import_hub():
+def _hub_for(name: str) -> "Hub":
     try:
-        from pipecat_duplex.engine import hub
+        from pipecat_duplex.engine.hub import Hub
     except ModuleNotFoundError as error:
         raise MissingExtra(
             "a checkpoint from the hub needs huggingface_hub, which is not installed: "
             "pip install 'pipecat-duplex[moshi]'"
         ) from error
-    return hub
+    return Hub(name)
 
 
-def _split_elsewhere(file_name: str) -> tuple[str, str]:
-    """Split ``hf://owner/name/file`` into repository and file."""
-    owner, repo, file = file_name.removeprefix(ELSEWHERE).split("/", 2)
-    return f"{owner}/{repo}", file
-
-
-def _locate_all(config: dict[str, Any], locate: Callable[[str], Path]) -> dict[str, Path]:
-    named = {key: config.get(key, default) for key, default in FILE_NAMES.items()}
-    return {key: locate(file_name) for key, file_name in named.items() if file_name is not None}
+def _locate_all(
+    name: str, config: dict[str, Any], locate: Callable[[FileName], Path]
+) -> dict[str, Path]:
+    named = {key: file_name(name, key, config) for key in FILE_NAMES}
+    return {key: locate(file) for key, file in named.items() if file is not None}
 
 
 def _make_files(
@@ -259,7 +272,7 @@ def _make_files(
 ) -> CheckpointFiles:
     mimi_config_path = files.get("mimi_config_name")
     if mimi_config_path is not None:
-        _check_codec_config(name, _read_json(mimi_config_path))
+        check_codec_config(name, read_json(mimi_config_path))
     return CheckpointFiles(
         name=name,
         lm_weights=files["moshi_name"],
@@ -272,52 +285,34 @@ def _make_files(
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_header(weights: Path) -> bytes:
+    """Read the header of a safetensors file: what each tensor is called, and where it lies.
+
+    Raises:
+        CheckpointError: The file is not one.
+    """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {one_line(error)}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} does not hold a JSON object")
-    return content
+        with weights.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > min(MAX_HEADER_BYTES, weights.stat().st_size - 8):
+                raise CheckpointError(f"{weights} is no safetensors file: it ends in its header")
+            return file.read(length)
+    except OSError as error:
+        raise CheckpointError(f"{weights} cannot be read: {one_line(error)}") from error
 
 
-def _check_language_config(name: str, config: dict[str, Any]) -> None:
-    """Refuse what is not a full-duplex Moshi: recognizers, synthesizers, translators."""
-    model_type = config.get("model_type", "moshi")
-    agent_codebooks = config.get("dep_q")
-    codebooks = config.get("n_q")
-    if model_type != "moshi":
-        problem = f"its model type is {model_type!r}"
-    elif config.get("stt_config") or agent_codebooks == 0:
-        problem = "it recognizes speech and does not speak"
-    elif config.get("tts_config"):
-        problem = "it synthesizes speech and does not listen"
-    elif agent_codebooks is None or codebooks is None:
-        problem = "its config.json does not describe a Moshi language model"
-    elif agent_codebooks not in (CODEBOOKS, 2 * CODEBOOKS) or codebooks != 2 * CODEBOOKS:
-        problem = (
-            f"it has {agent_codebooks} codebooks for the agent of {codebooks} in all, "
-            f"not {CODEBOOKS} of {2 * CODEBOOKS}"
-        )
-    elif len(config.get("delays", ())) != 2 * CODEBOOKS + 1:
-        problem = f"it does not have {2 * CODEBOOKS + 1} streams"
-    elif config.get("fuser") or config.get("conditioners"):
-        problem = "it wants conditions that a conversation does not have"
-    elif config.get("existing_text_padding_id", TEXT_PADDING) != TEXT_PADDING:
-        problem = f"its text padding is not token {TEXT_PADDING}"
-    else:
-        return
-    raise CheckpointError(f"checkpoint {name} is not a full-duplex Moshi: {problem}")
+def count_parameters(weights: Path) -> int:
+    """Count the numbers in a safetensors file.
 
-
-def _check_codec_config(name: str, config: dict[str, Any]) -> None:
-    sample_rate, frame_rate = config.get("sample_rate"), config.get("frame_rate")
-    if sample_rate != SAMPLE_RATE_HZ or frame_rate != SAMPLE_RATE_HZ / STEP_SAMPLES:
-        raise CheckpointError(
-            f"checkpoint {name} is not a full-duplex Moshi: its codec has {sample_rate} Hz and "
-            f"{frame_rate} steps a second, not {SAMPLE_RATE_HZ} and {SAMPLE_RATE_HZ / STEP_SAMPLES}"
-        )
+    Raises:
+        CheckpointError: The file is not one.
+    """
+    try:
+        entries = json.loads(read_header(weights))
+        shapes = [entry["shape"] for name, entry in entries.items() if name != "__metadata__"]
+        return sum(math.prod(map(operator.index, shape)) for shape in shapes)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{weights} is no safetensors file: {one_line(error)}") from error
 
 
 def _digest_samples(path: Path, digest: "hashlib._Hash") -> None:

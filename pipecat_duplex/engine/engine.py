@@ -2,7 +2,7 @@
 
 import asyncio
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from loguru import logger
 
@@ -39,15 +39,17 @@ QUANTIZATIONS: tuple[Quantization, ...] = ("int8", "int4")
 class Engine(DuplexBackend):
     """A model with ``B`` slots, stepped by a thread of its own.
 
-    Weights are read once a step, whoever takes part. A conversation's tokens do not depend on its
-    neighbours. Past the model's context window a conversation goes on; the model forgets its oldest
-    steps one by one.
+    Weights are read once a step for all conversations. A conversation produces the same tokens
+    alone or beside others. A conversation may outlast the model's context window; the model then
+    forgets its oldest steps one by one.
 
     Example::
 
         engine = await Engine.load("embedded", slots=4)
         session = await engine.open(SessionConfig(seed=1))
     """
+
+    _shared: ClassVar[dict[tuple, "asyncio.Future[Engine]"]] = {}
 
     def __init__(self, step_loop: StepLoop, loaded: Loaded, slots: int, voices: Voices):
         """Initialize around a running loop; use :meth:`load`."""
@@ -77,7 +79,7 @@ class Engine(DuplexBackend):
 
         Args:
             checkpoint: ``embedded``, a local folder, or ``owner/name[@revision]`` on the hub.
-            slots: Conversations at a time. Each one costs memory, used or not.
+            slots: Conversations at a time. Each slot costs memory, in use or not.
             runtime: ``onnx`` or ``torch``. None is ONNX Runtime, which is always installed, if the
                 checkpoint brings graphs for it and nothing but the CPU is asked for; else torch,
                 which needs the extra ``moshi``.
@@ -152,6 +154,34 @@ class Engine(DuplexBackend):
         )
         return cls(step_loop, loaded, slots, found)
 
+    @classmethod
+    async def shared(
+        cls, checkpoint: str | Path = "embedded", *, slots: int = 1, **options: Any
+    ) -> "Engine":
+        """Return the one engine of this process for these arguments; the first caller loads it.
+
+        Callers that ask while it loads wait for it. An engine that was closed, or could not be
+        loaded, is loaded anew.
+
+        Args:
+            checkpoint: As in :meth:`load`.
+            slots: Conversations at a time, of all callers together.
+            **options: As in :meth:`load`.
+
+        Raises:
+            DuplexError: As in :meth:`load`.
+        """
+        key = (str(checkpoint), slots, *sorted(options.items()))
+        loading = cls._shared.get(key)
+        if loading is not None and loading.done():
+            failed = loading.cancelled() or loading.exception() is not None
+            loading = None if failed or loading.result()._closed else loading
+        if loading is None:
+            loading = asyncio.ensure_future(cls.load(checkpoint, slots=slots, **options))
+            cls._shared[key] = loading
+        # A caller who gives up does not stop the others' loading.
+        return await asyncio.shield(loading)
+
     @property
     def summary(self) -> ModelSummary:
         """What was loaded."""
@@ -191,7 +221,7 @@ class Engine(DuplexBackend):
         """Begin a conversation.
 
         Args:
-            config: What it asks of the model; what it leaves open, the checkpoint says.
+            config: Sampling, limits and persona. The checkpoint decides fields that are ``None``.
 
         Raises:
             AtCapacity: No slot is free; raised at once.

@@ -16,7 +16,14 @@ from pipecat_duplex.engine.model import Loaded, SlotOutput, StepModel
 from pipecat_duplex.engine.preparation import Preparation, Preparations
 from pipecat_duplex.engine.session import EngineSession, Frame
 from pipecat_duplex.engine.stats import StepRecorder
-from pipecat_duplex.session import STEP_SECS, BackendHealth, Step, StepTiming
+from pipecat_duplex.session import (
+    STEP_SECS,
+    BackendHealth,
+    CheckpointError,
+    DuplexError,
+    Step,
+    StepTiming,
+)
 
 MAX_FAILURES = 3
 """Failed steps in a row after which the engine gives up."""
@@ -148,7 +155,7 @@ class StepLoop:
         return self._seats.count(None)
 
     def health(self) -> BackendHealth:
-        """Tell how the thread is. Takes no lock: whoever holds one may be what is stuck."""
+        """Tell how the thread is. Takes no lock: the holder of a lock may be stuck."""
         if self.failure is not None:
             return BackendHealth(False, f"the engine has failed: {self.failure}")
         if self._stopping or not self._thread.is_alive():
@@ -192,13 +199,13 @@ class StepLoop:
         try:
             model = self._load_model()
         except Exception as error:
-            self._loaded.set_exception(error)
+            self._loaded.set_exception(_load_error(error))
             return
         with model.running():
             try:
                 model.warm_up()
             except Exception as error:
-                self._loaded.set_exception(error)
+                self._loaded.set_exception(_load_error(error))
                 return
             self._loaded.set_result(Loaded(model.summary, model.vocabulary))
             self._preparations = Preparations(model)
@@ -239,7 +246,7 @@ class StepLoop:
         return batch
 
     def _step(self, model: StepModel, batch: Batch) -> None:
-        """Take a step. Whatever fails for one session ends that session, and no other."""
+        """Take a step. A fault of one session ends that session, and no other."""
         began_secs = self._step_began_secs = time.perf_counter()
         self._follow_seats(model, batch)
         # What is chosen in this step is given out in the next.
@@ -287,7 +294,7 @@ class StepLoop:
         """Run the model; return its outputs, and what it raised for sessions that it fails for.
 
         Raises:
-            Exception: The model fails whoever takes part.
+            Exception: The model fails for every session.
         """
         frames = {slot: frame.pcm for slot, (_, frame) in batch.items()}
         choose_word = words if words.is_needed else None
@@ -351,7 +358,7 @@ class StepLoop:
         self._post([Letter(session, session.end, reason)])
 
     def _recover(self, model: StepModel, error: Exception) -> None:
-        """End every session: the model fails whoever takes part."""
+        """End every session: the model fails for all of them."""
         self._failures_in_a_row += 1
         reason = f"a step of the engine failed: {_describe(error)}"
         if self._failures_in_a_row >= MAX_FAILURES:
@@ -416,6 +423,15 @@ def _hand_out(letters: list[Letter]) -> None:
         except Exception as error:
             logger.opt(exception=error).error(f"Session {session.id} is ended")
             session.end(f"its step could not be handed out: {_describe(error)}")
+
+
+def _load_error(error: Exception) -> Exception:
+    """Return what is told of a model that cannot be loaded, or not run once."""
+    if isinstance(error, DuplexError | ValueError):
+        return error
+    told = CheckpointError(f"the checkpoint cannot be run: {_describe(error)}")
+    told.__cause__ = error
+    return told
 
 
 def _describe(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""What the engine asks of a model, whatever runs it."""
+"""The interface between the engine and a model, on any runtime."""
 
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -28,10 +28,10 @@ ChooseWord = Callable[[int, int], int]
 
 @dataclass(frozen=True, slots=True)
 class ModelSummary:
-    """What was loaded, for logs and for a person.
+    """A description of the loaded model, for logs and for people.
 
     Parameters:
-        name: The name it was asked for by.
+        name: The name under which it was requested.
         trained: False if the weights are random, so that the agent babbles.
         lm_parameters: Parameters of the language model.
         mimi_parameters: Parameters of the codec.
@@ -64,7 +64,7 @@ class ModelSummary:
 
 
 class Loaded(NamedTuple):
-    """What is known of the model outside of its thread.
+    """The part of the model that other threads may use.
 
     Parameters:
         summary: What was loaded.
@@ -77,7 +77,7 @@ class Loaded(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class SlotOutput:
-    """What one slot gave in one step.
+    """The output of one slot in one step.
 
     Parameters:
         tokens: Int32, shape ``(1 + 2 * codebooks,)``: the monologue, the agent's audio, and the
@@ -128,11 +128,11 @@ class StepModel(Protocol):
         ...
 
     def join(self, slot: int, config: SessionConfig) -> None:
-        """Begin a conversation in a slot, whoever was there before.
+        """Begin a conversation in a slot. An earlier conversation there is forgotten.
 
         Args:
             slot: From 0 to ``slots - 1``.
-            config: Sampling settings and seed; limits are not the model's business.
+            config: Sampling settings and seed. The model ignores limits.
         """
         ...
 
@@ -186,8 +186,8 @@ class StepModel(Protocol):
                 the agent's audio is; what it returns is said.
 
         Returns:
-            What each of those slots gave. In a conversation's first step, before the acoustic
-            delay has passed, that is silence and padding.
+            The output of each of those slots. A conversation's first step, before the acoustic
+            delay has passed, gives silence and padding.
 
         Raises:
             Exception: The step failed; ``undo`` brings back what was before it.

@@ -19,6 +19,7 @@ from pipecat_duplex.engine.vocabulary import Spelling
 from pipecat_duplex.session import (
     STEP_SECS,
     CannotSay,
+    CanSay,
     DuplexError,
     DuplexSession,
     SessionConfig,
@@ -63,7 +64,7 @@ class EngineSession(DuplexSession):
         wake_engine: Callable[[], None],
         leave_slot: Callable[["EngineSession"], None],
     ):
-        """Initialize a session; ``Engine.open`` does, for whoever needs one.
+        """Initialize a session. Use ``Engine.open`` instead.
 
         Args:
             config: What the conversation asks of the model. Without a seed, one is drawn.
@@ -196,7 +197,7 @@ class EngineSession(DuplexSession):
         if preparation is not self.preparation:
             return
         self.preparation = None
-        if preparation.done.done():  # whoever waited for it was cancelled
+        if preparation.done.done():  # the caller that waited for it was cancelled
             return
         if preparation.error is None:
             preparation.done.set_result(None)
@@ -229,6 +230,16 @@ class EngineSession(DuplexSession):
                 self._cutters[number] = WordCutter()
                 await self._add(number, text, more=True)
             return number
+
+    async def can_say(self, text: str) -> CanSay:
+        """Tell whether it has the words; see :class:`~pipecat_duplex.session.DuplexSession`."""
+        self._inbox.check_open()
+        try:
+            self._allow(text)
+            (await self._spell(text)).all_words()
+        except CannotSay as e:
+            return CanSay(e.lacks, str(e))
+        return CanSay()
 
     async def say_more(self, utterance_id: int, text: str, *, more: bool = True) -> None:
         """Add to an utterance; see :class:`~pipecat_duplex.session.DuplexSession`."""
@@ -276,12 +287,12 @@ class EngineSession(DuplexSession):
         return spelling
 
     async def hold(self, held: bool = True) -> None:
-        """Keep the model's own words back; see :class:`~pipecat_duplex.session.DuplexSession`."""
+        """Hold the model's own words back; see :class:`~pipecat_duplex.session.DuplexSession`."""
         self._inbox.check_open()
         self.speaker.hold(held)
 
     async def hush(self) -> None:
-        """Drop what :meth:`say` has not spoken yet."""
+        """Drop the rest of all given words."""
         self._inbox.check_open()
         async with self._spelling:
             self.speaker.hush()

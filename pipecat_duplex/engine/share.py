@@ -9,13 +9,13 @@ SLICE_SECS = 0.002
 """Work that is done on an asyncio loop at once, before others have their turn."""
 
 SHARE = 0.25
-"""Part of a loop's time that is spent on such work at most, whoever asks for it."""
+"""Largest part of a loop's time for such work, for all that ask for it."""
 
 
 class LoopShare:
     """Does work of many sessions on their asyncio loop, by turns and within a share of its time.
 
-    A thread would not do: whatever holds the interpreter's lock holds up the engine's thread too.
+    A thread would not help: a holder of the interpreter's lock holds up the engine's thread too.
     """
 
     def __init__(self):

@@ -242,6 +242,7 @@ class Speaker:
             agent_level_db: Level of the agent's audio, dBFS.
             user_level_db: Level of the user's, dBFS.
         """
+        self._first_steps = max(self._first_steps - 1, 0)
         is_word = text_token not in (TEXT_PADDING, TEXT_END_OF_PADDING)
         speaks = is_word or agent_level_db >= SOUND_LEVEL_DB
         self._quiet_steps = 0 if speaks else self._quiet_steps + 1
@@ -268,7 +269,6 @@ class Speaker:
                     utterance_id = utterance.id
             elif self._held:
                 token, wish = TEXT_PADDING, sampled != TEXT_PADDING
-            self._first_steps = max(self._first_steps - 1, 0)
             self._chosen = SpokenStep(utterance_id, wish=wish)
             return token
 

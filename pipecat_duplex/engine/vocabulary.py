@@ -151,14 +151,15 @@ class Spelling:
         """Return the words.
 
         Raises:
-            CannotSay: There are none, or some that the model cannot say.
+            CannotSay: There are no words, or the model cannot say some of them.
         """
         unsayable = list(dict.fromkeys(self.unsayable))
         if unsayable:
             names = ", ".join(repr(word) for word in unsayable[:MAX_NAMED])
             others = len(unsayable) - MAX_NAMED
             more = f" and {others} more" if others > 0 else ""
-            raise CannotSay(f"the model does not have the words to say {names}{more}")
+            text = f"the model does not have the words to say {names}{more}"
+            raise CannotSay(text, tuple(unsayable))
         if not self.words:
             raise CannotSay(f"there are no words in {self._text[:200]!r}")
         return tuple(self.words)

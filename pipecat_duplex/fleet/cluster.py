@@ -117,7 +117,7 @@ class FleetCluster:
         """Return what the fleet is at this moment.
 
         Raises:
-            DuplexError: There is none.
+            DuplexError: There is no fleet.
         """
         ray = self._ray
         registry = self._registry()

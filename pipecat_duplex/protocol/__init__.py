@@ -11,7 +11,7 @@ from pipecat_duplex.protocol.encoding import (
     parse,
     shorten,
 )
-from pipecat_duplex.protocol.greeting import RESTORE, SAY, STREAM, Greeting
+from pipecat_duplex.protocol.greeting import CAN_SAY, RESTORE, SAY, STREAM, Greeting
 from pipecat_duplex.protocol.messages import (
     MAX_PIECE_BYTES,
     AgentStep,
@@ -43,6 +43,7 @@ from pipecat_duplex.protocol.query import (
 )
 
 __all__ = [
+    "CAN_SAY",
     "MAX_MESSAGE_BYTES",
     "MAX_PIECE_BYTES",
     "MAX_SEED",

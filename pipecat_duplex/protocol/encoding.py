@@ -1,7 +1,7 @@
 """From messages to bytes and back.
 
 The first byte of a binary message is its kind. ``parse(encode(message))`` is the message again, and
-whatever the bytes, :func:`parse` raises nothing but :class:`WireError`.
+:func:`parse` raises only :class:`WireError`, for any bytes.
 """
 
 import json
@@ -188,6 +188,8 @@ def _write_say(message: Say) -> bytes:
         fields["more"] = True
     if message.utterance_id is not None:
         fields["utterance"] = message.utterance_id
+    if message.asks:
+        fields["asks"] = True
     return _encode_json(fields)
 
 
@@ -198,7 +200,8 @@ def _read_say(payload: bytes) -> Say:
         raise WireError("a say whose text is not a string")
     cut_in, more = fields.get("cut_in") is True, fields.get("more") is True
     utterance_id = None if fields.get("utterance") is None else _number(fields, "utterance")
-    return Say(_number(fields, "request"), text, cut_in, more, utterance_id)
+    asks = fields.get("asks") is True
+    return Say(_number(fields, "request"), text, cut_in, more, utterance_id, asks)
 
 
 def _write_hold(message: Hold) -> bytes:
@@ -210,13 +213,14 @@ def _read_hold(payload: bytes) -> Hold:
 
 
 def _write_answer(message: SayAnswer) -> bytes:
-    return _encode_json(
-        {
-            "request": message.request,
-            "utterance": message.utterance_id,
-            "error": shorten(message.error),
-        }
-    )
+    fields: dict[str, Any] = {
+        "request": message.request,
+        "utterance": message.utterance_id,
+        "error": shorten(message.error),
+    }
+    if message.lacks:
+        fields["lacks"] = [shorten(word) for word in message.lacks[:MAX_UNSAYABLE]]
+    return _encode_json(fields)
 
 
 def _write_note(message: SpeechNote) -> bytes:
@@ -246,7 +250,12 @@ def _read_speech(payload: bytes) -> SayAnswer | SpeechNote:
     utterance_id = None if fields.get("utterance") is None else _number(fields, "utterance")
     if "request" in fields:
         error = shorten(str(fields.get("error", "")))
-        return SayAnswer(_number(fields, "request"), utterance_id, error)
+        lacks = fields.get("lacks", [])
+        if not isinstance(lacks, list):
+            raise WireError("an answer whose lacking words are not a list")
+        return SayAnswer(
+            _number(fields, "request"), utterance_id, error, tuple(map(str, lacks[:MAX_UNSAYABLE]))
+        )
     said = fields.get("said", [])
     if not isinstance(said, list) or not all(isinstance(each, dict) for each in said):
         raise WireError("speech that does not tell what was said")

@@ -17,6 +17,9 @@ SAY = "say"
 STREAM = "stream"
 """Feature of a server that takes words as they come, and keeps the model's own ones back."""
 
+CAN_SAY = "can-say"
+"""Feature of a server that tells whether its model has the words of a text."""
+
 RESTORE = "restore"
 """Feature of a server that gives out tokens, and goes on with conversations held elsewhere."""
 
@@ -111,7 +114,7 @@ class Greeting:
     def read(cls, metadata: Metadata) -> "Greeting | None":
         """Read metadata; ``None`` if the server is not one of ours.
 
-        Whatever is wrong in it is left out.
+        Wrong fields are left out.
         """
         fields = metadata.fields
         ours = fields.get(_OURS)

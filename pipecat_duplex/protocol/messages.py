@@ -146,6 +146,7 @@ class Say:
         cut_in: Whether it does not wait.
         more: Whether more follows.
         utterance_id: The utterance that this goes on with; such a message has no answer.
+        asks: Whether it is only asked if the model has the words; nothing is said.
     """
 
     request: int
@@ -153,6 +154,7 @@ class Say:
     cut_in: bool = False
     more: bool = False
     utterance_id: int | None = None
+    asks: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,13 +174,15 @@ class SayAnswer:
 
     Parameters:
         request: The client's number for it.
-        utterance_id: The number of the utterance; ``None`` if it will not be said.
-        error: Why it will not be said.
+        utterance_id: The number of the utterance, 0 for a question; ``None`` if it cannot be said.
+        error: Why it cannot be said.
+        lacks: The words that the model does not have.
     """
 
     request: int
     utterance_id: int | None = None
     error: str = ""
+    lacks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,7 +55,7 @@ def build_query(
 ) -> dict[str, str]:
     """Return the query parameters that ask for a session, in the Rust backend's names.
 
-    ``seed`` is none of them: it breaks PersonaPlex's server.
+    ``seed`` is not one of them: it breaks PersonaPlex's server.
 
     Args:
         config: The session's settings.
@@ -88,6 +88,8 @@ def parse_query(query: Mapping[str, str]) -> SessionRequest:
         ours: query[name] for name, ours in _CONFIG_NAMES.items() if query.get(name)
     }
     seeds = [_parse_int(query, name, MAX_SEED) for name in ("text_seed", "audio_seed")]
+    if seeds == [None, None] and query.get("seed") != "-1":  # PersonaPlex's name; -1 is any.
+        seeds[0] = _parse_int(query, "seed", MAX_SEED)
     fields["seed"] = _one_seed(*seeds)
     max_steps = _parse_int(query, "max_steps", 2**31)
     if max_steps is not None:
@@ -98,7 +100,7 @@ def parse_query(query: Mapping[str, str]) -> SessionRequest:
     tokens = query.get("tokens") or "0"
     if tokens not in ("0", "1", "move"):
         raise WireError(f"tokens={tokens[:40]!r}: there are '0', '1' and 'move'")
-    others = {"text_seed", "audio_seed", "max_steps", "format", "tokens"}
+    others = {"text_seed", "audio_seed", "seed", "max_steps", "format", "tokens"}
     known = {*_CONFIG_NAMES, *_ACCESS_NAMES, *others}
     try:
         config = SessionConfig(**fields)

@@ -2,8 +2,12 @@
 
 import asyncio
 import json
+import logging
 import random
+import re
 import ssl
+import urllib.error
+import urllib.request
 from typing import Any, Literal
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
@@ -29,6 +33,8 @@ from pipecat_duplex.session import (
 )
 
 CHAT_PATH = "/api/chat"
+HEALTH_PATH = "/health"
+MAX_HEALTH_BYTES = 16 * 1024
 
 HANDSHAKE_SECS = 5.0
 """How long a server may take to be ready for audio."""
@@ -39,6 +45,10 @@ PROMPTED_HANDSHAKE_SECS = 60.0
 PROMPT_SECS = 10.0
 """How much longer a connection may take with prompts: our server reads them before the upgrade."""
 
+# At its lowest level, websockets logs requests with all headers, keys too.
+_SOCKET_LOG = logging.getLogger(f"{__name__}.socket")
+_SOCKET_LOG.setLevel(logging.WARNING)
+
 FIRST_PAUSE_SECS = 0.2
 TRY_AGAIN_LATER = 1013
 
@@ -46,6 +56,11 @@ TRY_AGAIN_LATER = 1013
 # handshake with versions is the Rust backend's, whose acoustic delay is two steps.
 LEAD_STEPS = 1
 RUST_LEAD_STEPS = 2
+# PersonaPlex has spent the first step on its prompts.
+PERSONAPLEX_LEAD_STEPS = 0
+
+HEALTH_SECS = 3.0
+"""How long a server may take to say whether it is one of ours."""
 
 RUST_MAX_SECS = 360.0
 """The Rust backend ends every session then, and does not say so before."""
@@ -85,8 +100,8 @@ class RemoteBackend(DuplexBackend):
             url: ``ws://`` or ``wss://``, with the host and, if it is not ``/api/chat``, the path.
                 Parameters in it are kept.
             api_key: Shown to the server as a bearer token.
-            voice_prompt: Voice for PersonaPlex, a file name of its server. PersonaPlex needs both
-                prompts; give one, and the other is sent empty.
+            voice_prompt: Voice for PersonaPlex, the full file name on its server. PersonaPlex needs
+                both prompts. One alone is for this package's server.
             text_prompt: Role for PersonaPlex.
             audio_format: ``auto`` asks for raw audio, which this package's server knows, and goes
                 on in Opus with all others. ``opus`` does not ask.
@@ -105,10 +120,15 @@ class RemoteBackend(DuplexBackend):
             DuplexError: The URL cannot be used.
         """
         self._url = normal_url(url)
+        if api_key and not api_key.isprintable():
+            raise DuplexError("the API key holds a line break or another control character")
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._prompts: dict[str, str] = {}
-        if voice_prompt is not None or text_prompt is not None:
-            self._prompts = {"voice_prompt": voice_prompt or "", "text_prompt": text_prompt or ""}
+        if voice_prompt is not None:
+            self._prompts["voice_prompt"] = voice_prompt
+        if text_prompt is not None:
+            self._prompts["text_prompt"] = text_prompt
+        self._is_ours: bool | None = None
         self._audio_format: protocol.AudioFormat = "pcm" if audio_format == "auto" else "opus"
         self._ssl_context = ssl_context
         self._connect_secs = connect_secs
@@ -129,10 +149,10 @@ class RemoteBackend(DuplexBackend):
     async def open(self, config: SessionConfig) -> RemoteSession:
         """Begin a conversation.
 
-        A connection that fails is tried again, a refusal is not.
+        A connection that fails is tried again. A refusal is final.
 
         Args:
-            config: What it asks of the model. What a server does not know it ignores.
+            config: Sampling, limits and persona. A server ignores fields that it does not know.
 
         Raises:
             AtCapacity: The server has no slot, or accepted the call and did not get ready.
@@ -141,7 +161,15 @@ class RemoteBackend(DuplexBackend):
         """
         if self._closed:
             raise DuplexError(f"the connection to {self.host} was closed")
-        prompted = bool(self._prompts or config.text_prompt or config.voice_prompt)
+        prompts = self._prompts_of(config)
+        prompted = bool(prompts)
+        if len(prompts) == 1 and not await self._is_one_of_ours():
+            (given,) = prompts
+            missing = ({"voice_prompt", "text_prompt"} - {given}).pop()
+            raise DuplexError(
+                f"{self.host} is not a server of pipecat-duplex, and PersonaPlex needs both "
+                f"prompts: give {missing} too, empty if need be"
+            )
         ready_secs = self._ready_secs(prompted)
         connect_secs = self._connect_secs + (PROMPT_SECS if prompted else 0.0)
         connection = await self._connect(self._session_url(config), connect_secs)
@@ -171,7 +199,46 @@ class RemoteBackend(DuplexBackend):
         parts = urlsplit(self._url)
         query = protocol.build_query(config, self._audio_format, moves=self._moves) | self._prompts
         query |= dict(parse_qsl(parts.query, keep_blank_values=True))
-        return urlunsplit(parts._replace(query=urlencode(query)))
+        try:
+            return urlunsplit(parts._replace(query=urlencode(query)))
+        except UnicodeEncodeError as e:
+            raise InvalidPrompt(f"a prompt is not valid Unicode: {e.reason}") from None
+
+    def _prompts_of(self, config: SessionConfig) -> dict[str, str]:
+        """Return the prompts of a session; one that is empty counts, where it was given here."""
+        asked = {"voice_prompt": config.voice_prompt, "text_prompt": config.text_prompt}
+        return {name: text for name, text in asked.items() if text} | self._prompts
+
+    async def _is_one_of_ours(self) -> bool:
+        if self._is_ours is None:
+            self._is_ours = await asyncio.to_thread(self._ask_health)
+        return self._is_ours
+
+    def _ask_health(self) -> bool:
+        """Ask a server for its health, which only ours have. Blocks."""
+        parts = urlsplit(self._url)
+        scheme = "https" if parts.scheme == "wss" else "http"
+        path = parts.path.removesuffix(CHAT_PATH) + HEALTH_PATH
+        host = parts.netloc.rpartition("@")[2]
+        if self._ip is not None and scheme == "http":
+            ip = f"[{self._ip}]" if ":" in self._ip else self._ip
+            host = ip if parts.port is None else f"{ip}:{parts.port}"
+        url = urlunsplit((scheme, host, path, "", ""))
+        asking = urllib.request.Request(url, headers={"Host": parts.netloc.rpartition("@")[2]})
+        try:
+            try:
+                answer = urllib.request.urlopen(
+                    asking, timeout=HEALTH_SECS, context=self._ssl_context
+                )
+            except urllib.error.HTTPError as refused:
+                answer = refused  # Ours says so too while it drains.
+            with answer:
+                fields = json.loads(answer.read(MAX_HEALTH_BYTES))
+        # Whatever a proxy, TLS or a foreign server raises: it has not shown to be ours.
+        except Exception as e:
+            logger.debug(f"{self.host} does not tell its health: {_describe(e)}")
+            return False
+        return isinstance(fields, dict) and "slots" in fields
 
     #
     # connecting
@@ -190,7 +257,7 @@ class RemoteBackend(DuplexBackend):
             except (OSError, InvalidHandshake, EOFError, ConnectionClosed) as e:
                 problem = e
             except WebSocketException as e:
-                raise DuplexError(f"cannot talk to {self.host}: {e}") from e
+                raise DuplexError(f"cannot talk to {self.host}: {_describe(e)}") from e
             # A proxy without its library, a name that is none: nothing that a second try mends.
             except Exception as e:
                 raise DuplexError(f"cannot connect to {self.host}: {_describe(e)}") from e
@@ -210,7 +277,8 @@ class RemoteBackend(DuplexBackend):
             open_timeout=connect_secs,
             ping_interval=None,  # the session watches by itself, once the server is ready
             close_timeout=self._limits.close_secs,
-            max_size=1024 * 1024,
+            max_size=protocol.MAX_MESSAGE_BYTES,
+            logger=_SOCKET_LOG,
             max_queue=256,
             **options,
         )
@@ -271,13 +339,16 @@ class RemoteBackend(DuplexBackend):
                 f"{self.host} speaks Opus, which needs sphn: pip install 'pipecat-duplex[opus]'"
             )
         is_rust = handshake.versions is not None
+        lead_steps = RUST_LEAD_STEPS if is_rust else LEAD_STEPS
+        if greeting is None and not is_rust and self._prompts_of(config):
+            lead_steps = PERSONAPLEX_LEAD_STEPS
         return RemoteSession(
             connection,
             host=self.host,
             audio_format=audio_format,
             config=config,
-            lead_steps=RUST_LEAD_STEPS if is_rust else LEAD_STEPS,
-            strips_first_space=is_rust,
+            lead_steps=lead_steps,
+            strips_spaces=is_rust,
             limits=self._limits,
             greeting=greeting,
             max_secs=RUST_MAX_SECS if is_rust else (greeting.max_secs if greeting else None),
@@ -302,7 +373,8 @@ def normal_url(url: str) -> str:
         DuplexError: It is no address of a server.
     """
     # Told without the query, which may hold a key.
-    problem = f"{url.partition('?')[0]!r} is not the address of a server, such as ws://host:8998"
+    told = _without_secrets(url.partition("?")[0])
+    problem = f"{told!r} is not the address of a server, such as ws://host:8998"
     try:
         parts = urlsplit(url)
         has_host = bool(parts.hostname) and parts.port != 0
@@ -330,4 +402,10 @@ def _response_reason(body: bytes | bytearray | None) -> tuple[str, str]:
 def _describe(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return "no answer in time"
-    return str(error) or type(error).__name__
+    return _without_secrets(str(error)) or type(error).__name__
+
+
+def _without_secrets(text: str) -> str:
+    """Leave out what in an address may be a key: of the server, or of a proxy."""
+    text = re.sub(r"(\w+://)[^/@\s]*@", r"\1", text)
+    return re.sub(r"\?[^\s'\"]*=[^\s'\"]*", "?…", text)

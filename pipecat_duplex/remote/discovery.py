@@ -15,7 +15,7 @@ from pipecat_duplex.remote.backend import normal_url
 from pipecat_duplex.session import DuplexError, one_line
 
 REGISTRY_PATH = "/workers"
-"""The path of an HTTP address that lists servers and is none itself."""
+"""The path of a registry: an HTTP address that lists servers."""
 
 LOOKUP_SECS = 5.0
 """How long a first lookup may take."""

@@ -43,7 +43,8 @@ class Extensions:
         if waiting is None or waiting.done():
             return
         if answer.utterance_id is None:
-            waiting.set_exception(CannotSay(answer.error or "the server gave no reason"))
+            reason = answer.error or "the server gave no reason"
+            waiting.set_exception(CannotSay(reason, answer.lacks))
         else:
             waiting.set_result(answer.utterance_id)
 

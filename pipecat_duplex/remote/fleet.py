@@ -61,9 +61,9 @@ class Member:
 class RemoteFleet(DuplexBackend):
     """Opens sessions on the emptiest of several servers.
 
-    The servers are asked how full they are just before a call, and again for the next. A server
-    that is full, drains, fails or does not answer only costs the time to try the next. A server
-    that failed comes last for a few seconds and takes part again then.
+    Just before each call, the servers are asked how full they are. A server that is full, drains,
+    fails or does not answer costs only the time to try the next one. A server that failed comes
+    last for a few seconds.
 
     Example::
 
@@ -247,18 +247,19 @@ class Question:
 def spread_evenly(loads: Mapping[Member, ServerLoad]) -> dict[Member, float]:
     """Return a number for each server; the smallest is to be called first.
 
-    It is the share of its slots that is used. Servers that are a call apart count as equal, and
-    chance decides: callers from many processes who see the same numbers do not all run to one
-    server, and yet none gets more than two calls ahead of another.
+    It is the share of its slots that is used. Of those that are at most a call fuller than the
+    emptiest, chance picks two, and the emptier one is first: callers from many processes who see
+    the same numbers do not all run to one server, and yet none gets more than two calls ahead.
 
     Args:
         loads: How full each is.
     """
     least = min(((load.used + 1) / load.slots for load in loads.values()), default=0.0)
     shares = {member: load.used / load.slots for member, load in loads.items()}
-    return {
-        member: share if share > least else random.random() - 1 for member, share in shares.items()
-    }
+    even = [member for member, share in shares.items() if share <= least]
+    random.shuffle(even)
+    even[:2] = sorted(even[:2], key=shares.__getitem__)
+    return shares | {member: place - len(even) for place, member in enumerate(even)}
 
 
 def _sum_up(problems: Sequence[DuplexError], *, untried: int) -> DuplexError:

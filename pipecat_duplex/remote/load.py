@@ -46,7 +46,7 @@ class ServerLoad:
 
 
 def read_load(body: bytes) -> ServerLoad | None:
-    """Read a server's ``/health``; ``None`` if it is none of ours.
+    """Read a server's ``/health``; ``None`` from other servers.
 
     Args:
         body: ``{"status": "ok", "slots": 8, "slots_used": 3}``.

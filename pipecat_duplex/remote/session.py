@@ -1,6 +1,8 @@
 """One conversation on a server elsewhere."""
 
 import asyncio
+import contextlib
+import itertools
 import secrets
 import time
 from collections.abc import AsyncIterable, AsyncIterator
@@ -22,10 +24,12 @@ from pipecat_duplex.session import (
     STEP_SECS,
     TEXT_PADDING,
     CannotSay,
+    CanSay,
     DuplexError,
     DuplexSession,
     InvalidAudio,
     SessionConfig,
+    SessionEnded,
     Step,
     StepTiming,
     check_step_audio,
@@ -38,6 +42,11 @@ from pipecat_duplex.session.streams import TextStreams
 UNKNOWN_TOKEN = -1
 """Text token of a step with a word whose server sends text only."""
 
+
+_MISSING = {
+    protocol.STREAM: "takes whole texts only, and does not keep the model's own words back",
+    protocol.CAN_SAY: "does not tell which words its model has",
+}
 
 INTRODUCTION_SECS = 1.0
 """How long after the handshake a server of ours takes at most to say what it is."""
@@ -52,12 +61,16 @@ class RemoteLimits:
         dead_secs: A server that sends nothing for so long, not even an answer to a ping, is gone.
         stall_secs: A server that answers pings but no frames for so long is stuck.
         close_secs: How long a server may take to say goodbye.
+        answer_secs: How long a server may take to say whether it takes words.
+        restore_secs: How long a server may take to go on with a conversation held elsewhere.
     """
 
     ping_secs: float = 0.4
     dead_secs: float = 1.5
     stall_secs: float = 5.0
     close_secs: float = 0.5
+    answer_secs: float = 10.0
+    restore_secs: float = 5.0
 
 
 class RemoteSession(DuplexSession):
@@ -74,7 +87,7 @@ class RemoteSession(DuplexSession):
         audio_format: protocol.AudioFormat,
         config: SessionConfig,
         lead_steps: int,
-        strips_first_space: bool,
+        strips_spaces: bool,
         limits: RemoteLimits,
         greeting: protocol.Greeting | None = None,
         max_secs: float | None = None,
@@ -87,7 +100,7 @@ class RemoteSession(DuplexSession):
             audio_format: How audio travels.
             config: What the server was asked for.
             lead_steps: Frames at the beginning that an Opus stream leaves without audio.
-            strips_first_space: Whether the server leaves out the space of the first word.
+            strips_spaces: Whether the server leaves out the space of a word after padding.
             limits: When the server counts as dead.
             greeting: What the server has said of itself so far.
             max_secs: The server ends the session after this much audio.
@@ -98,7 +111,7 @@ class RemoteSession(DuplexSession):
         self._limits = limits
         self._id = f"remote-{(greeting and greeting.session) or secrets.token_hex(4)}"
         self._pairing = Pairing(0 if audio_format == "pcm" else lead_steps)
-        self._pieces = PieceQueue(strips_first=strips_first_space)
+        self._pieces = PieceQueue(strips_after_padding=strips_spaces)
         self._encoder = OpusEncoder() if audio_format == "opus" else None
         self._decoder = OpusDecoder() if audio_format == "opus" else None
         self._cutter = StepCutter()
@@ -121,6 +134,7 @@ class RemoteSession(DuplexSession):
             for work in (self._write, self._read, self._watch)
         ]
         self._goodbye: asyncio.Task[None] | None = None
+        self._pings = itertools.count()
 
     @property
     def id(self) -> str:
@@ -154,7 +168,7 @@ class RemoteSession(DuplexSession):
 
     @property
     def ended(self) -> bool:
-        """Whether it is over, for whatever reason."""
+        """Whether it is over, for any reason."""
         return self._inbox.is_over
 
     @property
@@ -204,9 +218,28 @@ class RemoteSession(DuplexSession):
         check_words(text)
         await self._check_can(protocol.STREAM if more else protocol.SAY)
         self._check_length(text)
+        return await self._ask(text, cut_in=cut_in, more=more)
+
+    async def can_say(self, text: str) -> CanSay:
+        """Tell whether it has the words; see :class:`~pipecat_duplex.session.DuplexSession`."""
+        try:
+            check_words(text)
+            await self._check_can(protocol.CAN_SAY)
+            self._check_length(text)
+            await self._ask(text, asks=True)
+        except CannotSay as e:
+            return CanSay(e.lacks, str(e))
+        return CanSay()
+
+    async def _ask(self, text: str, **options: bool) -> int:
         request, answer = self._extensions.ask()
-        self._out.put_nowait(protocol.encode(protocol.Say(request, text, cut_in, more)))
-        return await answer
+        self._out.put_nowait(protocol.encode(protocol.Say(request, text, **options)))
+        secs = self._limits.answer_secs
+        try:
+            async with asyncio.timeout(secs):
+                return await answer
+        except TimeoutError:
+            raise CannotSay(f"{self._host} has not answered within {secs:g} s") from None
 
     async def say_more(self, utterance_id: int, text: str, *, more: bool = True) -> None:
         """Add to an utterance; see :class:`~pipecat_duplex.session.DuplexSession`."""
@@ -234,7 +267,17 @@ class RemoteSession(DuplexSession):
         answer = self._extensions.ask_to_restore()
         for piece in protocol.HistoryPiece.split(history.to_bytes()):
             self._out.put_nowait(protocol.encode(piece))
-        await answer
+        secs = self._limits.restore_secs
+        try:
+            async with asyncio.timeout(secs):
+                await answer
+        except TimeoutError:
+            reason = f"{self._host} has not taken up the conversation within {secs:g} s"
+            self._end(reason)
+            raise SessionEnded(self._id, reason) from None
+        except DuplexError:
+            self._failed = True  # A fleet tries others first.
+            raise
 
     async def _check_can(self, feature: str) -> None:
         self._inbox.check_open()
@@ -245,10 +288,7 @@ class RemoteSession(DuplexSession):
                 "knows how"
             )
         if feature not in self._greeting.features:
-            raise CannotSay(
-                f"{self._host} takes whole texts only, and does not keep the model's own words "
-                "back: it needs a newer pipecat-duplex"
-            )
+            raise CannotSay(f"{self._host} {_MISSING[feature]}: it needs a newer pipecat-duplex")
 
     def _check_length(self, text: str) -> None:
         most = self._greeting.max_say_bytes
@@ -316,14 +356,16 @@ class RemoteSession(DuplexSession):
             elif isinstance(message, protocol.Text):
                 self._pieces.put(message.text)
             elif isinstance(message, protocol.Error):
-                return f"{self._host} reports: {message.reason}"
+                return f"{self._host} reports: {_in_one_line(message.reason)}"
 
     async def _watch(self) -> str:
         """Ping the server, and notice when it is gone or stuck."""
         limits = self._limits
         while True:
-            pong = asyncio.ensure_future(await self._connection.ping())
-            pong.add_done_callback(self._note_pong)
+            with contextlib.suppress(TimeoutError):  # The buffers are full: nobody reads.
+                async with asyncio.timeout(limits.dead_secs):
+                    pong = asyncio.ensure_future(await self._connection.ping(self._ping_payload()))
+                    pong.add_done_callback(self._note_pong)
             await asyncio.sleep(limits.ping_secs)
             now_secs = time.monotonic()
             if now_secs - self._alive_secs > limits.dead_secs:
@@ -333,6 +375,14 @@ class RemoteSession(DuplexSession):
                 continue
             if now_secs - max(oldest_secs, self._answered_secs) > limits.stall_secs:
                 return f"{self._host} has answered no audio for {limits.stall_secs:g} s"
+
+    def _ping_payload(self) -> bytes:
+        """Return a payload that is a ping of Moshi's protocol too.
+
+        The Rust backend takes WebSocket pings for messages, and ends a session with one that it
+        does not know.
+        """
+        return protocol.encode(protocol.Ping()) + (next(self._pings) % (1 << 24)).to_bytes(3, "big")
 
     def _note_pong(self, pong: asyncio.Future) -> None:
         if not pong.cancelled() and pong.exception() is None:
@@ -377,7 +427,9 @@ class RemoteSession(DuplexSession):
         for index, sent_secs in lost:
             self._deliver_silence(index, now_secs - sent_secs)
         if lost:
-            logger.debug(f"Session {self._id}: {len(lost)} steps of {self._host} were lost")
+            logger.warning(
+                f"Session {self._id}: {len(lost)} steps of {self._host} were lost; they are silent"
+            )
         if mine is None:
             return
         index, sent_secs = mine
@@ -419,5 +471,10 @@ class RemoteSession(DuplexSession):
     def _describe_close(self, error: ConnectionClosed) -> str:
         if error.rcvd is None:
             return f"the connection to {self._host} was lost"
-        reason = error.rcvd.reason or "no reason given"
+        reason = _in_one_line(error.rcvd.reason) or "no reason given"
         return f"{self._host} hung up: {reason} (close code {error.rcvd.code})"
+
+
+def _in_one_line(text: str) -> str:
+    """Another machine's words as they may go into a log."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())

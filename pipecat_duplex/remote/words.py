@@ -9,27 +9,33 @@ class PieceQueue:
     """Texts that came, to be given out one a step, as pieces.
 
     Servers write a space where the piece has ``▁``. The Rust backend decodes each piece behind the
-    one before, which costs the first word of a session its space: it gets it back.
+    token before it, which costs a word its space where that is padding: at the beginning, and after
+    a step without text. The pieces of a word come in steps without a gap, so a text behind a gap
+    begins a word.
     """
 
-    def __init__(self, *, strips_first: bool):
+    def __init__(self, *, strips_after_padding: bool):
         """Initialize before the first text.
 
         Args:
-            strips_first: Whether the server leaves out the first word's space.
+            strips_after_padding: Whether the server leaves out the space of a word after padding.
         """
-        self._strips_first = strips_first
+        self._strips_after_padding = strips_after_padding
+        self._after_gap = True
         self._pieces: deque[str] = deque()
 
     def put(self, text: str) -> None:
         """Take a text."""
         if not text:
             return
-        if self._strips_first and not text.startswith(" "):
+        if self._strips_after_padding and self._after_gap and not text.startswith(" "):
             text = " " + text
-        self._strips_first = False
+        self._after_gap = False
         self._pieces.append(text.replace(" ", WORD_START))
 
     def take(self) -> str | None:
         """Give out the piece of a step, if there is one."""
-        return self._pieces.popleft() if self._pieces else None
+        if self._pieces:
+            return self._pieces.popleft()
+        self._after_gap = True
+        return None

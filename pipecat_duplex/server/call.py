@@ -293,13 +293,17 @@ class Call:
             return None
         try:
             check_words(say.text)
+            if say.asks:
+                can = await self._session.can_say(say.text)
+                number = 0 if can else None
+                return protocol.SayAnswer(say.request, number, can.reason, can.lacks)
             if say.utterance_id is not None:
                 await self._session.say_more(say.utterance_id, say.text, more=say.more)
                 return None
             saying = Saying(say.text, more=say.more)
             utterance_id = await give(self._session, saying, cut_in=say.cut_in)
         except CannotSay as e:
-            return protocol.SayAnswer(say.request, error=str(e))
+            return protocol.SayAnswer(say.request, error=str(e), lacks=e.lacks)
         return protocol.SayAnswer(say.request, utterance_id)
 
     async def _restore(self, data: bytes) -> protocol.HistoryPiece:
@@ -392,7 +396,7 @@ class Call:
         return protocol.Greeting(
             session=self._session.id,
             audio_format=self._asked.audio_format,
-            features=frozenset({protocol.SAY, protocol.STREAM} | can_restore),
+            features=frozenset({protocol.SAY, protocol.STREAM, protocol.CAN_SAY} | can_restore),
             memory=memory if self._asked.tokens else None,
             max_secs=config.max_secs,
             secs_left=secs_left,

@@ -3,6 +3,7 @@
 import asyncio
 import ipaddress
 from collections.abc import Callable
+from typing import cast
 
 from pipecat_duplex.server.limit import RateLimit
 
@@ -59,11 +60,11 @@ class Connection(Passed):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin, if there is room."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # Not asserted: transports of uvloop are no asyncio.Transport.
+        self._transport = cast(asyncio.Transport, transport)
         self.address = _network(transport.get_extra_info("peername"))
         if not self._connections.enter(self):
-            transport.abort()
+            self._transport.abort()
             return
         self._is_taken_in = True
         self.wait()

@@ -1,4 +1,4 @@
-"""The server: who is let in, and what is told about it."""
+"""The server: it admits callers, and reports its health and metrics."""
 
 import asyncio
 import math
@@ -56,7 +56,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Refusal(Exception):
-    """A caller is not let in.
+    """A caller is refused.
 
     Parameters:
         kind: One word, for the metrics and for programs.
@@ -212,10 +212,10 @@ class DuplexServer:
     async def drain(self, timeout_secs: float) -> None:
         """Refuse new callers, tell those who are there, and wait until they have gone.
 
-        Those who said that they can go on elsewhere are sent away at once.
+        Callers that can go on elsewhere are sent away at once.
 
         Args:
-            timeout_secs: Whoever is there after so long is sent away with close code 1013.
+            timeout_secs: Callers who are still there after this time are sent away with code 1013.
         """
         self._draining = True
         self._drain_secs = timeout_secs

@@ -1,18 +1,18 @@
-"""What a server allows its callers."""
+"""Limits and keys of a server."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """Who may call, how long, and how fast.
+    """Keys, time limits and rate limits of a server.
 
     Parameters:
         api_keys: Callers must show one of these. Without any, everybody may call.
         allowed_origins: Web pages that may call besides the server's own, such as
             ``https://bot.example``; ``*`` is all. Callers that are no browser have no origin.
-        max_session_secs: A session ends after this much audio, whatever it asked for, and no more
-            than two seconds later by the clock.
+        max_session_secs: A session ends after this much audio, even if it asked for more, and no
+            more than two seconds later by the clock.
         default_voice: The voice of callers who name one that is not there; ``""`` is the model's
             own. ``None`` refuses them.
         idle_secs: A caller that sends no audio for so long loses its slot. So does one that sends

@@ -1,4 +1,4 @@
-"""The full-duplex service: the only package that knows Pipecat's frames.
+"""The full-duplex service: Pipecat's frames on one side, a session on the other.
 
 Pipecat is imported when a name is asked for, so that the command line starts at once.
 """

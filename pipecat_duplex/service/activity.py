@@ -1,6 +1,6 @@
-"""The user's voice, as a voice activity detector of Pipecat's sees it.
+"""The user's voice, as one of Pipecat's voice activity detectors sees it.
 
-The detector only observes: the model hears all the audio, whatever the detector says.
+The detector only observes: the model always hears all the audio.
 """
 
 import numpy as np

@@ -27,7 +27,7 @@ else:
 
 @dataclass
 class MonologueTextFrame(DataFrame):
-    """One piece of the model's inner monologue, as it is thought.
+    """One piece of the model's text, its inner monologue.
 
     Pushed before the audio of the same step, so a node downstream reads a word before it sounds.
 
@@ -92,10 +92,10 @@ class DuplexMetricsData(MetricsData):
         compute_secs: Mean computing time of a step.
         max_compute_secs: The longest.
         max_waited_secs: Longest wait of a step for its computation.
-        lag_secs: Delay of the agent's audio beyond its least delay, at the last step.
-        filled_steps: Steps of silence fed for late user audio, since the session began.
-        dropped_input_steps: Steps of user audio that the model did not hear, likewise.
-        dropped_output_steps: Steps of agent speech dropped as too old, likewise.
+        lag_secs: Delay of the agent's audio beyond its smallest delay, at the last step.
+        filled_steps: Steps of silence that replaced late user audio, since the session began.
+        dropped_input_steps: Steps of user audio that the model did not hear, since then.
+        dropped_output_steps: Steps of agent speech that came too late to be heard, since then.
     """
 
     steps: int

@@ -1,4 +1,4 @@
-"""What the service was asked to let the agent say: what waits, and what a session took."""
+"""Words that the agent was given to say: those that wait, and those that a session took."""
 
 import asyncio
 
@@ -10,7 +10,7 @@ MAX_FINISH_SECS = 20.0
 
 
 class GivenWords:
-    """What an agent was asked to say: what waits for a session, and what a session took."""
+    """Words that the agent was given to say: those that wait, and those that a session took."""
 
     def __init__(self):
         """Initialize with nothing to say."""
@@ -28,6 +28,10 @@ class GivenWords:
     def has_unspoken(self) -> bool:
         """Whether the session has taken something that it has not said to the end."""
         return bool(self._taken)
+
+    def is_saying(self, number: int | None) -> bool:
+        """Whether the session has taken this utterance, and not come to its end."""
+        return number is not None and self._taken.get(number) is not None
 
     async def begin(self, text: str, *, to_context: bool, more: bool) -> int | None:
         """Begin an utterance whose words are still to come; None if there is no session.

@@ -1,8 +1,8 @@
 """An LLM upstream, which gives the words, while the model here keeps the floor."""
 
 import asyncio
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Coroutine, Iterator, Sequence
+from typing import Literal, Protocol
 
 from loguru import logger
 from pipecat.frames.frames import (
@@ -31,16 +31,77 @@ from pipecat_duplex.conversation.turns import (
 )
 from pipecat_duplex.conversation.user_words import Fate
 from pipecat_duplex.service.filler import Filler
+from pipecat_duplex.service.given_words import GivenWords
 from pipecat_duplex.service.upstream_words import UpstreamWords
 from pipecat_duplex.service.user_words import TranscriptDesk
-from pipecat_duplex.session import STEP_SECS, Said, Step
-
-if TYPE_CHECKING:
-    from pipecat_duplex.service.service import DuplexLLMService
+from pipecat_duplex.session import STEP_SECS, DuplexSession, Said, Step
 
 Words = Literal["own", "given", "both"]
 
 _RESPONSE = (LLMFullResponseStartFrame, LLMTextFrame, LLMFullResponseEndFrame)
+
+
+class Speaking(Protocol):
+    """The service that speaks, as far as it matters here."""
+
+    @property
+    def given_words(self) -> GivenWords:
+        """What the agent was asked to say."""
+        ...
+
+    @property
+    def session(self) -> DuplexSession | None:
+        """The session that is open."""
+        ...
+
+    @property
+    def utterance_id(self) -> int | None:
+        """The utterance of given words that was heard last."""
+        ...
+
+    @property
+    def agent_is_speaking(self) -> bool:
+        """Whether an utterance of the agent is open."""
+        ...
+
+    @property
+    def user_turn_is_open(self) -> bool:
+        """Whether a turn of the user was proposed, and not its end."""
+        ...
+
+    async def end_user_turn(self) -> None:
+        """Propose the end of the user's turn."""
+        ...
+
+    async def try_to_say(self, text: str) -> None:
+        """Say something, or push an error."""
+        ...
+
+    async def tell_said(self, ended: Sequence[Said]) -> None:
+        """Tell what became of given words."""
+        ...
+
+    async def tell_transcript(
+        self, text: str, start_secs: float, end_secs: float, kind: str
+    ) -> None:
+        """Tell what the user said."""
+        ...
+
+    async def broadcast_interruption(self) -> None:
+        """Interrupt the LLM."""
+        ...
+
+    async def push_error(self, error_msg: str, exception: Exception | None = None) -> None:
+        """Push an error frame."""
+        ...
+
+    def create_task(self, coroutine: Coroutine, name: str | None = None) -> asyncio.Task:
+        """Run something beside."""
+        ...
+
+    async def cancel_task(self, task: asyncio.Task) -> None:
+        """End it."""
+        ...
 
 
 def llm_upstream_of(service: FrameProcessor) -> bool:
@@ -68,7 +129,7 @@ class LlmUpstream:
         given: The LLM's words on their way to the session.
     """
 
-    def __init__(self, service: "DuplexLLMService", patience_secs: float):
+    def __init__(self, service: Speaking, patience_secs: float):
         """Initialize.
 
         Args:

@@ -1,4 +1,4 @@
-"""What only a full-duplex bot knows, as RTVI messages for any client.
+"""RTVI messages that only a full-duplex bot can send, for any client.
 
 RTVI has messages of its own for who is speaking and what the bot says. The model's monologue, its
 yields, the user's backchannels and the time the step loop keeps are ours; they travel as RTVI

@@ -3,6 +3,7 @@
 import asyncio
 import copy
 import math
+import ssl
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -82,10 +83,11 @@ from pipecat_duplex.service.given_words import MAX_FINISH_SECS, GivenWords
 from pipecat_duplex.service.llm_upstream import LlmUpstream, Words, llm_upstream_of
 from pipecat_duplex.service.settings import DEFAULT_FILLER_AFTER_MS, DuplexLLMSettings
 from pipecat_duplex.service.tracing import TracedConversation
-from pipecat_duplex.service.turn_strategies import DuplexUserTurnStrategies
+from pipecat_duplex.service.user_turns import DuplexUserTurnStrategies
 from pipecat_duplex.session import (
     SAMPLE_RATE_HZ,
     STEP_SECS,
+    CanSay,
     DuplexBackend,
     DuplexError,
     DuplexSession,
@@ -144,19 +146,19 @@ class DuplexLLMService(TracedConversation, LLMService):
 
     - on_session_started: Called with the session's id.
     - on_session_ended: Called with the session's id and the reason, or None after an orderly end.
-    - on_session_ending: Called once with the seconds that are left before the session's limit, or
-      before its server shuts down.
-    - on_session_moving: Called with the session's id and the reason, when the session was lost and
-      another one is being looked for, in which the conversation goes on.
-    - on_session_moved: Called with the session's id and the seconds in which nobody listened.
+    - on_session_ending: Called once, with the seconds until the session's limit or until its
+      server shuts down.
+    - on_session_moving: Called with the session's id and the reason, when a session was lost and
+      the conversation moves to another one.
+    - on_session_moved: Called with the session's id and the length of the gap in seconds.
     - on_user_started: Called with a :class:`~pipecat_duplex.conversation.turns.UserStarted`.
     - on_user_stopped: Called with a ``UserStopped``.
     - on_agent_started: Called with an ``AgentStarted``.
     - on_agent_stopped: Called with an ``AgentStopped`` and the text of the utterance.
     - on_yield: Called with a ``Yielded`` and the text said so far.
     - on_backchannel: Called with a ``Backchannel``.
-    - on_said: Called with a :class:`~pipecat_duplex.session.Said`, when words that the agent was
-      given were spoken or dropped.
+    - on_said: Called with a :class:`~pipecat_duplex.session.Said`, when given words were spoken or
+      dropped.
     - on_user_transcript: Called with what the user said, the seconds in which it was said, and
       ``turn`` or ``backchannel``.
 
@@ -177,6 +179,7 @@ class DuplexLLMService(TracedConversation, LLMService):
         backend: DuplexBackend | None = None,
         url: str | Sequence[str] | None = None,
         api_key: str | None = None,
+        ssl_context: ssl.SSLContext | None = None,
         vad_analyzer: VADAnalyzer | None = None,
         settings: Settings | None = None,
         turns: TurnSettings | None = None,
@@ -193,21 +196,22 @@ class DuplexLLMService(TracedConversation, LLMService):
             checkpoint: The model to load: ``embedded`` (the default), a hub name such as
                 ``kyutai/moshiko-pytorch-bf16``, or a local folder. With a backend or a URL, only
                 its name in metrics.
-            backend: Where sessions come from instead, e.g. one ``Engine`` that several bots of a
-                process share. It is not closed by the service.
+            backend: A source of sessions in place of a checkpoint, such as one ``Engine`` that all
+                bots of a process share. The service does not close it.
             url: A server to call instead, such as ``ws://gpu:8998/api/chat``: one of ours, or any
                 that speaks Moshi's protocol. Or several: a list, a name with many addresses, or a
                 registry's ``http://host:8990/workers``. The emptiest is called; when it dies or
                 shuts down, the conversation goes on at another.
             api_key: The server's key, if it wants one.
+            ssl_context: For servers whose certificate is not publicly known.
             vad_analyzer: Observes the user's voice for turn events. Pipecat's Silero by default.
             settings: Sampling and limits.
             turns: Levels and times of the turn events.
-            clock: How much lateness is borne on the way in and out.
-            reopen_secs: When a session fails, another one is tried for this long, in which the
-                conversation goes on; where that is not possible, a fresh one. 0 gives up at once.
-            history: A conversation to go on with, :attr:`history` of another service.
-            ending_notice_secs: ``on_session_ending`` is called when no more than this is left.
+            clock: How much lateness is tolerated on the way in and out.
+            reopen_secs: How long to retry after a session fails. The conversation resumes if the
+                backend supports it, otherwise a new one starts. 0 disables retrying.
+            history: A conversation to resume: :attr:`history` of another service.
+            ending_notice_secs: How long before its end a session calls ``on_session_ending``.
             now_secs: The time, for tests and for runs faster than real time.
             **kwargs: Additional arguments passed to the parent LLMService.
 
@@ -236,6 +240,8 @@ class DuplexLLMService(TracedConversation, LLMService):
             raise ValueError("give url or backend, not both")
         if api_key is not None and url is None:
             raise ValueError("api_key is shown to a server; give its url, too")
+        if ssl_context is not None and url is None:
+            raise ValueError("ssl_context is for a server; give its url, too")
         if not reopen_secs >= 0:
             raise ValueError(f"reopen_secs must be 0 or more, not {reopen_secs}")
         if not callable(now_secs):
@@ -254,7 +260,7 @@ class DuplexLLMService(TracedConversation, LLMService):
         self._backend = backend
         self._owns_backend = backend is None
         if url is not None:
-            self._backend = _connect_to(url, api_key)
+            self._backend = _connect_to(url, api_key, ssl_context)
         self._load_error: DuplexError | None = None
         self._unread_context = ""
         self._vad_in_front = False
@@ -362,12 +368,12 @@ class DuplexLLMService(TracedConversation, LLMService):
 
     @property
     def lag_secs(self) -> float:
-        """Delay of the agent's audio beyond its least delay, at the last step."""
+        """Delay of the agent's audio beyond its smallest delay, at the last step."""
         return self._agent_audio.lag_secs
 
     @property
     def dropped_output_steps(self) -> int:
-        """Steps of agent speech that were too old to be heard."""
+        """Steps of agent speech that came too late to be heard."""
         return self._agent_audio.dropped_steps
 
     #
@@ -500,7 +506,7 @@ class DuplexLLMService(TracedConversation, LLMService):
 
     @property
     def history(self) -> History | None:
-        """What the conversation can be rebuilt from, also after its session has failed."""
+        """The state from which the conversation can be rebuilt, also after its session failed."""
         return self._continued.history() if self._continued else None
 
     async def _handle_summary_request(self, frame):
@@ -509,7 +515,7 @@ class DuplexLLMService(TracedConversation, LLMService):
     async def _update_settings(self, delta):
         """Take new settings; those of a session take effect with the next one."""
         wanted = copy.copy(self._settings)
-        wanted.apply_update(delta)
+        wanted.apply_update(delta)  # pyright: ignore[reportArgumentType]
         try:
             wanted.session_config()
             wanted.check_words()
@@ -688,13 +694,13 @@ class DuplexLLMService(TracedConversation, LLMService):
     ) -> int | None:
         """Let the agent speak these words, in its own voice.
 
-        They wait for the end of its own utterance. A user who barges in stops them like any other
-        words; ``on_said`` tells what was spoken and what was not. Before the session is open they
-        wait for it.
+        They wait until the agent has finished its own utterance, and until the session is open. A
+        user who barges in stops them like any other words; ``on_said`` tells which words were
+        spoken.
 
         Args:
             text: What to say.
-            cut_in: Do not wait; what is being said or queued is dropped.
+            cut_in: Do not wait. Words that are being said or queued are dropped.
             append_to_context: Whether the words go into the conversation's context.
 
         Returns:
@@ -747,6 +753,23 @@ class DuplexLLMService(TracedConversation, LLMService):
     async def try_to_say(self, text: str):
         """Let the agent say something; what cannot be said is an error frame."""
         await self._try_to_say(Saying(text))
+
+    async def can_say(self, text: str) -> CanSay:
+        """Tell whether the model has the words of a text, without saying it.
+
+        Args:
+            text: The text.
+
+        Returns:
+            True if :meth:`say` would take it. Otherwise ``lacks`` holds the words that the model
+            does not have, and ``reason`` tells why.
+
+        Raises:
+            DuplexError: There is no session.
+        """
+        if self._session is None:
+            raise DuplexError("no session is open: nothing is known of the model's words")
+        return await self._session.can_say(text)
 
     async def _try_to_say(self, saying: Saying):
         try:
@@ -894,6 +917,7 @@ class DuplexLLMService(TracedConversation, LLMService):
             user_level_db=user.level_db,
             agent_level_db=sound.level_db,
             agent_word=step.text_piece is not None,
+            given_word=step.utterance_id is not None,
         )
         if step.wish:
             events += self._tracker.hear_wish()
@@ -911,7 +935,7 @@ class DuplexLLMService(TracedConversation, LLMService):
     async def _follow_floor(self, step: Step):
         if self._hold_secs is not None and self._handled_steps * STEP_SECS >= self._hold_secs:
             await self.release()
-        if self._pauses and not self._speaking and not self._upstream.is_open(self._utterance_id):
+        if self._pauses and not self._speaking and not self._response_goes_on():
             await self._end_response()
         await self._upstream.step(
             step,
@@ -1075,11 +1099,11 @@ class DuplexLLMService(TracedConversation, LLMService):
         await self._call_event_handler("on_yield", event, text)
 
     async def _handle_agent_stopped(self, event: AgentStopped):
-        await self._push_word(self._monologue.end_utterance())
+        await self._push_word(self._monologue.end_utterance(event.step_index))
         await self._push_captions(self._captions.end_utterance())
         self._agent_audio.end_utterance()
         self._given_words.end_utterance()
-        self._pauses = not event.yielded and self._upstream.is_open(self._utterance_id)
+        self._pauses = not event.yielded and self._response_goes_on()
         await self._close_brackets()
         if not self._tracker.user_speaking:
             if not self._upstream.waits_for_wish:
@@ -1136,6 +1160,13 @@ class DuplexLLMService(TracedConversation, LLMService):
         elif not self._pauses:
             await self.push_frame(LLMAssistantPushAggregationFrame())
 
+    def _response_goes_on(self) -> bool:
+        """Whether given words, which are one message in the context, are to go on."""
+        number = self._utterance_id
+        if self._brackets_llm:
+            return False
+        return self._upstream.is_open(number) or self._given_words.is_saying(number)
+
     async def _end_response(self):
         """Let the context have what was said before a pause, after which nothing came."""
         if self._pauses and not self._speaking:
@@ -1189,12 +1220,14 @@ def _chosen_checkpoint(
     return model
 
 
-def _connect_to(url: str | Sequence[str], api_key: str | None) -> DuplexBackend:
+def _connect_to(
+    url: str | Sequence[str], api_key: str | None, ssl_context: ssl.SSLContext | None
+) -> DuplexBackend:
     from pipecat_duplex.remote import RemoteBackend, RemoteFleet, is_one_server
 
     if isinstance(url, str) and is_one_server(url):
-        return RemoteBackend(url, api_key=api_key)
-    return RemoteFleet(url, api_key=api_key)
+        return RemoteBackend(url, api_key=api_key, ssl_context=ssl_context)
+    return RemoteFleet(url, api_key=api_key, ssl_context=ssl_context)
 
 
 def _import_engine():

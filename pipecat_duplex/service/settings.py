@@ -1,4 +1,4 @@
-"""What a bot can set of the service."""
+"""The settings of the service."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -38,8 +38,8 @@ DEFAULT_FILLER_AFTER_MS = 500.0
 class DuplexLLMSettings(LLMSettings):
     """Settings for DuplexLLMService. A change takes effect with the next session.
 
-    Sampling that is ``None`` is left to the checkpoint. ``model`` selects the checkpoint, as the
-    service's argument does.
+    Sampling that is ``None`` takes the checkpoint's own values. ``model`` selects the checkpoint,
+    as the service's argument does.
 
     Parameters:
         text_temperature: Sampling temperature of the monologue; 0 is greedy.

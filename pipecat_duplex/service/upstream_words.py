@@ -1,6 +1,7 @@
 """Words that come from upstream, from an LLM as it writes: handed to the session as they come."""
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ from pipecat.frames.frames import (
 )
 
 from pipecat_duplex.session import CannotSay, DuplexError
+
+PACE_SECS = 0.02
+"""Least time between two pieces of a response on their way to the session."""
 
 _NOT_TO_BE_SAID = (
     TranscriptionFrame,
@@ -87,6 +91,7 @@ class UpstreamWords:
         self._responses: deque[Response] = deque()
         self._current: Response | None = None
         self._floor_is_free = True
+        self._handed_at_secs = 0.0
         self._changed = asyncio.Event()
         self.handed_over = asyncio.Event()
         self.handed_over.set()
@@ -199,6 +204,8 @@ class UpstreamWords:
             waits = not self._floor_is_free or (response.is_whole and not response.ended)
             if waits or (not response.ended and not response.pending.strip()):
                 return False
+        if response.number is not None and not response.dropped:
+            await self._pace()
         text, response.pending = response.pending, ""
         ended = response.ended
         try:
@@ -216,6 +223,13 @@ class UpstreamWords:
             self._responses.remove(response)
             return True
         return bool(response.pending) or response.ended
+
+    async def _pace(self) -> None:
+        """Let an LLM's tokens gather a little: not each one is a message to a server."""
+        wait_secs = self._handed_at_secs + PACE_SECS - time.monotonic()
+        if wait_secs > 0:
+            await asyncio.sleep(wait_secs)
+        self._handed_at_secs = time.monotonic()
 
     async def _speak(self, response: Response, text: str, *, ended: bool) -> bool:
         if response.number is not None:

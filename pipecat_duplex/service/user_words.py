@@ -61,6 +61,18 @@ class TranscriptDesk:
         self._on_transcript = on_transcript
         self.interrupt = interrupt
 
+    @classmethod
+    def of_nobody(cls) -> "TranscriptDesk":
+        """Return a desk for strategies whose service has not announced itself yet."""
+
+        async def tell(text: str, start_secs: float, end_secs: float, kind: str) -> None:
+            pass
+
+        async def interrupt() -> bool:
+            return False
+
+        return cls(tell, interrupt)
+
     def begin_session(self) -> None:
         """A session begins, at second 0."""
         self.voice = UserWords()

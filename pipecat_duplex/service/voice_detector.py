@@ -42,7 +42,8 @@ class VoiceDetector(SileroVADAnalyzer):
         # 28 MB. What conversations have of their own is a state that is handed to the model.
         VADAnalyzer.__init__(self, params=params, **kwargs)
         for name, value in _load_silero().items():
-            self.__dict__.setdefault(name, copy.copy(value))
+            if name not in vars(self):
+                setattr(self, name, copy.copy(value))
         self._model.reset_states()
         self._counts_audio = hasattr(self, "_maybe_reset_model")
         self._secs_since_reset = 0.0

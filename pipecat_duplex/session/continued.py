@@ -9,7 +9,7 @@ import numpy as np
 from loguru import logger
 
 from pipecat_duplex.session.contract import DuplexBackend, DuplexSession, SessionConfig
-from pipecat_duplex.session.errors import DuplexError, InvalidHistory, SessionEnded
+from pipecat_duplex.session.errors import DuplexError, SessionEnded
 from pipecat_duplex.session.history import History, HistoryKeeper, ResumeKey
 from pipecat_duplex.session.inbox import StepInbox
 from pipecat_duplex.session.retry import Pauses, Retry
@@ -18,16 +18,27 @@ from pipecat_duplex.session.step import (
     STEP_SAMPLES,
     STEP_SECS,
     TEXT_PADDING,
+    CanSay,
     Said,
     Step,
     StepTiming,
     check_step_audio,
 )
 from pipecat_duplex.session.streams import TextStreams
+from pipecat_duplex.session.unheard import UnheardAudio
 
 RETRY = Pauses(first_secs=0.1, max_secs=1.0)
 
+TRY_SECS = 10.0
+"""How long a session may take to be open and to have taken up the conversation."""
+
+MAX_ANEW = 5
+"""How often the time to give up is counted anew, after a try that had found a session."""
+
 NO_TIME = StepTiming(0.0, 0.0)
+
+ASK_AGAIN_SECS = 0.05
+"""How often a conversation that moves is looked at for a question that waits."""
 
 DELAY_NOTICE_SECS = 1.5
 """A move that takes longer is told as delayed, even if no try has failed so far."""
@@ -49,7 +60,7 @@ class MoveNews:
 
 
 async def restore_or_close(session: DuplexSession, history: History) -> None:
-    """Restore a session; where that fails, its slot is free again.
+    """Restore a session. If that fails, close it, so that its slot is free.
 
     Args:
         session: A session before its first step.
@@ -68,9 +79,9 @@ async def restore_or_close(session: DuplexSession, history: History) -> None:
 class ContinuedSession(DuplexSession):
     """A session that is moved when it fails, is drained or loses its server.
 
-    While it moves, which takes a second or so, the model hears nothing and the agent is silent:
-    steps of that time are answered with silence at once. Then the agent goes on where it stopped,
-    and so does what it was given to say.
+    A move takes about a second. Meanwhile the agent is silent: steps of that time are answered with
+    silence at once. The user's audio of that time is kept, and the next model hears it first. Then
+    the agent continues where it stopped, and so do given words.
     """
 
     def __init__(
@@ -107,6 +118,9 @@ class ContinuedSession(DuplexSession):
         self._sent = 0
         self._answered = 0
         self._first = 0
+        self._unheard = UnheardAudio()
+        self._late_steps = 0  # of the session, whose sound belongs into the gap
+        self._leaving: set[asyncio.Task[None]] = set()
         self._sayings = Sayings()
         self._numbers: dict[int, int] = {}
         self._utterances = 0
@@ -135,13 +149,13 @@ class ContinuedSession(DuplexSession):
 
     @property
     def secs_left(self) -> float | None:
-        """How long the conversation still goes on; None if nothing is known to end it."""
+        """Seconds until the conversation ends; None if no end is known."""
         if self._config.max_secs is not None:
             return self._config.max_secs - self._sent * STEP_SECS
         return None if self._session is None else self._session.secs_left
 
     def history(self) -> History | None:
-        """Return what the conversation can be rebuilt from; also after its end."""
+        """Return the state from which the conversation can be rebuilt, also after its end."""
         return self._keeper.history()
 
     def send(self, pcm: np.ndarray) -> int:
@@ -154,9 +168,10 @@ class ContinuedSession(DuplexSession):
             try:
                 self._session.send(pcm)
             except SessionEnded:
-                return index  # Answered as soon as the end is noticed.
-            self._keeper.send(pcm)
+                pass  # Answered as soon as the end is noticed.
+            self._keeper.send(pcm.copy())
         else:
+            self._unheard.add(pcm.copy())
             self._answer_with_silence()
         return index
 
@@ -183,6 +198,17 @@ class ContinuedSession(DuplexSession):
                 self._note_saying(inner, number, saying)
             self._utterances = number
             return number
+
+    async def can_say(self, text: str) -> CanSay:
+        """Tell whether the model has the words; while it moves, this waits for the next session."""
+        while True:
+            self._inbox.check_open()
+            if self._session is not None:
+                try:
+                    return await self._session.can_say(text)
+                except SessionEnded:
+                    pass  # The next session is asked.
+            await asyncio.sleep(ASK_AGAIN_SECS)
 
     async def say_more(self, utterance_id: int, text: str, *, more: bool = True) -> None:
         """Add to an utterance; while it moves, it waits."""
@@ -214,7 +240,7 @@ class ContinuedSession(DuplexSession):
 
     async def _say_now(self, saying: Saying, *, cut_in: bool) -> int | None:
         """Hand a saying to the session; None if it is moving."""
-        if self._session is None:
+        if self._session is None or self._late_steps:
             return None
         try:
             return await give(self._session, saying, cut_in=cut_in)
@@ -223,7 +249,7 @@ class ContinuedSession(DuplexSession):
             return None
 
     async def hush(self) -> None:
-        """Drop what :meth:`say` has not spoken yet."""
+        """Drop the rest of all given words."""
         self._inbox.check_open()
         self._drop_waiting_words()
         if self._session is not None:
@@ -246,13 +272,13 @@ class ContinuedSession(DuplexSession):
         session, self._session = self._session, None
         if session is not None:
             await session.close()
+        await asyncio.gather(*self._leaving, return_exceptions=True)
 
     async def _run(self) -> None:
         while self._session is not None:
             session = self._session
             try:
-                async for step in session.steps():
-                    self._take(step)
+                await self._hear(session)
                 return
             except SessionEnded as error:
                 await self._move(session, error)
@@ -260,6 +286,17 @@ class ContinuedSession(DuplexSession):
                 logger.opt(exception=error).error(f"Session {self._id} failed")
                 self._inbox.end(f"it failed: {error}")
                 return
+
+    async def _hear(self, session: DuplexSession) -> None:
+        """Take the steps of a session."""
+        async for step in session.steps():
+            if step.index >= self._late_steps:
+                self._take(step)
+                continue
+            self._keeper.take(step)
+            if step.index + 1 == self._late_steps:
+                self._late_steps = 0
+                await self._say_again(session)
 
     def _take(self, step: Step) -> None:
         self._keeper.take(step)
@@ -309,35 +346,30 @@ class ContinuedSession(DuplexSession):
     async def _move(self, session: DuplexSession, error: SessionEnded) -> None:
         """Go on in another session; end with a reason if there is none."""
         self._session = None
-        self._keeper.forget_unanswered()
+        self._late_steps = 0
+        self._unheard.add(*self._keeper.take_unanswered())
         self._keep_words()
         self._answer_with_silence()
         started_secs = time.monotonic()
         logger.info(f"Session {self._id}: {error.reason}; it moves")
-        closing = asyncio.create_task(session.close())
+        self._leave(session)
         history, reason = self.history(), error.reason
         if self._is_at_its_limit() or history is None:
-            await closing
             self._inbox.end(reason)
             return
         self._delay_told = False
-        problem = f"{reason}; no other has answered yet"
-        late = asyncio.create_task(self._tell_of_delay(problem, DELAY_NOTICE_SECS))
+        waiting = f"{reason}; no other has answered yet"
+        late = asyncio.create_task(self._tell_of_delay(waiting, DELAY_NOTICE_SECS))
         try:
             if self._news is not None:
                 await self._news.moving(reason)
             fresh = await self._open_elsewhere(history, Retry(self._give_up_secs, RETRY))
-        except DuplexError as error:
-            await closing
-            self._inbox.end(f"{reason}; it cannot go on elsewhere: {error}")
+        except DuplexError as problem:
+            self._inbox.end(f"{reason}; it cannot go on elsewhere: {problem}")
             return
         finally:
             late.cancel()
-        await closing
-        self._first = self._sent
-        self._session = fresh
-        self.moves += 1
-        await self._say_again(fresh)
+        await self._go_on(fresh)
         secs = time.monotonic() - started_secs
         logger.info(f"Session {self._id} goes on as {fresh.id} after {secs:.2f} s")
         if self._news is not None:
@@ -349,27 +381,66 @@ class ContinuedSession(DuplexSession):
             self._delay_told = True
             await self._news.delayed(problem)
 
+    async def _go_on(self, session: DuplexSession) -> None:
+        """Let a session go on: with what the user said to nobody, then with what comes."""
+        if self._held:
+            await self._hold_again(session)
+        speech = self._unheard.take_speech(self._keeper.audio)
+        self._late_steps = len(speech)
+        self._first = self._sent - len(speech)
+        self._session = session
+        self.moves += 1
+        try:
+            for pcm in speech:
+                self._keeper.send(pcm)
+                session.send(pcm)
+        except SessionEnded:
+            return  # Noticed by those who take its steps: it moves again.
+        if not speech:
+            await self._say_again(session)
+
+    def _leave(self, session: DuplexSession) -> None:
+        """Close a session in the background: its server may be slow to say goodbye."""
+        leaving = asyncio.create_task(session.close(), name=f"{self._id}-leaves-{session.id}")
+        self._leaving.add(leaving)
+        leaving.add_done_callback(self._leaving.discard)
+
     async def _open_elsewhere(self, history: History, retry: Retry) -> DuplexSession:
+        anew = MAX_ANEW
         while True:
+            opened: list[DuplexSession] = []
             try:
-                return await self._try_elsewhere(history)
-            except InvalidHistory:
-                raise
+                return await self._try_elsewhere(history, opened)
             except DuplexError as problem:
                 await self._tell_of_delay(str(problem), after_secs=0)
+                if opened and anew:
+                    anew -= 1
+                    retry.restart()
                 if not await retry.pause():
                     raise
 
-    async def _try_elsewhere(self, history: History) -> DuplexSession:
-        fresh = await self._backend.open(self._rest_of_config())
-        await restore_or_close(fresh, history)
-        return fresh
+    async def _try_elsewhere(self, history: History, opened: list[DuplexSession]) -> DuplexSession:
+        """Open a session and restore it; what was opened is noted, however it ends."""
+        try:
+            async with asyncio.timeout(TRY_SECS):
+                fresh = await self._backend.open(self._rest_of_config())
+                opened.append(fresh)
+                await fresh.restore(history)
+                return fresh
+        except TimeoutError as error:
+            self._leave_all(opened)
+            raise DuplexError(f"it took longer than {TRY_SECS:g} s") from error
+        except BaseException:
+            self._leave_all(opened)
+            raise
+
+    def _leave_all(self, sessions: list[DuplexSession]) -> None:
+        for session in sessions:
+            self._leave(session)
 
     async def _say_again(self, session: DuplexSession) -> None:
         """Give the new session what the old one had not said."""
         async with self._giving_words:
-            if self._held:
-                await self._hold_again(session)
             waiting, self._waiting_words = self._waiting_words, []
             for number, rest in waiting:
                 if not rest.text and not rest.more:
@@ -392,7 +463,8 @@ class ContinuedSession(DuplexSession):
     def _rest_of_config(self) -> SessionConfig:
         if self._config.max_secs is None:
             return self._config
-        left_secs = max(STEP_SECS, self._config.max_secs - self._sent * STEP_SECS)
+        left_steps = self._config.max_secs / STEP_SECS - self._sent + len(self._unheard)
+        left_secs = max(1, left_steps) * STEP_SECS
         return self._config.model_copy(update={"max_secs": left_secs})
 
     def _is_at_its_limit(self) -> bool:

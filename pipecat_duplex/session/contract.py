@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from pipecat_duplex.session.history import History, ResumeKey
-from pipecat_duplex.session.step import Step
+from pipecat_duplex.session.step import CanSay, Step
 
 
 class Sampling(NamedTuple):
@@ -44,9 +44,9 @@ MOSHI_SAMPLING = Sampling(0.7, 25, 0.8, 250)
 class SessionConfig(BaseModel):
     """What one conversation asks of the model.
 
-    A sampling field that is ``None`` is left to the checkpoint, or else to what is published with
-    Moshi (:data:`MOSHI_SAMPLING`). A temperature of 0 is greedy: the most likely token is taken,
-    and the seed has no effect.
+    A sampling field that is ``None`` takes the checkpoint's value, or the value published with
+    Moshi (:data:`MOSHI_SAMPLING`) if the checkpoint has none. A temperature of 0 is greedy: the
+    most likely token is taken, and the seed has no effect.
 
     Parameters:
         text_temperature: Sampling temperature of the monologue.
@@ -108,7 +108,7 @@ class DuplexSession(Protocol):
 
     @property
     def config(self) -> SessionConfig:
-        """What the conversation asks of the model, with what is known of what it left open."""
+        """The conversation's config; fields that it left open hold the values in use, if known."""
         ...
 
     @property
@@ -118,7 +118,7 @@ class DuplexSession(Protocol):
 
     @property
     def secs_left(self) -> float | None:
-        """How long the session still goes on; None if nothing is known to end it."""
+        """Seconds until the session ends; None if no end is known."""
         ...
 
     def send(self, pcm: np.ndarray) -> int:
@@ -151,18 +151,18 @@ class DuplexSession(Protocol):
     ) -> int:
         """Let the agent speak these words, in its own voice.
 
-        They are spoken once the agent has come to the end of its own utterance, and of those that
-        were queued before. When the user barges in and the model pauses, the rest is dropped:
-        :attr:`Step.said` tells what was spoken and what was not.
+        They are spoken when the agent has finished its own utterance and the words that were
+        queued before. When the user barges in and the model pauses, the rest is dropped:
+        :attr:`Step.said` tells which words were spoken.
 
-        With ``more``, or a stream, the agent begins with the first words while later ones are yet
-        to come. Where it has said all that is there, it pauses, and goes on with the next word. Of
-        such a text, words that the model does not have are left out: :attr:`Said.unsayable`.
+        With ``more``, or a stream, the agent begins with the first words while later ones are still
+        to come. It pauses when it has said all words so far, and goes on with the next word.
+        Words that the model lacks are left out of such a text: :attr:`Said.unsayable`.
 
         Args:
             text: What to say. A stream gives it in pieces, cut anywhere.
-            cut_in: Do not wait: what is being said or queued is dropped, and the words begin where
-                the agent would begin its next one.
+            cut_in: Do not wait. Words that are being said or queued are dropped, and the new words
+                begin where the agent would begin its next word.
             more: More follows, by :meth:`say_more`. The text may be cut anywhere, or empty.
 
         Returns:
@@ -177,8 +177,8 @@ class DuplexSession(Protocol):
     async def say_more(self, utterance_id: int, text: str, *, more: bool = True) -> None:
         """Add to an utterance that was begun with ``more``.
 
-        A word is spoken once a space or the end follows it. An utterance that came to its end
-        already, because the user barged in, takes no more: the text is dropped.
+        A word is spoken once a space or the end follows it. If the utterance has already ended,
+        because the user barged in, the text is dropped.
 
         Args:
             utterance_id: Its number.
@@ -191,14 +191,28 @@ class DuplexSession(Protocol):
         """
         ...
 
-    async def hold(self, held: bool = True) -> None:
-        """Keep the model's own words back, until it is called with ``False``.
-
-        The agent is silent but for what it is given to say. :attr:`Step.wish` tells where the model
-        would have begun to speak.
+    async def can_say(self, text: str) -> CanSay:
+        """Tell whether the model has the words of a text, without saying it.
 
         Args:
-            held: Whether they are kept back, from the next step on.
+            text: The text.
+
+        Returns:
+            True if :meth:`say` would take it; otherwise the words that the model lacks, or why.
+
+        Raises:
+            SessionEnded: The session is over.
+        """
+        ...
+
+    async def hold(self, held: bool = True) -> None:
+        """Hold the model's own words back, until it is called with ``False``.
+
+        The agent only speaks given words. :attr:`Step.wish` tells where the model would have begun
+        to speak.
+
+        Args:
+            held: Whether they are held back, from the next step on.
 
         Raises:
             CannotSay: Its server cannot do this.
@@ -220,7 +234,7 @@ class DuplexSession(Protocol):
         ...
 
     async def hush(self) -> None:
-        """Drop what :meth:`say` has not spoken yet. The model's own words are its own.
+        """Drop the rest of all given words. The model's own words go on.
 
         Raises:
             SessionEnded: The session is over.

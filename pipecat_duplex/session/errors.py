@@ -18,7 +18,21 @@ class MissingExtra(DuplexError):
 
 
 class CannotSay(DuplexError):
-    """Words cannot be put into the agent's mouth; the message says which, or why."""
+    """Words cannot be put into the agent's mouth; the message says which, or why.
+
+    Parameters:
+        lacks: The words that the model does not have, if that is why.
+    """
+
+    def __init__(self, message: str, lacks: tuple[str, ...] = ()):
+        """Initialize.
+
+        Args:
+            message: Which words, or why.
+            lacks: The words that the model does not have.
+        """
+        super().__init__(message)
+        self.lacks = lacks
 
 
 class InvalidPrompt(DuplexError, ValueError):

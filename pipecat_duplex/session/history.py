@@ -194,9 +194,16 @@ class HistoryKeeper:
             self._complete = self._complete and len(self._codes) < self.memory.context_steps
             self._codes.append(step.tokens)
 
-    def forget_unanswered(self) -> None:
-        """Forget the audio that was sent and will not be answered."""
+    def take_unanswered(self) -> list[np.ndarray]:
+        """Return the audio that was sent and will not be answered, and forget it."""
+        unanswered = list(self._pending)
         self._pending.clear()
+        return unanswered
+
+    @property
+    def audio(self) -> list[np.ndarray]:
+        """The user's last audio that was answered."""
+        return list(self._audio)
 
     def history(self) -> History | None:
         """Return what is kept; ``None`` while there is nothing."""

@@ -38,7 +38,7 @@ class StepInbox:
 
     @property
     def is_over(self) -> bool:
-        """Whether the session has ended, for whatever reason."""
+        """Whether the session has ended, for any reason."""
         return self._closed or self._end_reason is not None
 
     def check_open(self) -> None:

@@ -15,7 +15,7 @@ MAX_SAY_BYTES = 128 * 1024
 
 
 def check_words(text: str) -> None:
-    """Raise if a text is none that an agent could be given, whatever its model knows.
+    """Check that a text can be given to an agent, apart from the words that its model has.
 
     Raises:
         CannotSay: It is longer than :data:`MAX_SAY_BYTES`, or not valid Unicode.

@@ -77,6 +77,23 @@ class Said:
 
 
 @dataclass(frozen=True, slots=True)
+class CanSay:
+    """Whether a model can say a text; true if it can.
+
+    Parameters:
+        lacks: The words that it does not have.
+        reason: Why it cannot, in words; empty if it can.
+    """
+
+    lacks: tuple[str, ...] = ()
+    reason: str = ""
+
+    def __bool__(self) -> bool:
+        """Whether it can say the whole text."""
+        return not self.reason
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """The agent's side of one step.
 

@@ -1,11 +1,11 @@
-"""A telephone line: what order its audio comes in, and when what is sent is played.
+"""A telephone line: the order of its incoming audio, and the playback of outgoing audio.
 
 Pure logic: the time is an argument.
 
 A jitter buffer in front of the model would delay the caller's every word, and with it each yield.
 So the caller's audio goes to the model as soon as it is there, and the unevenness is made up where
 it is heard: in front of each of the agent's utterances, by as much silence as the line has lately
-been late, or as the last utterances were torn. On an even line that is none.
+been late, or as the last utterances were torn. An even line has none.
 """
 
 import math
@@ -25,13 +25,13 @@ MAX_HELD_CHUNKS = 3
 
 HISTORY_SECS = 10.0
 # Chunks that come one on the heels of another waited for the same cause: only the first one counts.
-# So neither does what piled up while the pipeline started.
+# Neither do chunks that piled up while the pipeline started.
 _HEELS_SECS = 0.005
-# What comes later than this is a stall; it does not count as the line's habit.
+# A longer delay is a stall; it does not count as the line's habit.
 MAX_RESERVE_SECS = 0.1
-# A shorter reserve is not worth its delay: so small a hole is hardly heard.
+# A shorter reserve is not worth its delay: such a small hole is hardly heard.
 MIN_RESERVE_SECS = 0.02
-# The far end has been silent for longer than this: what comes next is a new utterance.
+# After a longer silence at the far end, a new utterance begins.
 UTTERANCE_GAP_SECS = 0.2
 _SHORTEST_GAP_SECS = 0.001
 
@@ -85,7 +85,7 @@ class InboundLine:
             now_secs: The time, of a steady clock.
 
         Returns:
-            The audio that now follows what was returned before, often none or several chunks.
+            The audio that continues the audio returned before: often none, or several chunks.
         """
         if not payload:
             return b""
@@ -149,7 +149,7 @@ class InboundLine:
         return out
 
     def _fill(self) -> bytes:
-        """Give up what is missing before the first chunk that waits."""
+        """Replace the missing audio before the first waiting chunk by silence."""
         assert self._next_ms is not None
         missing_ms = min(self._held) - self._next_ms
         self._next_ms += missing_ms
@@ -160,7 +160,7 @@ class InboundLine:
 class OutboundLine:
     """Knows when the far end plays what it is sent, as long as nothing else is sent to it.
 
-    The far end plays at once, what is sent meanwhile after it, and stops at a clear.
+    The far end plays audio as it comes, one piece after the other, and stops at a clear.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""One call on Twilio's Media Streams: its first messages, and what is refused.
+"""One call on Twilio's Media Streams: its first messages, and the checks of all messages.
 
 The protocol is Twilio's: text messages of JSON over a WebSocket. ``connected`` and ``start`` come
 first; then ``media``, ``dtmf``, ``mark`` and at the end ``stop``.
@@ -29,7 +29,7 @@ MAX_MESSAGE_CHARS = 64 * 1024
 MAX_CHUNK_SECS = 1.0
 START_TIMEOUT_SECS = 5.0
 MAX_TIMESTAMP_MS = 10**12
-"""Thirty years: a timestamp beyond it is none."""
+"""Thirty years: later timestamps are refused."""
 
 MAX_PARAMETERS, MAX_PARAMETER_CHARS = 64, 4096
 

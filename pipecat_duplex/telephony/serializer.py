@@ -27,9 +27,9 @@ class MediaStreamSerializer(TwilioFrameSerializer):
     out: then nothing resamples between the line and the service.
 
     - The caller's chunks are put into the order of their timestamps, and silence where one is lost.
-    - What is not the protocol ends the call, with a close code, a reason and a line in the log.
+    - A message outside the protocol ends the call, with a close code, a reason and a log line.
     - When the line is uneven, each of the agent's utterances begins with as much silence as keeps
-      it from being torn. On an even line that is none.
+      it from being torn. An even line has none.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """Whether a stream belongs to a call that Twilio has announced: signatures can be replayed.
 
-The signature of a WebSocket's request is the same for every call, so whoever has seen one can open
+The signature of a WebSocket's request is the same for every call, so a seen one can be used to open
 streams with it. The answer to Twilio's webhook therefore holds a token for this one call, which
 Twilio hands on in the ``start`` message.
 """

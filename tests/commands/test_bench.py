@@ -23,6 +23,7 @@ from pipecat_duplex.commands.bench.load import Load, LoadOptions
 from pipecat_duplex.scripted import Script, ScriptedBackend
 from pipecat_duplex.session import SAMPLE_RATE_HZ
 from tests.server.callers import chat_url, serving
+from tests.stalls import by_the_clock
 
 
 async def talk(
@@ -34,6 +35,7 @@ async def talk(
     )
 
 
+@by_the_clock
 async def test_callers_of_a_quick_model_hear_every_step_in_time():
     log = await talk(Script(step_secs=0.005))
     assert log.calls == 3 and not log.errors and not log.lost_steps
@@ -43,6 +45,7 @@ async def test_callers_of_a_quick_model_hear_every_step_in_time():
     assert len(log.lags_secs) == log.steps and min(log.lags_secs) >= 0
 
 
+@by_the_clock
 async def test_a_stall_is_late_and_a_slow_model_is_ever_later():
     stalled = await talk(Script(step_secs=0.005, stalls={5: 0.5}), 1)
     assert stalled.late_share() >= 3 / stalled.steps
@@ -57,6 +60,7 @@ def test_late_is_late_by_the_clock_whatever_came_first():
     assert log.late_share(0.09) == 4 / 5
 
 
+@by_the_clock
 async def test_the_beginning_is_not_counted():
     log = await talk(Script(step_secs=0.005, stalls={0: 0.5}), 1, warm_up=1.0)
     assert 15 < log.steps <= 25 and log.late_share(0.4) == 0
@@ -69,6 +73,7 @@ async def test_refusals_and_failures_are_told():
     assert any("the script says so" in error for error in log.errors)
 
 
+@by_the_clock
 async def test_callers_come_and_go(monkeypatch):
     monkeypatch.setattr("pipecat_duplex.commands.bench.callers.STAY_SECS", (0.3, 0.6))
     monkeypatch.setattr("pipecat_duplex.commands.bench.callers.AWAY_SECS", (0, 0.1))

@@ -78,3 +78,16 @@ def test_any_words_come_out_as_they_went_in(items):
     out = [monologue.feed(index, piece) for index, piece in enumerate(pieces)]
     out.append(monologue.end_utterance())
     assert "".join(word.text for word in out if word) == " ".join(word for word, *_ in items)
+
+
+def test_a_word_that_began_in_the_next_utterances_first_step_belongs_to_it():
+    monologue = Monologue()
+    monologue.begin_utterance()
+    monologue.feed(0, "▁and")
+    word = monologue.feed(3, "▁okay")
+    assert word is not None and word.text == "and"
+    assert monologue.end_utterance(3) is None and monologue.utterance == "and"
+    monologue.begin_utterance()
+    word = monologue.feed(4, None)
+    assert word is not None and (word.text, word.first_step) == ("okay", 3)
+    assert monologue.utterance == "okay"

@@ -82,6 +82,71 @@ def test_pause_inside_an_utterance_keeps_it_open():
     assert kinds(run("", "AAA.....AAA......")) == [AgentStarted, AgentStopped]
 
 
+@pytest.mark.parametrize("pause", [2, 3, 4, 5])
+@pytest.mark.parametrize("onset", ["w", "A"])
+def test_an_answer_right_after_a_yield_is_an_utterance_of_its_own(pause, onset):
+    """The user says "stop" over a story; the model falls silent, and says "okay"."""
+    user = "." * 10 + "ssUUUo" + "o" * 4
+    agent = "A" * (16 - pause) + "." * pause + onset + "AAAA" + "." * 10
+    events = run(user, agent)
+    if pause < 4:
+        assert kinds(events) == [
+            AgentStarted,
+            UserStarted,
+            Yielded,
+            AgentStopped,
+            UserStopped,
+            AgentStarted,
+            AgentStopped,
+        ]
+        assert [e.step_index for e in events[2:6]] == [16] * 4
+    stops = [event for event in events if isinstance(event, AgentStopped)]
+    assert [event.yielded for event in stops] == [True, False]
+    (yielded,) = [event for event in events if isinstance(event, Yielded)]
+    assert yielded.time_secs == pytest.approx((17 - pause) * STEP_SECS)
+
+
+@pytest.mark.parametrize("pause", [2, 4, 5])
+def test_a_voice_too_short_for_the_detector_counts_if_an_answer_follows(pause):
+    events = run("." * 12 + "sss" + "." * 20, "A" * 14 + "." * pause + "wAAA" + "." * 10)
+    assert kinds(events) == [AgentStarted, Yielded, AgentStopped, AgentStarted, AgentStopped]
+    for agent in ("A" * 40, "A" * 14 + "." * 10):
+        assert Yielded not in kinds(run("." * 12 + "sss" + "." * 20, agent))
+    assert Yielded not in kinds(run("." * 13 + "ss" + "." * 20, "A" * 15 + "..wAAA"))
+
+
+@pytest.mark.parametrize(
+    ("user", "agent"),
+    [
+        # A pause of one step is none.
+        ("." * 10 + "ssUUUoooo", "A" * 15 + "." + "A" * 20),
+        # The pause began before the user did.
+        ("." * 10 + "ssUUUoooo", "A" * 10 + "..." + "A" * 25),
+        # It ended while the user went on.
+        ("." * 10 + "ssUUUUUUUoooo", "A" * 13 + ".." + "A" * 25),
+        # The user was silent.
+        ("", "A" * 13 + "..." + "A" * 20),
+    ],
+)
+def test_a_short_pause_under_the_users_voice_is_no_yield(user, agent):
+    events = run(user, agent)
+    assert [event.yielded for event in events if isinstance(event, AgentStopped)] == [False]
+
+
+def test_given_words_go_on_after_a_short_pause():
+    tracker, events = TurnTracker(), []
+    for index, (u, a) in enumerate(zip("." * 10 + "ssUUUooo", "A" * 14 + ".." + "ww", strict=True)):
+        events += tracker.step(
+            index,
+            user=VOICES[u],
+            user_level_db=LOUD_DB if u in "sU" else SILENT_DB,
+            agent_level_db=LOUD_DB if a == "A" else SILENT_DB,
+            agent_word=a == "w",
+            given_word=a == "w",
+        )
+    assert not [event for event in events if isinstance(event, AgentStopped)]
+
+
 def test_level_between_the_thresholds_neither_opens_nor_closes():
     tracker = TurnTracker()
     for index in range(20):

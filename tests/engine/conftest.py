@@ -28,7 +28,7 @@ def one_torch_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(params=["onnx", "torch"])
+@pytest.fixture(params=["onnx", pytest.param("torch", marks=pytest.mark.slow)])
 def runtime(request: pytest.FixtureRequest) -> Runtime:
     """What runs the model."""
     return request.param

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from pipecat_duplex.engine import checkpoint as checkpoints
-from pipecat_duplex.engine.checkpoint import find_checkpoint
+from pipecat_duplex.engine.checkpoint import EMBEDDED_FOLDER, find_checkpoint
+from pipecat_duplex.engine.onnx import load_model as load_onnx_model
 from pipecat_duplex.engine.torch.checkpoint import load_checkpoint
 from pipecat_duplex.session import CheckpointError
 
@@ -173,3 +174,152 @@ def test_sampling_is_the_checkpoints_unless_asked_otherwise(tiny_checkpoint, tmp
     assert recommended == (0.1, 25, 0.2, 10)
     asked = SessionConfig(audio_temperature=0, text_top_k=3)
     assert asked.sampling(recommended) == (0.1, 3, 0, 10)
+
+
+@pytest.mark.parametrize("key", ["moshi_name", "mimi_name", "lora_name", "tokenizer_name"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "/etc/passwd",
+        "file:///etc/passwd",
+        "../model.safetensors",
+        "a/../../model.safetensors",
+        "~/model.safetensors",
+        "C:\\model.safetensors",
+        "",
+        ".",
+        "file://",
+        "hf://owner",
+        "hf://owner/name",
+        "hf://owner/name/../../model.safetensors",
+        "a\0.safetensors",
+        5,
+        True,
+        ["model.safetensors"],
+        {"name": "model.safetensors"},
+    ],
+)
+def test_a_config_names_files_within_the_checkpoint(folder: Path, key: str, value: Any) -> None:
+    change_config(folder, **{key: value})
+    with pytest.raises(CheckpointError, match=key):
+        find_checkpoint(folder)
+
+
+@pytest.mark.parametrize("key", ["moshi_name", "mimi_name", "lora_name"])
+@pytest.mark.parametrize("name", ["evil.pt", "evil.pth", "evil.bin", "evil.PT", "safetensors"])
+def test_weights_that_could_be_programs_are_refused(folder: Path, key: str, name: str) -> None:
+    (folder / name).write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+    for value in (name, f"file://{name}", f"hf://owner/name/{name}"):
+        change_config(folder, **{key: value})
+        with pytest.raises(CheckpointError, match="safetensors"):
+            find_checkpoint(folder)
+
+
+def test_a_required_name_that_is_null_is_refused(folder: Path) -> None:
+    path = folder / "config.json"
+    for key in ("moshi_name", "mimi_name", "tokenizer_name"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {key: None}))
+        with pytest.raises(CheckpointError, match=key):
+            find_checkpoint(folder)
+        change_config(folder)  # leaves null keys out
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"delays": 5},
+        {"delays": "0" * 17},
+        {"delays": [0] * 16 + [-1]},
+        {"delays": [0] * 16 + [10**6]},
+        {"delays": [0.5] * 17},
+        {"delays": [[0]] * 17},
+        {"card": "x"},
+        {"card": 0},
+        {"card": True},
+        {"text_card": 10**12},
+        {"text_card": -5},
+        {"dim": 2.5},
+        {"context": 0},
+        {"context": "512"},
+        {"num_layers": 10**6},
+        {"num_heads": []},
+        {"n_q": "16"},
+        {"dep_q": 8.5},
+        {"dep_q": {}},
+        {"hidden_scale": "4"},
+        {"max_period": -1},
+        {"lm_gen_config": [1]},
+        {"lm_gen_config": "warm"},
+        {"lm_gen_config": {"temp": "hot"}},
+        {"lm_gen_config": {"temp": -1}},
+        {"lm_gen_config": {"temp_text": 1e9}},
+        {"lm_gen_config": {"top_k": 2**63}},
+        {"lm_gen_config": {"top_k_text": 2.5}},
+        {"lm_gen_config": {"use_sampling": "no"}},
+        {"model_type": ["moshi"]},
+        {"anything": float("nan")},
+        {"anything": [[[[[[[[[[1]]]]]]]]]]},
+        {"anything": [1] * 5000},
+        {"model_id": {"deep": 2**70}},
+    ],
+    ids=str,
+)
+def test_mistakes_in_a_config_are_told_in_words(folder: Path, changes: dict) -> None:
+    change_config(folder, **changes)
+    with pytest.raises(CheckpointError, match="config") as caught:
+        find_checkpoint(folder)
+    assert len(str(caught.value)) < 400 + len(str(folder))
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "{}" + " " * 2_000_000])
+def test_json_made_to_do_harm_is_refused(folder: Path, text: str) -> None:
+    for name in ("config.json", "mimi_config.json"):
+        path = folder / name
+        before = path.read_text()
+        path.write_text(text)
+        with pytest.raises(CheckpointError, match=name):
+            find_checkpoint(folder)
+        path.write_text(before)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"sample_rate": "24000"}, {"frame_rate": None}, {"seanet": 5}, {"transformer": []}]
+)
+def test_mistakes_in_a_codecs_config_are_told_in_words(folder: Path, changes: dict) -> None:
+    path = folder / "mimi_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(CheckpointError, match="codec"):
+        find_checkpoint(folder)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "mimi.safetensors"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        (2**63).to_bytes(8, "little") + b"{}",
+        (2**64 - 1).to_bytes(8, "little"),
+        b"",
+        b"abc",
+        (2).to_bytes(8, "little") + b"[]",
+        (6).to_bytes(8, "little") + b'{"a":1',
+        (7).to_bytes(8, "little") + b'{"a":1}',
+        (21).to_bytes(8, "little") + b'{"a":{"shape":["x"]}}',
+        (19).to_bytes(8, "little") + b'{"a":{"shape":null}',
+    ],
+    ids=range(9),
+)
+def test_weights_whose_header_is_none_are_refused(folder: Path, file: str, content: bytes) -> None:
+    (folder / file).write_bytes(content)
+    for load in (lambda: load_checkpoint(folder, "cpu"), lambda: load_onnx_model(folder, 1, 1)):
+        with pytest.raises(CheckpointError):
+            load()
+
+
+@pytest.mark.parametrize("key", ["card", "text_card", "context"])
+def test_sizes_other_than_those_of_the_graphs_are_refused(tmp_path: Path, key: str) -> None:
+    folder = Path(shutil.copytree(EMBEDDED_FOLDER, tmp_path / "embedded"))
+    size = json.loads((folder / "config.json").read_text())[key]
+    for wrong in (size - 1, size + 1):
+        change_config(folder, **{key: wrong})
+        with pytest.raises(CheckpointError):
+            load_onnx_model(folder, 1, 1)

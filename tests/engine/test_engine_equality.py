@@ -63,6 +63,7 @@ def stack(outputs: list[SlotOutput], what: Callable[[SlotOutput], np.ndarray]) -
     return np.stack([what(output) for output in outputs])
 
 
+@pytest.mark.slow
 def test_same_tokens_and_same_sound(users: dict[int, np.ndarray]) -> None:
     ours = converse(load_onnx_model("embedded", len(users), cpu_threads=2), users)
     theirs = converse(load_torch_model("embedded", len(users), "cpu"), users)

@@ -28,6 +28,7 @@ def test_missing_extra_says_what_to_install(missing: str) -> None:
     assert "pip install 'pipecat-duplex[moshi]'" in output
 
 
+@pytest.mark.slow
 def test_compiler_is_declined_without_a_trace() -> None:
     code = (
         "import os, torch; torch.cuda.is_available = lambda: False\n"
@@ -58,3 +59,23 @@ def test_loading_a_checkpoint_asks_for_the_extra(tiny_checkpoint) -> None:
         "except MissingExtra as error: print(error)"
     )
     assert "pip install 'pipecat-duplex[moshi]'" in output
+
+
+def test_onnx_runtime_sends_nothing_and_writes_nothing_into_the_home_folder(tmp_path) -> None:
+    """Unless it is asked to, by a variable that the user sets."""
+    code = (
+        "import asyncio, os\n"
+        "for name in ('ORT_DISABLE_TELEMETRY', 'ORT_TELEMETRY_DISABLED', 'CI', 'TF_BUILD',"
+        " 'GITHUB_ACTIONS', 'XDG_CACHE_HOME', 'PYTEST_CURRENT_TEST'): os.environ.pop(name, None)\n"
+        f"os.environ['HOME'] = {str(tmp_path)!r}\n"
+        "from pipecat_duplex.engine import Engine\n"
+        "async def main():\n"
+        "    engine = await Engine.load('embedded')\n"
+        "    await engine.close()\n"
+        "asyncio.run(main())\n"
+        "print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    )
+    assert run_python(code) == "1"
+    assert not [path for path in tmp_path.rglob("*") if "onnx" in str(path).lower()]
+    asked = "import os, pipecat_duplex; print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    assert run_python(asked, ORT_DISABLE_TELEMETRY="0") == "0"

@@ -60,6 +60,7 @@ def pcm_of(outputs: list[SlotOutput]) -> np.ndarray:
     return np.stack([output.pcm for output in outputs])
 
 
+@pytest.mark.slow
 def test_greedy_equals_a_loop_of_moshi_calls(make_model, checkpoint_folder: Path) -> None:
     audio = noise(CONTEXT + 40, seed=1)
     ours = converse(make_model(1), audio, SessionConfig.greedy())
@@ -167,6 +168,7 @@ def run_in_company(model: StepModel, callers: list[Caller], rng: np.random.Gener
                     model.leave(slot)
 
 
+@pytest.mark.slow
 def test_sixteen_callers_hear_what_they_would_hear_alone(make_model) -> None:
     rng = np.random.default_rng(0)
     callers = make_callers(16, rng)

@@ -1,8 +1,11 @@
 from pathlib import Path
 
+import pytest
+
 from benchmarks.engine_overhead import measure
 
 
+@pytest.mark.slow
 async def test_benchmark_runs(checkpoint_folder: Path) -> None:
     """The figure itself needs a quiet machine and a model of real size."""
     overhead = await measure(str(checkpoint_folder), steps=60, rounds=2)

@@ -159,6 +159,7 @@ def test_a_conversation_goes_on_elsewhere_with_the_same_tokens_and_sound(
     assert level_db < -40
 
 
+@pytest.mark.slow
 def test_the_last_window_alone_is_enough_to_go_on(make_model: Models) -> None:
     audio = noise(CONTEXT + 60, seed=2)
     model = make_model(1)
@@ -169,6 +170,7 @@ def test_the_last_window_alone_is_enough_to_go_on(make_model: Models) -> None:
     assert (tokens_of(outputs) >= 0).all()
 
 
+@pytest.mark.slow
 def test_neighbours_in_mid_conversation_do_not_notice(
     make_model: Models, checkpoint: Checkpoint
 ) -> None:

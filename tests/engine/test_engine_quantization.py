@@ -38,6 +38,7 @@ def layers_of(lm: torch.nn.Module) -> list[torch.nn.Module]:
     return [m for m in lm.modules() if isinstance(m, QuantizedLayer | QuantizedProjection)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_weights_in_fewer_bits_give_nearly_the_same(checkpoint_folder: Path, mode, dtype) -> None:

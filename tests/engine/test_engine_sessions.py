@@ -207,6 +207,7 @@ async def test_pending_steps_are_bounded(engine: Engine, monkeypatch: pytest.Mon
     assert len(await take(other, 1)) == 1
 
 
+@pytest.mark.slow
 async def test_past_the_context_it_goes_on(engine: Engine) -> None:
     audio = noise(engine.summary.context_steps + 30, seed=1)
     steps = await converse(engine, audio, SessionConfig(seed=1))

@@ -71,6 +71,7 @@ def test_the_aim_is_told_after_the_onset(bank: Path, tmp_path: Path):
                 )
 
 
+@pytest.mark.slow
 def test_told_words_are_given_but_not_when_they_go_on(bank: Path, tmp_path: Path):
     found = 0
     for dialogue in dialogues(bank, tmp_path, told=0.6, told_instead=0.0, told_barge_in=0.0):

@@ -21,6 +21,7 @@ def loss(says: list[int]) -> float:
     return float(trainer._text_terms(logits, torch.tensor([TEXT]), given, decisive)["text"])
 
 
+@pytest.mark.slow
 def test_who_is_told_a_word_need_not_know_it_and_says_none_of_its_own():
     silent = [PADDING_ID, END_OF_PADDING_ID, OTHER, END_OF_PADDING_ID, PADDING_ID, PADDING_ID]
     assert loss(silent) < 0.01

@@ -13,7 +13,7 @@ from training.export import export
 from training.sizes import SAMPLE_RATE, STEP_SAMPLES
 from training.unpack import unpack
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
 EMBEDDED = Path(str(files("pipecat_duplex"))) / "checkpoints" / "embedded"
 SAID = ("welcome", "to", "a", "kitchen")

@@ -28,17 +28,17 @@ def test_words_are_compared_in_order(said: str, count: WordCount) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", ["kill", "term", "stop", "cut"])
+@pytest.mark.parametrize("fault", ["kill", "stop", "cut", "disk"])
 async def test_no_call_and_no_word_is_lost(fault: str) -> None:
     workers = [Worker(slots=4, agent="scripted") for _ in range(2)]
     async with contextlib.AsyncExitStack() as stack:
         for worker in workers:
             stack.push_async_callback(worker.stop)
         await asyncio.gather(*(worker.start() for worker in workers))
-        figures, results = await run(workers, fault, callers=2, secs=14.0, every_secs=6.0)
+        figures, results = await run(workers, fault, callers=3, secs=8.0, every_secs=4.5)
     assert figures.faults >= 1
     assert figures.moves >= 1
-    assert [result.lost for result in results] == [None, None]
+    assert [result.lost for result in results] == [None] * 3
     # Words that come too late on a busy machine are marked, and are no words lost.
     assert (figures.words.lost, figures.words.doubled, figures.words.others) == (0, 0, 0)
     assert figures.contexts_wrong == 0

@@ -5,10 +5,12 @@ makes the models answer: so a test can see which frame a block of audio belongs 
 
 - The Rust backend (``moshi-backend``, ``stream_both.rs``): metadata before a handshake of nine
   bytes; the first two frames give no audio; packets of 40 ms, a message each; text after the audio,
-  and the first word without its space.
-- PersonaPlex (``server.py``): ``voice_prompt`` and ``text_prompt`` must be there, and ``seed``
-  breaks it; the handshake of one byte comes when the prompts have been read; one caller at a time,
-  the next waits for a handshake; text before the audio.
+  and words behind padding without their space; a WebSocket ping is taken for a message, and one of
+  an unknown kind ends the session.
+- PersonaPlex (``server.py``): every frame gives audio, since the prompts took the first step;
+  ``voice_prompt`` and ``text_prompt`` must be there, and ``seed`` breaks it; the handshake of one
+  byte comes when the prompts have been read; one caller at a time, the next waits for a handshake;
+  text before the audio.
 - ``moshi.server``: as PersonaPlex, without prompts, text after the audio.
 """
 
@@ -41,6 +43,7 @@ class Manners:
         words: A text for each frame.
         lost: Frames that get no answer, whatever the reason.
         bunch: Blocks that are held back until there are so many.
+        takes_pings: Whether WebSocket pings are taken for messages.
     """
 
     handshake: bytes = b"\x00"
@@ -54,6 +57,7 @@ class Manners:
     words: dict[int, str] = field(default_factory=dict)
     lost: Sequence[int] = ()
     bunch: int = 1
+    takes_pings: bool = False
 
 
 def moshi_server(**changes) -> Manners:
@@ -67,13 +71,14 @@ def rust_backend(**changes) -> Manners:
         "metadata": b"\x04" + json.dumps(metadata).encode(),
         "one_at_a_time": False,
         "lead_steps": 2,
+        "takes_pings": True,
         "packet_samples": 960,
     }
     return Manners(**(manners | changes))
 
 
 def personaplex(**changes) -> Manners:
-    manners = {"needs_prompts": True, "handshake_secs": 0.3, "text_first": True}
+    manners = {"needs_prompts": True, "handshake_secs": 0.3, "text_first": True, "lead_steps": 0}
     return Manners(**(manners | changes))
 
 
@@ -84,10 +89,11 @@ class ForeignServer:
         self.manners = manners
         self.queries: list[dict[str, str]] = []
         self.frames = 0
+        self.unknown_messages = 0
         self._lock = asyncio.Lock()
 
     async def handle(self, request: web.Request) -> web.WebSocketResponse:
-        socket = web.WebSocketResponse()
+        socket = web.WebSocketResponse(autoping=False)
         await socket.prepare(request)
         self.queries.append(dict(request.query))
         if self.manners.needs_prompts:
@@ -112,6 +118,11 @@ class ForeignServer:
         decoder = OpusDecoder()
         pending = np.zeros(0, np.float32)
         async for message in socket:
+            if message.type == WSMsgType.PING:
+                if manners.takes_pings and message.data[:1] not in (b"\x01", b"\x03", b"\x06"):
+                    self.unknown_messages += 1
+                    return
+                await socket.pong(message.data)
             if message.type != WSMsgType.BINARY or message.data[:1] != b"\x01":
                 continue
             pending = np.concatenate([pending, decoder.decode(message.data[1:])])

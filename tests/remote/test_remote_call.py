@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 import soundfile
 from pipecat.frames.frames import ErrorFrame, Frame
 from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
@@ -41,6 +42,7 @@ class Killer(FrameProcessor):
         await self.push_frame(frame, direction)
 
 
+@pytest.mark.slow
 async def test_it_counts_on_at_the_other_server() -> None:
     request, rate_hz = soundfile.read(Path(__file__).parent / "count_to_ten.wav", dtype="float32")
     # How long it counts, and the time without a server.

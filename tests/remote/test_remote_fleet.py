@@ -14,13 +14,15 @@ from pipecat_duplex.remote import RemoteFleet, is_one_server
 from pipecat_duplex.remote.discovery import read_workers
 from pipecat_duplex.remote.fleet import ONE_OF_SEVERAL
 from pipecat_duplex.remote.load import read_load
+from pipecat_duplex.remote.session import RemoteLimits
 from pipecat_duplex.scripted import ScriptedBackend
-from pipecat_duplex.server import DuplexServer
+from pipecat_duplex.server import DuplexServer, ServerSettings
 from pipecat_duplex.session import AtCapacity, DuplexError, SessionConfig
 from tests.server.callers import FAST, chat_url, serving, wait_until
 
 CONFIG = SessionConfig()
 NOBODY = "ws://127.0.0.1:9"
+PATIENT = RemoteLimits(dead_secs=60.0, stall_secs=60.0)
 
 
 @contextlib.asynccontextmanager
@@ -41,10 +43,11 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ONE_OF_SEVERAL, "connect_secs", 20.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at_once", [1, 200])
 async def test_callers_are_spread(at_once: int, patient: None) -> None:
     async with several(5, slots=60) as servers:
-        fleet = RemoteFleet([chat_url(server) for server in servers])
+        fleet = RemoteFleet([chat_url(server) for server in servers], limits=PATIENT)
         for _ in range(200 // at_once):
             await asyncio.gather(*(fleet.open(CONFIG) for _ in range(at_once)))
             assert max(used(servers)) - min(used(servers)) <= 2
@@ -54,7 +57,9 @@ async def test_callers_are_spread(at_once: int, patient: None) -> None:
 
 async def test_callers_from_many_bots_are_spread(patient: None) -> None:
     async with several(5, slots=60) as servers:
-        fleets = [RemoteFleet([chat_url(server) for server in servers]) for _ in range(40)]
+        fleets = [
+            RemoteFleet([chat_url(server) for server in servers], limits=PATIENT) for _ in range(40)
+        ]
         for fleet in fleets:
             await fleet.open(CONFIG)
         assert max(used(servers)) - min(used(servers)) <= 2
@@ -63,10 +68,19 @@ async def test_callers_from_many_bots_are_spread(patient: None) -> None:
 
 async def test_large_and_small_servers_are_filled_alike(patient: None) -> None:
     async with serving(slots=30) as large, serving(slots=10) as small:
-        fleet = RemoteFleet([chat_url(large), chat_url(small)])
+        fleet = RemoteFleet([chat_url(large), chat_url(small)], limits=PATIENT)
         for _ in range(20):
             await fleet.open(CONFIG)
         assert abs(large.sessions_open / 30 - small.sessions_open / 10) < 0.2
+        await fleet.close()
+
+
+async def test_the_emptier_of_two_servers_is_called(patient: None) -> None:
+    async with several(2, slots=20) as servers:
+        fleet = RemoteFleet([chat_url(server) for server in servers], limits=PATIENT)
+        for calls in range(1, 9):
+            await fleet.open(CONFIG)
+            assert sorted(used(servers)) == [calls // 2, (calls + 1) // 2]
         await fleet.close()
 
 
@@ -190,7 +204,9 @@ async def on_loopback(count: int) -> AsyncIterator[tuple[list[DuplexServer], int
     port = 0
     try:
         for number in range(count):
-            server = DuplexServer(ScriptedBackend(FAST, slots=10), slots=10)
+            # A server on loopback answers to other names to those who show a key.
+            settings = ServerSettings(api_keys=("secret",))
+            server = DuplexServer(ScriptedBackend(FAST, slots=10), slots=10, settings=settings)
             try:
                 await server.start(f"127.0.0.{number + 1}", port)
             except DuplexError as problem:
@@ -206,7 +222,7 @@ async def on_loopback(count: int) -> AsyncIterator[tuple[list[DuplexServer], int
 async def test_a_name_with_many_addresses(names: Names) -> None:
     async with on_loopback(3) as (servers, port):
         names.addresses = ["127.0.0.1", "127.0.0.2"]
-        fleet = RemoteFleet(f"ws://workers.test:{port}")
+        fleet = RemoteFleet(f"ws://workers.test:{port}", api_key="secret")
         for _ in range(6):
             await fleet.open(CONFIG)
         assert used(servers)[2] == 0 and min(used(servers)[:2]) >= 2
@@ -223,7 +239,7 @@ async def test_a_name_with_many_addresses(names: Names) -> None:
 async def test_two_families_of_one_machine_are_one_server(names: Names) -> None:
     async with on_loopback(1) as (servers, port):
         names.addresses = ["127.0.0.1", "::1"]
-        fleet = RemoteFleet(f"ws://workers.test:{port}")
+        fleet = RemoteFleet(f"ws://workers.test:{port}", api_key="secret")
         await fleet.open(CONFIG)
         assert len(fleet._members) == 1
         assert servers[0].sessions_open == 1

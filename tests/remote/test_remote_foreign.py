@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("sphn")
 
 from pipecat_duplex.remote import RemoteBackend
-from pipecat_duplex.remote.session import UNKNOWN_TOKEN
+from pipecat_duplex.remote.session import UNKNOWN_TOKEN, RemoteLimits
 from pipecat_duplex.session import (
     SAMPLE_RATE_HZ,
     STEP_SAMPLES,
@@ -17,7 +17,7 @@ from pipecat_duplex.session import (
     SessionConfig,
 )
 from tests.remote.foreign import moshi_server, personaplex, running, rust_backend
-from tests.server.callers import converse, text_of
+from tests.server.callers import converse, serving, text_of
 
 SERVERS = {
     "moshi": (moshi_server, {}),
@@ -76,20 +76,54 @@ async def test_frames_and_answers_are_paired(server_kind):
         await backend.close()
 
 
-async def test_the_first_word_of_the_rust_backend():
-    async with running(rust_backend(words={4: "hello", 5: " you"})) as (_, url):
+async def test_words_behind_padding_of_the_rust_backend():
+    words = {4: "hello", 5: " you", 8: "th", 9: "ere", 12: " again", 15: "bye"}
+    async with running(rust_backend(words=words)) as (_, url):
         session = await RemoteBackend(url).open(SessionConfig())
-        pieces = [step.text_piece for step in await converse(session, tones(12), 0.005)]
-        assert [piece for piece in pieces if piece] == ["▁hello", "▁you"]
+        pieces = [step.text_piece for step in await converse(session, tones(22), 0.005)]
+        told = [piece for piece in pieces if piece]
+        assert told == ["▁hello", "▁you", "▁th", "ere", "▁again", "▁bye"]
         await session.close()
+
+
+async def test_the_rust_backend_takes_our_pings():
+    async with running(rust_backend()) as (server, url):
+        session = await RemoteBackend(url, limits=RemoteLimits(ping_secs=0.01)).open(
+            SessionConfig()
+        )
+        assert len(await converse(session, tones(50), 0.01)) == 50
+        assert server.unknown_messages == 0
+        await session.close()
+
+
+@pytest.mark.parametrize("prompts", [{"voice_prompt": "NATF2.pt"}, {"text_prompt": "You are Jane"}])
+@pytest.mark.parametrize("manners", [personaplex, moshi_server])
+async def test_half_a_pair_of_prompts_is_refused_before_the_call(prompts, manners):
+    async with running(manners()) as (server, url):
+        for backend, config in (
+            (RemoteBackend(url, **prompts), SessionConfig()),
+            (RemoteBackend(url), SessionConfig(**prompts)),
+        ):
+            with pytest.raises(DuplexError, match="needs both prompts: give"):
+                await backend.open(config)
+        assert server.queries == []
 
 
 async def test_personaplex_needs_its_prompts():
     async with running(personaplex()) as (server, url):
         with pytest.raises(DuplexError, match="needs voice_prompt and text_prompt"):
             await RemoteBackend(url).open(SessionConfig())
-        session = await RemoteBackend(url, voice_prompt="NATF2.pt").open(SessionConfig())
+        backend = RemoteBackend(url, voice_prompt="NATF2.pt", text_prompt="")
+        session = await backend.open(SessionConfig())
         assert server.queries[1]["text_prompt"] == ""
+        assert len(await converse(session, tones(10), 0.005)) == 10
+        await session.close()
+
+
+async def test_our_server_takes_one_prompt():
+    async with serving() as server:
+        backend = RemoteBackend(f"ws://127.0.0.1:{server.port}", text_prompt="You are Jane")
+        session = await backend.open(SessionConfig())
         await session.close()
 
 
@@ -116,6 +150,7 @@ async def test_a_server_that_bunches(bunch):
         await session.close()
 
 
+@pytest.mark.slow
 async def test_a_lost_answer_does_not_hold_up_those_after_it():
     """By the clock, since only then a loss can be told from a server that is slow."""
     async with running(moshi_server(lost=[60])) as (_, url):

@@ -20,7 +20,7 @@ from tests.server.processes import started
 
 pytestmark = pytest.mark.engine
 
-WRAPPER = Path(__file__).with_name("run_moshi_server.py")
+WRAPPER = Path(__file__).parents[2] / "harness" / "run_moshi_server.py"
 
 
 def free_port() -> int:
@@ -29,6 +29,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+@pytest.mark.slow
 async def test_the_stock_server(tiny_checkpoint):
     from training import checkpoint
 

@@ -94,18 +94,18 @@ def test_a_block_that_nobody_asked_for_is_left_out():
 
 
 def test_texts_become_pieces_again():
-    pieces = PieceQueue(strips_first=False)
+    pieces = PieceQueue(strips_after_padding=False)
     for text in (" hel", "lo", "<0xE2>", "", " there you"):
         pieces.put(text)
     taken = [pieces.take() for _ in range(5)]
     assert taken == ["▁hel", "lo", "<0xE2>", "▁there▁you", None]
 
 
-def test_the_rust_backend_gets_its_first_space_back():
-    pieces = PieceQueue(strips_first=True)
-    for text in ("hel", "lo", " there"):
-        pieces.put(text)
-    assert [pieces.take() for _ in range(3)] == ["▁hel", "lo", "▁there"]
-    pieces = PieceQueue(strips_first=True)
-    pieces.put(" hello")
-    assert pieces.take() == "▁hello"
+def test_the_rust_backend_gets_its_spaces_back():
+    pieces = PieceQueue(strips_after_padding=True)
+    taken = []
+    for text in ("hel", "lo", " there", None, "you", ",", None, None, " two", "three", None):
+        if text is not None:
+            pieces.put(text)
+        taken.append(pieces.take())
+    assert taken == ["▁hel", "lo", "▁there", None, "▁you", ",", None, None, "▁two", "three", None]

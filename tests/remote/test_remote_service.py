@@ -7,11 +7,14 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 from pipecat.frames.frames import ErrorFrame, TTSAudioRawFrame, TTSSpeakFrame
 
-from pipecat_duplex import DuplexLLMService, MonologueTextFrame
+from pipecat_duplex import DuplexError, DuplexLLMService, MonologueTextFrame, SessionConfig
 from pipecat_duplex.remote import RemoteBackend
 from pipecat_duplex.scripted import Script, ScriptedBackend
+from pipecat_duplex.session import STEP_SAMPLES
+from pipecat_duplex.session.continued import ContinuedSession
 from tests.pipeline import converse, silence, speech
 from tests.server.callers import chat_url, serving, wait_until
 from tests.server.processes import scripted_server
@@ -41,6 +44,7 @@ async def test_the_bot_is_told_that_its_server_failed():
         assert len(errors) == 1 and "the script says so" in errors[0]
 
 
+@pytest.mark.slow
 async def test_a_bot_outlives_its_server():
     """Killed in mid-sentence: the bot is told, and goes on with whoever answers there next."""
 
@@ -106,6 +110,36 @@ async def test_a_session_lost_with_nobody_there_is_no_error_until_somebody_comes
     (error,) = conversation.near_user.of(ErrorFrame)
     assert "Cannot open a fresh session" in error.error
     assert not conversation.service.is_usable
+
+
+@pytest.mark.parametrize("url", [False, True])
+async def test_whether_the_model_has_the_words_is_told_without_saying_them(url):
+    script = Script(step_secs=0.001, unsayable=frozenset({"kubernetes", "pods"}), remembers=True)
+    async with serving(ScriptedBackend(script)) as server:
+        backend = RemoteBackend(chat_url(server)) if url else ScriptedBackend(script)
+        service = DuplexLLMService(backend=backend)
+        with pytest.raises(DuplexError, match="no session"):
+            await service.can_say("hello")
+        for continues in (True, False):
+            session = await backend.open(SessionConfig())
+            if continues:
+                session = ContinuedSession(
+                    backend, SessionConfig(), session, session.memory, give_up_secs=1
+                )
+            service._session = session
+            assert await service.can_say("hello there")
+            can = await service.can_say("hello kubernetes, and pods")
+            assert not can and can.lacks == ("kubernetes,", "pods")
+            assert "kubernetes" in can.reason
+            nothing = await service.can_say("  ")
+            assert not nothing and nothing.lacks == () and "no words" in nothing.reason
+            session.send(np.zeros(STEP_SAMPLES, np.float32))
+            async for step in session.steps():
+                assert not step.said and step.utterance_id is None
+                break
+            service._session = None
+            await session.close()
+        await backend.close()
 
 
 async def test_the_bot_is_told_that_there_is_no_server():

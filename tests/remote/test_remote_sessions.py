@@ -19,11 +19,13 @@ from pipecat_duplex.session import (
     CannotSay,
     DuplexError,
     InvalidAudio,
+    InvalidPrompt,
     Said,
     SessionConfig,
     SessionEnded,
 )
 from tests.server.callers import (
+    FAST,
     SILENCE,
     calling,
     chat_url,
@@ -549,3 +551,59 @@ async def test_a_server_that_takes_whole_texts_only_is_told(monkeypatch):
             await session.say("one", more=True)
         assert await session.say("one") == 1
         await session.close()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ws://user:SECRET@127.0.0.1:1/api/chat?api_key=SECRET",
+        "ws://127.0.0.1:1/?api_key=SECRET&x=1",
+        "ws://user:SECRET@127.0.0.1:x/",
+        "ftp://user:SECRET@host/?api_key=SECRET",
+    ],
+)
+async def test_no_secret_in_an_error(url):
+    with pytest.raises(DuplexError) as caught:
+        await RemoteBackend(url, attempts=1).open(CONFIG)
+    assert "SECRET" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "proxy", ["nonsense://user:SECRET@host:1", "socks5://u:SECRET@127.0.0.1:1"]
+)
+async def test_a_proxy_that_cannot_be_used_is_an_error_in_words(proxy, monkeypatch):
+    for name in ("http_proxy", "https_proxy", "socks_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setenv("SOCKS_PROXY", proxy)
+    with pytest.raises(DuplexError) as caught:
+        await RemoteBackend("ws://server.example:1", attempts=1, connect_secs=2).open(CONFIG)
+    assert "SECRET" not in str(caught.value)
+
+
+async def test_prompts_and_names_that_are_no_text_are_errors_in_words():
+    with pytest.raises(DuplexError, match="Unicode"):
+        await RemoteBackend("ws://127.0.0.1:1", voice_prompt="", text_prompt="\ud800").open(CONFIG)
+    for host in ("a" * 70, "\u2024".join("ab")):
+        with pytest.raises(DuplexError):
+            await RemoteBackend(f"ws://{host}:1", attempts=1).open(CONFIG)
+    with pytest.raises(DuplexError, match="control character"):
+        RemoteBackend("ws://host:1", api_key="key\r\nX: y")
+
+
+async def test_a_voice_that_is_not_there_can_be_another():
+    class Choosy(ScriptedBackend):
+        async def open(self, config):
+            if config.voice_prompt not in (None, "house"):
+                raise InvalidPrompt(f"there is no voice {config.voice_prompt!r}")
+            return await super().open(config)
+
+    for default in ("", "house"):
+        async with serving(Choosy(FAST, slots=2), default_voice=default) as server:
+            backend = RemoteBackend(chat_url(server), voice_prompt="NATF0.pt", text_prompt="")
+            session = await backend.open(CONFIG)
+            await session.close()
+    async with serving(Choosy(FAST, slots=2)) as server:
+        backend = RemoteBackend(chat_url(server), voice_prompt="NATF0.pt", text_prompt="")
+        with pytest.raises(InvalidPrompt):
+            await backend.open(CONFIG)

@@ -6,14 +6,19 @@ import time
 
 import numpy as np
 import pytest
+import websockets.asyncio.server
 
+from pipecat_duplex import protocol
 from pipecat_duplex.remote import RemoteBackend, RemoteFleet
 from pipecat_duplex.remote.discovery import ServerAddress
 from pipecat_duplex.remote.load import ask_loads
+from pipecat_duplex.remote.session import RemoteLimits
+from pipecat_duplex.scripted import FINGERPRINT, Script, ScriptedBackend
 from pipecat_duplex.session import (
     STEP_SAMPLES,
     STEP_SECS,
     AtCapacity,
+    CannotSay,
     DuplexError,
     InvalidHistory,
     SessionConfig,
@@ -21,7 +26,7 @@ from pipecat_duplex.session import (
     Step,
 )
 from pipecat_duplex.session.continued import ContinuedSession
-from pipecat_duplex.session.history import History
+from pipecat_duplex.session.history import History, ResumeKey
 from tests.server.callers import chat_url, serving, take
 from tests.server.processes import scripted_server
 
@@ -34,6 +39,7 @@ def text_of(steps: list[Step]) -> str:
     return "".join(step.text_piece or "" for step in steps).replace("▁", " ").strip()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 async def test_a_call_goes_on_at_another_server(number: signal.Signals) -> None:
     async with (
@@ -121,3 +127,128 @@ async def test_a_fleet_takes_one_that_has_room() -> None:
         await fleet.close()
     with pytest.raises(DuplexError, match="no server"):
         RemoteFleet([])
+
+
+#
+# targets that are no good
+#
+
+
+class Stranger:
+    """A server that greets as ours does, and does something else with a history."""
+
+    def __init__(self, fingerprint: str = FINGERPRINT, *, answer: bytes | None = None, dies=False):
+        self._fingerprint = fingerprint
+        self._answer = answer
+        self._dies = dies
+        self.calls = 0
+
+    async def __aenter__(self):
+        self._server = await websockets.asyncio.server.serve(
+            self._talk, "127.0.0.1", 0, process_request=self._tell_health
+        )
+        port = self._server.sockets[0].getsockname()[1]
+        self.url = f"ws://127.0.0.1:{port}"
+        return self
+
+    async def __aexit__(self, *error):
+        self._server.close()
+        await self._server.wait_closed()
+
+    def _tell_health(self, connection, request):
+        """It seems to be the emptiest of all."""
+        if request.path == "/health":
+            return connection.respond(200, '{"status": "ok", "slots": 1000, "slots_used": 0}')
+        return None
+
+    async def _talk(self, socket) -> None:
+        self.calls += 1
+        greeting = protocol.Greeting(
+            session="stranger",
+            audio_format="pcm",
+            features=frozenset({protocol.SAY, protocol.RESTORE}),
+            memory=ResumeKey(self._fingerprint, 100),
+        )
+        await socket.send(protocol.encode(greeting.to_metadata()))
+        await socket.send(protocol.encode(protocol.Handshake()))
+        async for message in socket:
+            if message != b"\x15":
+                continue
+            if self._dies:
+                socket.transport.abort()
+                return
+            if self._answer is not None:
+                await socket.send(b"\x15" + self._answer)
+
+
+@pytest.mark.parametrize(
+    "stranger",
+    [
+        Stranger(),
+        Stranger("other", answer=b"the history was made with another checkpoint"),
+        Stranger(dies=True),
+    ],
+    ids=["never answers", "another checkpoint", "dies"],
+)
+async def test_a_target_that_is_no_good_is_left_out(stranger: Stranger):
+    script = Script(opening=COUNT, opening_step=2, step_secs=0.001, remembers=True)
+    async with serving(ScriptedBackend(script, slots=4)) as first, stranger:
+        fleet = RemoteFleet([chat_url(first)], limits=RemoteLimits(restore_secs=0.4))
+        inner = await fleet.open(CONFIG)
+        async with serving(ScriptedBackend(script, slots=4)) as third:
+            # The stranger seems to have more room.
+            others = [await RemoteBackend(chat_url(third)).open(CONFIG) for _ in range(3)]
+            everywhere = RemoteFleet(
+                [stranger.url, chat_url(third)], limits=RemoteLimits(restore_secs=0.4)
+            )
+            assert inner.memory is not None
+            session = ContinuedSession(everywhere, CONFIG, inner, inner.memory, give_up_secs=5)
+            steps: list[Step] = []
+
+            async def feed() -> None:
+                while True:
+                    session.send(SILENCE)
+                    await asyncio.sleep(0.02)
+
+            feeding = asyncio.create_task(feed())
+            stopping = None
+            async with asyncio.timeout(30):
+                async for step in session.steps():
+                    steps.append(step)
+                    if len(steps) == 12:
+                        stopping = asyncio.create_task(first.stop())
+                    if text_of(steps).endswith("ten"):
+                        break
+            feeding.cancel()
+            assert text_of(steps) == COUNT
+            assert session.moves == 1 and stranger.calls == 1
+            for each in (session, *others):
+                await each.close()
+            assert stopping is not None
+            await stopping
+
+
+async def test_targets_that_are_all_no_good_end_the_conversation_with_a_reason():
+    stranger = Stranger("other", answer=b"the history was made with another checkpoint")
+    script = Script(opening=COUNT, step_secs=0.001, remembers=True, fail_step=10)
+    async with serving(ScriptedBackend(script, slots=4)) as first, stranger:
+        inner = await RemoteBackend(chat_url(first)).open(CONFIG)
+        fleet = RemoteFleet([stranger.url])
+        assert inner.memory is not None
+        session = ContinuedSession(fleet, CONFIG, inner, inner.memory, give_up_secs=0.2)
+        with pytest.raises(SessionEnded, match="another checkpoint"):
+            for _ in range(12):
+                session.send(SILENCE)
+            async with asyncio.timeout(20):
+                async for _ in session.steps():
+                    pass
+        await session.close()
+
+
+async def test_a_say_that_nobody_answers_has_a_deadline():
+    async with Stranger() as stranger:
+        backend = RemoteBackend(stranger.url, limits=RemoteLimits(answer_secs=0.2))
+        session = await backend.open(CONFIG)
+        with pytest.raises(CannotSay, match="has not answered"):
+            await session.say("hello")
+        await session.close()

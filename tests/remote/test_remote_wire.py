@@ -105,9 +105,9 @@ def test_steps_there_and_back(index, token, piece):
     st.builds(
         SessionConfig,
         text_temperature=st.floats(0, 10, allow_subnormal=False),
-        text_top_k=st.integers(1, 10**9),
+        text_top_k=st.integers(1, 10**6),
         audio_temperature=st.floats(0, 10, allow_subnormal=False),
-        audio_top_k=st.integers(1, 10**9),
+        audio_top_k=st.integers(1, 10**6),
         seed=st.none() | st.integers(0, 2**63 - 1),
         max_secs=st.none() | st.integers(1, 10**6).map(lambda steps: steps * STEP_SECS),
     )
@@ -145,6 +145,9 @@ def test_the_page_of_kyutai_sends_two_seeds():
     assert seed(text_seed=5, audio_seed=6) == seed(text_seed=5, audio_seed=6)
     assert len({seed(text_seed=5, audio_seed=6), seed(text_seed=6, audio_seed=5), 5, 6}) == 4
     assert seed(text_seed=2**64 - 1) == 2**63 - 1
+    # PersonaPlex's clients send one, and -1 for any.
+    assert seed(seed=7) == seed(text_seed=7) and seed(seed=-1) is None
+    assert seed(seed=7, text_seed=5, audio_seed=5) == 5
 
 
 @pytest.mark.parametrize("value", [None, True, "3", -1, float("nan"), 1e300, [3], {}])
@@ -170,7 +173,14 @@ MESSAGES = st.one_of(
     st.builds(protocol.Ping),
     st.builds(protocol.Pcm, st.just(PCM)),
     st.builds(protocol.Say, COUNTS, st.none() | WORDS | st.just("\ud800"), st.booleans()),
-    st.builds(protocol.SayAnswer, COUNTS, st.none() | COUNTS, WORDS),
+    st.builds(protocol.Say, COUNTS, WORDS, asks=st.booleans()),
+    st.builds(
+        protocol.SayAnswer,
+        COUNTS,
+        st.none() | COUNTS,
+        WORDS,
+        st.lists(WORDS, max_size=3).map(tuple),
+    ),
     st.builds(
         protocol.SpeechNote,
         COUNTS,

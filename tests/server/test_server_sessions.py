@@ -123,7 +123,7 @@ async def test_what_is_asked_for_reaches_the_session():
             return await super().open(config)
 
     config = SessionConfig(
-        text_temperature=0.5, text_top_k=7, audio_temperature=0, audio_top_k=2_000_000, seed=2**62
+        text_temperature=0.5, text_top_k=7, audio_temperature=0, audio_top_k=1_000_000, seed=2**62
     )
     async with serving(Backend(FAST, slots=3), max_session_secs=8) as server:
         for change in ({}, {"max_secs": 4.0}, {"max_secs": 40.0}):

@@ -75,7 +75,7 @@ class BenchOptions:
 
     @property
     def target(self) -> str:
-        """What is measured, for people: of a URL the server only, the rest may hold a key."""
+        """The checkpoint, or the server of the URL: the rest of a URL may hold a key."""
         return self.checkpoint if self.url is None else urlsplit(self.url).netloc.rpartition("@")[2]
 
     def load(self, callers: int, speech: np.ndarray | None) -> LoadOptions:
@@ -95,12 +95,12 @@ class BenchOptions:
 
 @dataclass
 class BenchReport:
-    """What was measured, beside what was predicted.
+    """The measurement, and the predictions beside it.
 
     Parameters:
         target: The checkpoint, or the server.
         playout_ms: When a caller's player plays an answer, counted from the end of the step.
-        loads: What was measured, in the order of time.
+        loads: The measured loads, in the order of time.
         held: Most callers that were held in real time.
         sessions_by_steps: Conversations that ``doctor`` expects here, by the time of their steps;
             None for a server elsewhere.
@@ -126,10 +126,10 @@ class BenchReport:
 
 
 def run_bench(options: BenchOptions) -> BenchReport:
-    """Measure, print, and write what was asked for.
+    """Measure, print, and write the files that the options name.
 
     Args:
-        options: What is asked for.
+        options: The options of the command.
 
     Raises:
         DuplexError: The checkpoint, the server, the speech or a place to write is not good.
@@ -169,7 +169,7 @@ def run_bench(options: BenchOptions) -> BenchReport:
 
 
 def _check_options(options: BenchOptions) -> np.ndarray | None:
-    """Refuse what cannot be done before minutes are spent on it; return what the callers say."""
+    """Refuse bad options before minutes are spent on them; return the callers' speech."""
     if options.callers and min(options.callers) < 1:
         raise DuplexError("--callers takes numbers from 1 on")
     check_outputs((options.json, options.plot), inputs=(options.speech,))

@@ -43,7 +43,7 @@ class CallLog:
         lags_secs: For each step, how late the caller itself was with it.
         lost_steps: Steps that were never answered.
         calls: Calls that were taken.
-        refused: Calls that were refused at once, for want of a slot.
+        refused: Calls that were refused at once, because no slot was free.
         errors: Why calls ended that should not have.
     """
 
@@ -95,7 +95,7 @@ async def run_callers(
     Each begins at another moment of a step and at another place of the speech.
 
     Args:
-        backend: Whom they call.
+        backend: The backend that they call.
         callers: How many.
         secs: For how long, after warming up.
         speech: What they say over and over, float32, 24 kHz, at least a step.

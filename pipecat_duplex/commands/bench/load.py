@@ -32,7 +32,7 @@ MAX_LAG_MS = 20.0
 """Callers who are later than this themselves, in a step of a hundred, cannot judge others."""
 
 CALLERS_PER_PROCESS = 32
-"""Callers of a server are spread over processes: one core must not be what is measured."""
+"""Callers of a server are spread over processes, so that no single core limits them."""
 
 START_SECS = 3.0
 """Time for the processes of the callers to get ready, so that they begin together."""
@@ -251,7 +251,7 @@ async def _run_callers(backend, options: LoadOptions, callers: int, seed: int) -
 
 
 def _measure_memory_mb(device: str) -> float | None:
-    """Resident memory of this process, and what it holds on its GPU; None where nobody tells."""
+    """Return this process's resident memory plus its GPU memory; None where that is unknown."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except OSError:

@@ -20,7 +20,7 @@ class Prediction:
     Parameters:
         bandwidth_gb_per_sec: Measured, reading memory.
         gflops: Measured, multiplying matrices.
-        weights_mb: Read once a step, whoever listens.
+        weights_mb: Read once a step, for all conversations.
         kv_mb_per_session: Attention memory of a conversation, read as far as it is filled.
         mflop_per_step: Arithmetic of a step of one conversation.
         sessions: Conversations whose step fits into 80 ms by both.

@@ -77,12 +77,12 @@ class ConverseOptions:
 
     @property
     def model(self) -> str:
-        """What the recording talks with, for people: a URL may hold a key, so it is its host."""
+        """The checkpoint, or the server of the URL: the rest of a URL may hold a key."""
         return self.checkpoint if self.url is None else urlsplit(self.url).netloc.rpartition("@")[2]
 
     @property
     def by_the_clock(self) -> bool:
-        """Whether audio goes in as a microphone would record it. A server expects nothing else."""
+        """Whether audio goes in at the pace of a microphone, as a server expects it."""
         return self.realtime or self.url is not None
 
 
@@ -112,10 +112,10 @@ class ConverseReport:
 def run_converse(
     options: ConverseOptions, *, backend: DuplexBackend | None = None
 ) -> ConverseReport:
-    """Hold the conversation with a progress bar, write what was asked for, and sum it up.
+    """Hold the conversation with a progress bar, write its files, and sum it up.
 
     Args:
-        options: What is asked for.
+        options: The options of the command.
         backend: Where the session comes from, instead of the checkpoint.
 
     Raises:
@@ -165,7 +165,7 @@ async def converse(
     """Hold the conversation; nothing is written.
 
     Args:
-        options: What is asked for.
+        options: The options of the command.
         backend: Where the session comes from, instead of the checkpoint. It is left open.
         on_progress: Called with the seconds fed, the seconds in all, and the agent's last words.
 

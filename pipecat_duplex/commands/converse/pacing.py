@@ -10,6 +10,7 @@ import numpy as np
 
 from pipecat_duplex.session import (
     STEP_SECS,
+    CanSay,
     DuplexBackend,
     DuplexError,
     DuplexSession,
@@ -25,7 +26,7 @@ STALL_SECS = 120.0
 
 
 LAST_STEPS_SECS = 2.0
-"""How long what was said last is waited for at the wall clock's pace."""
+"""How long to wait for the last answers, at the wall clock's pace."""
 
 
 class WatchedBackend:
@@ -150,6 +151,9 @@ class _WatchedSession:
         self, text: str | AsyncIterable[str], *, cut_in: bool = False, more: bool = False
     ) -> int:
         return await self._session.say(text, cut_in=cut_in, more=more)
+
+    async def can_say(self, text: str) -> CanSay:
+        return await self._session.can_say(text)
 
     async def say_more(self, utterance_id: int, text: str, *, more: bool = True) -> None:
         await self._session.say_more(utterance_id, text, more=more)

@@ -10,7 +10,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from fastapi import FastAPI, HTTPException, Request
+from aiortc.sdp import SessionDescription
+from fastapi import FastAPI, HTTPException
+from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 from loguru import logger
 from pipecat.pipeline.pipeline import Pipeline
@@ -20,6 +22,7 @@ from pipecat.processors.aggregators.llm_response_universal import (
     LLMContextAggregatorPair,
     LLMUserAggregatorParams,
 )
+from pipecat.processors.frame_processor import FrameProcessor
 from pipecat.processors.frameworks.rtvi import RTVIObserverParams
 from pipecat.transports.base_transport import TransportParams
 from pipecat.transports.smallwebrtc.connection import SmallWebRTCConnection
@@ -27,6 +30,8 @@ from pipecat.transports.smallwebrtc.transport import SmallWebRTCTransport
 from pipecat.workers.runner import WorkerRunner
 from pydantic import BaseModel
 
+from pipecat_duplex.commands.talk.guard import Guard
+from pipecat_duplex.commands.talk.llm import TalkLlm
 from pipecat_duplex.service.rtvi import DuplexRTVIFeed
 from pipecat_duplex.service.service import DuplexLLMService
 from pipecat_duplex.service.user_turns import DuplexUserTurnStrategies
@@ -40,6 +45,12 @@ from pipecat_duplex.session import (
 )
 
 PAGE = Path(__file__).parent / "page"
+# Whose speech the embedded model follows: a checkout has the whole page, a wheel the model card.
+_GUIDES = (
+    PAGE.parents[3] / "docs" / "embedded-model.md",
+    PAGE.parents[2] / "checkpoints" / "embedded" / "MODEL_CARD.md",
+)
+GUIDE = next((path for path in _GUIDES if path.is_file()), None)
 
 # A visitor has this long to connect. After that, one who has been silent for so long that the
 # connection counts as lost (Pipecat: 3 s without a ping) gets GONE_SECS more: a closed laptop does
@@ -63,13 +74,15 @@ class Offer(BaseModel):
 class Reception:
     """Takes visitors in: one slot of the backend, one connection and one pipeline for each."""
 
-    def __init__(self, backend: DuplexBackend, *, checkpoint: str):
+    def __init__(self, backend: DuplexBackend, *, checkpoint: str, llm: TalkLlm | None = None):
         """Initialize the reception.
 
         Args:
             backend: Where sessions come from; shared by all bots, and not closed here.
             checkpoint: What the backend runs, for metrics and for the page.
+            llm: The LLM that gives the words, if there is one.
         """
+        self._llm = llm
         self._backend = backend
         self._checkpoint = checkpoint
         self._conversations: set[asyncio.Task] = set()
@@ -93,6 +106,7 @@ class Reception:
             DuplexError: The backend cannot open a session.
             ValueError: The offer makes no sense.
         """
+        _check_offer(offer)
         # The slot comes first: a visitor is refused before anything is set up.
         session = await self._backend.open(SessionConfig())
         try:
@@ -113,7 +127,12 @@ class Reception:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _converse(self, connection: SmallWebRTCConnection, session: DuplexSession):
-        worker = _build_bot(connection, session, self._checkpoint)
+        front = None
+        if self._llm is not None:
+            # Whisper's weights are read here, off the event loop.
+            stt = await asyncio.to_thread(self._llm.make_stt)
+            front = stt, self._llm.make_llm()
+        worker = _build_bot(connection, session, self._checkpoint, front)
         watch = asyncio.create_task(_cancel_when_gone(connection, worker))
         try:
             runner = WorkerRunner(handle_sigint=False)
@@ -140,6 +159,26 @@ class _OpenedSession(DuplexBackend):
         await self._session.close()
 
 
+def _check_offer(offer: Offer) -> None:
+    """Raise if this is no offer of sound that anybody could connect to.
+
+    Raises:
+        ValueError: It is not one.
+    """
+    try:
+        session = SessionDescription.parse(offer.sdp)
+    except Exception as e:  # Whatever the parser trips over.
+        raise ValueError(f"the offer cannot be answered: {e}") from e
+    sounds = [media for media in session.media if media.kind == "audio"]
+    if not sounds:
+        raise ValueError("the offer cannot be answered: there is no sound in it")
+    for media in sounds:
+        if media.ice is None or not (media.ice.usernameFragment and media.ice.password):
+            raise ValueError("the offer cannot be answered: it has no ICE credentials")
+        if media.dtls is None or not media.dtls.fingerprints:
+            raise ValueError("the offer cannot be answered: it has no fingerprint")
+
+
 async def _connect(offer: Offer) -> SmallWebRTCConnection:
     connection = SmallWebRTCConnection()
     try:
@@ -151,7 +190,10 @@ async def _connect(offer: Offer) -> SmallWebRTCConnection:
 
 
 def _build_bot(
-    connection: SmallWebRTCConnection, session: DuplexSession, checkpoint: str
+    connection: SmallWebRTCConnection,
+    session: DuplexSession,
+    checkpoint: str,
+    front: tuple[FrameProcessor, FrameProcessor] | None,
 ) -> PipelineWorker:
     transport = SmallWebRTCTransport(
         connection, TransportParams(audio_in_enabled=True, audio_out_enabled=True)
@@ -161,12 +203,20 @@ def _build_bot(
         # The service's own. Pipecat's default would load a turn model for each visitor.
         user_params=LLMUserAggregatorParams(user_turn_strategies=DuplexUserTurnStrategies()),
     )
+    settings = DuplexLLMService.Settings(words="own" if front is None else "given")
     pipeline = Pipeline(
         [
             transport.input(),
+            *([] if front is None else [front[0]]),
             user_aggregator,
+            *([] if front is None else [front[1]]),
             # The slot belongs to this visit: when its session fails, the visit is over.
-            DuplexLLMService(checkpoint=checkpoint, backend=_OpenedSession(session), reopen_secs=0),
+            DuplexLLMService(
+                checkpoint=checkpoint,
+                backend=_OpenedSession(session),
+                reopen_secs=0,
+                settings=settings,
+            ),
             DuplexRTVIFeed(),
             transport.output(),
             assistant_aggregator,
@@ -203,7 +253,12 @@ async def _cancel_when_gone(connection: SmallWebRTCConnection, worker: PipelineW
 
 
 def create_app(
-    backend: DuplexBackend, *, checkpoint: str = "embedded", note: str | None = None
+    backend: DuplexBackend,
+    *,
+    checkpoint: str = "embedded",
+    note: str | None = None,
+    llm: TalkLlm | None = None,
+    local_only: bool = False,
 ) -> FastAPI:
     """Build the app.
 
@@ -212,8 +267,11 @@ def create_app(
             the backend open.
         checkpoint: The name of the model, shown on the page.
         note: Something that visitors should know of it, shown on the page.
+        llm: The LLM that gives the words, if there is one.
+        local_only: Whether it answers to names of this machine only, as it should where nobody else
+            can connect.
     """
-    reception = Reception(backend, checkpoint=checkpoint)
+    reception = Reception(backend, checkpoint=checkpoint, llm=llm)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -223,16 +281,11 @@ def create_app(
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.state.reception = reception
 
-    @app.middleware("http")
-    async def never_stale(request: Request, call_next):
-        # A page from the version before must not meet the app of this one.
-        response = await call_next(request)
-        response.headers["Cache-Control"] = "no-cache"
-        return response
+    app.add_middleware(Guard, local_only=local_only)
 
     @app.get("/api/about")
     async def about() -> dict[str, Any]:
-        return {"checkpoint": checkpoint, "note": note}
+        return {"checkpoint": checkpoint, "note": note, "llm": llm.model if llm else None}
 
     @app.post("/api/offer")
     async def answer(offer: Offer) -> dict[str, Any]:
@@ -244,6 +297,12 @@ def create_app(
             raise HTTPException(500, {"reason": "backend", "message": str(e)}) from e
         except ValueError as e:
             raise HTTPException(400, {"reason": "offer", "message": str(e)}) from e
+
+    @app.get("/embedded-model.md")
+    async def embedded_model() -> FileResponse:
+        if GUIDE is None:
+            raise HTTPException(404)
+        return FileResponse(GUIDE, media_type="text/plain; charset=utf-8")
 
     app.mount("/", StaticFiles(directory=PAGE, html=True))
     return app

@@ -4,10 +4,15 @@ import asyncio
 import socket
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from pipecat_duplex.session import DuplexBackend, DuplexError, MissingExtra
+from pipecat_duplex.server.listen import bind, is_loopback, url_of
+from pipecat_duplex.session import DuplexBackend, MissingExtra
+
+if TYPE_CHECKING:
+    from pipecat_duplex.commands.talk.llm import TalkLlm
 
 
 def run_talk(
@@ -17,6 +22,7 @@ def run_talk(
     port: int,
     slots: int,
     backend: DuplexBackend | None = None,
+    llm: "TalkLlm | None" = None,
 ) -> None:
     """Serve the talking page and its bots until Ctrl-C.
 
@@ -29,20 +35,25 @@ def run_talk(
         slots: Conversations at a time.
         backend: Where sessions come from instead of an engine with the checkpoint. It is closed at
             the end.
+        llm: The LLM that gives the words, if there is one.
 
     Raises:
         MissingExtra: The ``webrtc`` extra is not installed.
         DuplexError: The port is taken, or the checkpoint cannot be loaded.
     """
     _require_extra()
+    if llm is not None:
+        llm.check()
     console = Console()
-    listener = _listen(host, port)
+    # Before the model is loaded: a port that is taken should not cost a minute to find out.
+    listeners = bind(host, port)
     try:
-        asyncio.run(_serve(console, listener, checkpoint, slots, backend))
+        asyncio.run(_serve(console, listeners, checkpoint, slots, backend, llm))
     except KeyboardInterrupt:
         pass
     finally:
-        listener.close()
+        for listener in listeners:
+            listener.close()
     console.print("Goodbye.")
 
 
@@ -54,32 +65,13 @@ def _require_extra() -> None:
         )
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    # Before the model is loaded: a port that is taken should not cost a minute to find out.
-    problem: Exception | None = None
-    try:
-        for family, kind, protocol, _, address in socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM
-        ):
-            listener = socket.socket(family, kind, protocol)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                listener.bind(address)
-                return listener
-            except OSError as e:
-                listener.close()
-                problem = e
-    except (OSError, OverflowError) as e:
-        problem = e
-    raise DuplexError(f"cannot listen on {host}, port {port}: {problem}") from problem
-
-
 async def _serve(
     console: Console,
-    listener: socket.socket,
+    listeners: list[socket.socket],
     checkpoint: str,
     slots: int,
     backend: DuplexBackend | None,
+    llm: "TalkLlm | None",
 ) -> None:
     import uvicorn
 
@@ -89,11 +81,17 @@ async def _serve(
     if backend is None:
         with console.status(f"Loading {checkpoint} ..."):
             backend, note = await _load_engine(checkpoint, slots)
-    app = create_app(backend, checkpoint=_public_name(checkpoint), note=note)
+    app = create_app(
+        backend,
+        checkpoint=_public_name(checkpoint),
+        note=note,
+        llm=llm,
+        local_only=is_loopback(listeners),
+    )
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3)
-    _announce(console, listener, checkpoint, slots, note)
+    _announce(console, listeners[0], checkpoint, slots, note)
     try:
-        await uvicorn.Server(config).serve(sockets=[listener])
+        await uvicorn.Server(config).serve(sockets=listeners)
     finally:
         await backend.close()
 
@@ -119,7 +117,7 @@ def _announce(
     host, port = listener.getsockname()[:2]
     if host in ("0.0.0.0", "::", "127.0.0.1", "::1"):
         host = "localhost"
-    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    url = url_of("http", host, port)
     room = "one conversation" if slots == 1 else f"{slots} conversations"
     console.print()
     console.print(f"  Open  [bold cyan]{url}[/]  and talk to [bold]{checkpoint}[/].")

@@ -1,13 +1,11 @@
 """Checkpoints with graphs: their files, and that graphs and weights belong together."""
 
 import hashlib
-import json
-import math
-from pathlib import Path
+import os
 
 import onnxruntime
 
-from pipecat_duplex.engine.checkpoint import GRAPHS, CheckpointFiles, has_graphs
+from pipecat_duplex.engine.checkpoint import GRAPHS, CheckpointFiles, has_graphs, read_header
 from pipecat_duplex.session import CheckpointError, one_line
 
 
@@ -20,13 +18,15 @@ def open_graphs(files: CheckpointFiles) -> dict[str, onnxruntime.InferenceSessio
     Raises:
         CheckpointError: A graph is missing, broken, or belongs to other weights.
     """
+    if os.environ.get("ORT_DISABLE_TELEMETRY") == "1":
+        onnxruntime.disable_telemetry_events()  # on Windows the variable has no effect
     folder = files.lm_weights.parent
     if not has_graphs(folder):
         raise CheckpointError(
             f"checkpoint {files.name} has no graphs for ONNX Runtime "
             f"({', '.join(f'{name}.onnx' for name in GRAPHS)}): run it on torch"
         )
-    headers = {path.name: _header(path) for path in (files.lm_weights, files.mimi_weights)}
+    headers = {path.name: read_header(path) for path in (files.lm_weights, files.mimi_weights)}
     hashes = {name: hashlib.sha256(header).hexdigest() for name, header in headers.items()}
     sessions: dict[str, onnxruntime.InferenceSession] = {}
     for name in GRAPHS:
@@ -46,21 +46,39 @@ def open_graphs(files: CheckpointFiles) -> dict[str, onnxruntime.InferenceSessio
                 "export the graphs again"
             )
         sessions[name] = session
+    _check_shapes(files, sessions)
     return sessions
 
 
-def count_parameters(weights: Path) -> int:
-    """Count the numbers in a safetensors file."""
-    entries = json.loads(_header(weights))
-    return sum(
-        math.prod(entry["shape"]) for name, entry in entries.items() if name != "__metadata__"
-    )
+def _check_shapes(
+    files: CheckpointFiles, sessions: dict[str, onnxruntime.InferenceSession]
+) -> None:
+    """Check that ``config.json`` tells the sizes that the graphs have.
 
-
-def _header(weights: Path) -> bytes:
-    with weights.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        return file.read(length)
+    Raises:
+        CheckpointError: It does not, or a graph is another than its name says.
+    """
+    try:
+        temporal, depformer = sessions["temporal"], sessions["depformer"]
+        shapes = {
+            info.name: info.shape for info in (*temporal.get_inputs(), *temporal.get_outputs())
+        }
+        noise = next(info.shape for info in depformer.get_inputs() if info.name == "noise")
+        found = {
+            "text_card": shapes["text_logits"][1],
+            "card": noise[2],
+            "context": shapes["keys.0"][2],
+        }
+    except (KeyError, IndexError, StopIteration) as error:
+        raise CheckpointError(
+            f"checkpoint {files.name}: its graphs are not those of a full-duplex Moshi: export them"
+        ) from error
+    for key, size in found.items():
+        if files.config.get(key) != size:
+            raise CheckpointError(
+                f"checkpoint {files.name}: {key} in config.json is {files.config.get(key)}, "
+                f"and its graphs have {size}"
+            )
 
 
 def _options() -> onnxruntime.SessionOptions:

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from pipecat_duplex.engine.checkpoint import CODEBOOKS, find_checkpoint
+from pipecat_duplex.engine.checkpoint import CODEBOOKS, count_parameters, find_checkpoint
 from pipecat_duplex.engine.model import ChooseWord, ModelSummary, Parts, SlotOutput, StepModel
-from pipecat_duplex.engine.onnx.checkpoint import count_parameters, open_graphs
+from pipecat_duplex.engine.onnx.checkpoint import open_graphs
 from pipecat_duplex.engine.onnx.graph import Graph
 from pipecat_duplex.engine.onnx.memory import CodecMemory, Ring, TokenRing
 from pipecat_duplex.engine.onnx.sampling import Sampler, SlotSampling
@@ -319,7 +319,7 @@ class OnnxModel(StepModel):
                 self._pool = None
 
     def join(self, slot: int, config: SessionConfig) -> None:
-        """Begin a conversation in a slot, whoever was there before."""
+        """Begin a conversation in a slot. An earlier conversation there is forgotten."""
         self.keep()
         self._memory.reset(np.array([slot]))
         self._sampler.set_slot(slot, config)

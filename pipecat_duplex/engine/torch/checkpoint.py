@@ -102,7 +102,8 @@ def load_checkpoint(
 
 def open_with_moshi(files: CheckpointFiles) -> loaders.CheckpointInfo:
     """Open the files of a checkpoint with moshi's own class, which loads them."""
-    if files.config_path is None:  # one of the first repositories: moshi knows its sizes
+    # One of the first repositories, or PersonaPlex: moshi knows the sizes.
+    if files.config_path is None or files.is_personaplex:
         return loaders.CheckpointInfo(files.lm_weights, files.mimi_weights, files.tokenizer)
     return loaders.CheckpointInfo.from_hf_repo(
         files.name,
@@ -127,15 +128,16 @@ def _load_language(files: CheckpointFiles, device: torch.device, dtype: torch.dt
         return info.get_moshi(device, dtype)
     config = info.lm_config
     if files.predicts_user:
-        config = (config or {}) | {"dep_q": CODEBOOKS}
+        config = (config or loaders._lm_kwargs) | {"dep_q": CODEBOOKS}
     lm = loaders.get_moshi_lm(None, config, torch.device("meta"), dtype)
     wanted = lm.state_dict() if files.predicts_user else None
     weights: dict[str, torch.Tensor] = {}
     with safe_open(files.lm_weights, framework="pt", device=str(device)) as file:
         for name in file.keys():
-            match = ALL_CODEBOOKS.fullmatch(name) if wanted is not None else None
-            if match is not None:
-                parts = file.get_tensor(name).chunk(2 * CODEBOOKS)[:CODEBOOKS]
+            match = ALL_CODEBOOKS.fullmatch(name)
+            if wanted is not None and match is not None:
+                rows = wanted[f"{match[1]}s.0.weight"].shape[0]
+                parts = file.get_tensor(name).split(rows)[:CODEBOOKS]
                 for codebook, part in enumerate(parts):
                     weights[f"{match[1]}s.{codebook}.weight"] = part.clone().to(dtype)
             elif wanted is None or name in wanted:

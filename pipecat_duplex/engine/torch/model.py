@@ -131,7 +131,7 @@ class BatchedModel(StepModel):
             self._free()
 
     def join(self, slot: int, config: SessionConfig) -> None:
-        """Begin a conversation in a slot, whoever was there before."""
+        """Begin a conversation in a slot. An earlier conversation there is forgotten."""
         self._steps_done[slot] = 0  # the first step resets the state, together with others'
         self._lm_gen.sampler.set_slot(slot, config)
 

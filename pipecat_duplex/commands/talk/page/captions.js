@@ -1,5 +1,5 @@
-// What was said, as it is said. The agent's words come from its monologue; of the user only the
-// voice is known, so it is shown as a chip: inside the agent's words when it fell into them.
+// What was said, as it is said. The agent's words come from its monologue. The user's voice is
+// shown as a chip, inside the agent's words when it fell into them; a recogniser's words follow.
 
 const secs = (value) => `${value.toFixed(1)} s`;
 
@@ -26,6 +26,7 @@ export class Captions {
     this.utterance = null; // The agent's words, while it speaks.
     this.latest = null; // The same, until the next utterance.
     this.voice = null; // The user's chip, while it is not settled what it was.
+    this.unread = []; // Chips whose words are not known, oldest first.
   }
 
   /** Count the time of the captions from now. */
@@ -63,6 +64,7 @@ export class Captions {
   userStarted() {
     const chip = element("span", "mark open", "you");
     this.voice = { chip, startedSecs: this.now(), overAgent: this.utterance !== null };
+    this.unread = [...this.unread, { chip, startedSecs: this.now() }].slice(-4);
     if (this.utterance) {
       this.utterance.lastElementChild.append(chip);
       this.follow();
@@ -78,9 +80,20 @@ export class Captions {
     if (!this.voice) return;
     const { chip, startedSecs, overAgent } = this.voice;
     chip.classList.remove("open");
-    if (!chip.classList.contains("yield")) chip.textContent = `you, ${secs(this.now() - startedSecs)}`;
+    if (!chip.classList.contains("yield")) {
+      chip.firstChild.data = `you, ${secs(this.now() - startedSecs)} `;
+    }
     // Over the agent, what it was shows only in what the agent does next.
     if (!overAgent) this.voice = null;
+  }
+
+  /** A recogniser has read the user's words. */
+  userSaid(text) {
+    const recent = this.unread.filter(({ startedSecs }) => this.now() - startedSecs < 20);
+    const read = recent.shift();
+    this.unread = recent;
+    if (read) read.chip.append(element("q", "", text));
+    this.follow();
   }
 
   /** The agent fell silent because of the user. Its utterance may be finished already. */
@@ -89,7 +102,8 @@ export class Captions {
     const chip = this.voice?.overAgent ? this.voice.chip : element("span", "mark");
     chip.classList.remove("open");
     chip.classList.add("yield");
-    chip.textContent = `yielded to you in ${secs(delaySecs)}`;
+    const read = chip.querySelector("q");
+    chip.replaceChildren(`yielded to you in ${secs(delaySecs)} `, ...(read ? [read] : []));
     this.latest.lastElementChild.append(element("span", "cut", "—"), chip);
     this.latest.classList.add("yielded");
     this.voice = null;
@@ -101,7 +115,7 @@ export class Captions {
     if (!this.voice?.overAgent) return;
     this.voice.chip.classList.remove("open");
     this.voice.chip.classList.add("backchannel");
-    this.voice.chip.textContent = `you, ${secs(durationSecs)}`;
+    this.voice.chip.firstChild.data = `you, ${secs(durationSecs)} `;
     this.voice.chip.title = "Backchannel: you spoke over the agent, and it went on";
     this.voice = null;
   }

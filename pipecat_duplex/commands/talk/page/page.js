@@ -12,6 +12,9 @@ const now = () => performance.now() / 1000;
 const captions = new Captions($("log"));
 const lanes = new Lanes($("lanes"));
 
+/** Whether an LLM writes the agent's words; then it is done long before they are spoken. */
+let writtenByLlm = false;
+
 /** The conversation under way: its connection, microphone, levels and counts. */
 let talk = null;
 
@@ -103,9 +106,14 @@ function stop({ connection, microphone, context }) {
 // What the bot tells: RTVI's own messages, and ours inside its server messages
 
 const RTVI_HANDLERS = {
-  "bot-llm-stopped": () => captions.finish(),
+  "bot-llm-stopped": () => writtenByLlm || captions.finish(),
   "bot-started-speaking": () => setSpeaking("agent", true),
-  "bot-stopped-speaking": () => setSpeaking("agent", false),
+  "bot-stopped-speaking": () => {
+    setSpeaking("agent", false);
+    if (writtenByLlm) captions.finish();
+  },
+  "user-transcription": ({ text, final }) => final && captions.userSaid(text),
+  "llm-function-call-in-progress": () => lanes.mark(now(), "tool", false),
   "vad-user-started-speaking": () => {
     setSpeaking("user", true);
     captions.userStarted();
@@ -208,9 +216,11 @@ function setHeadphones(worn) {
 
 async function showAbout() {
   try {
-    const { checkpoint, note } = await (await fetch("api/about")).json();
-    $("model").textContent = checkpoint;
+    const { checkpoint, note, llm } = await (await fetch("api/about")).json();
+    writtenByLlm = Boolean(llm);
+    $("model").textContent = llm ? `${llm}, spoken by ${checkpoint}` : checkpoint;
     $("model").hidden = false;
+    $("follows").hidden = checkpoint !== "embedded";
     $("note").textContent = note ?? "";
     $("note").hidden = !note;
   } catch {

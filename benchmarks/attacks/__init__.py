@@ -1,0 +1,1 @@
+"""Honest callers beside callers who mean harm: are their steps late?"""

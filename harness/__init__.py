@@ -1,0 +1,1 @@
+"""Real pipelines, callers and recordings that tests and benchmarks share."""

@@ -1,0 +1,93 @@
+"""Whatever the order and the delays: the context is what was heard, and the agent never hangs."""
+
+import random
+
+import pytest
+from pipecat.frames.frames import TTSTextFrame
+
+from pipecat_duplex import DuplexLLMService
+from pipecat_duplex.scripted import Script, ScriptedBackend
+from tests.llm_pipeline import Reply, talk, user_audio
+
+TAIL_SECS = 12.0
+
+
+async def hold_any_conversation(seed: int) -> None:
+    draw = random.Random(seed)
+    parts, transcripts, said = [(0.5, False)], [], []
+    for number in range(draw.randint(1, 4)):
+        noise = draw.random() < 0.25
+        voice_secs = draw.uniform(0.2, 0.35) if noise else draw.uniform(0.6, 1.6)
+        parts += [(voice_secs, True), (draw.uniform(0.5, 4.0), False)]
+        delay_steps = draw.choice([0, 1, 5, 12, 25, 55])
+        text = None if noise else f"u{number}a u{number}b"
+        transcripts.append((text, delay_steps))
+        if text:
+            said.append(text)
+    parts += [(0.8, True), (TAIL_SECS, False)]
+    transcripts.append(("last words", draw.choice([0, 3, 20, 50])))
+    said.append("last words")
+    replies = []
+    for number in range(12):
+        words = [f"r{number}w{at} " for at in range(draw.randint(1, 8))]
+        if draw.random() < 0.2:
+            replies.append(Reply(calls="look_up"))
+        replies.append(Reply([(draw.choice([0, 0, 1, 3, 15]), word) for word in words]))
+    tool_steps = draw.choice([0, 10, 30])
+
+    async def look_up(params):
+        await params.llm._clock.wait(tool_steps)
+        await params.result_callback({"found": "yes"})
+
+    def prepare(made) -> None:
+        made.llm.register_function("look_up", look_up, cancel_on_interruption=draw.random() < 0.5)
+
+    script = Script(
+        opening="mine mine mine",
+        replies=["mine"],
+        step_secs=0,
+        yield_steps=draw.choice([3, 3, None]),
+    )
+    result = await talk(
+        ScriptedBackend(script),
+        user_audio(*parts),
+        transcripts=transcripts,
+        replies=replies,
+        prepare=prepare,
+        settings=DuplexLLMService.Settings(
+            words="given", filler=draw.choice([None, "well well"]), filler_after_ms=400
+        ),
+    )
+    messages = result.messages()
+    told = [(role, text) for role, text in messages if not text.startswith("{")]
+    agent = " ".join(text for role, text in told if role == "assistant").split()
+    heard = "".join(
+        frame.text if frame.text.startswith(" ") else f" {frame.text}"
+        for frame in result.far.of(TTSTextFrame)
+        if frame.append_to_context
+    ).split()
+    assert agent == heard, "the context is what was heard"
+    assert "mine" not in agent, "own words are held"
+    assert len(agent) == len(set(agent) - {"well"}) + agent.count("well"), "nothing twice"
+
+    kinds = [(text, kind) for text, _, _, kind in result.of("on_user_transcript")]
+    assert sorted(text for text, _ in kinds) == sorted(said), "each transcript is told once"
+    users = " ".join(text for role, text in told if role == "user")
+    for text, kind in kinds:
+        assert users.count(text) == (kind == "turn"), f"{text} is a {kind}"
+
+    if kinds and dict(kinds)["last words"] == "turn":
+        after = told[max(at for at, (_, text) in enumerate(told) if "last words" in text) + 1 :]
+        assert [role for role, _ in after].count("assistant"), f"an answer comes: {told}"
+    assert not result.service._upstream.given.is_writing, "nothing is left over"
+
+
+@pytest.mark.parametrize("seed", range(2))
+async def test_any_order_of_frames(seed) -> None:
+    await hold_any_conversation(seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(100, 112))
+async def test_many_orders_of_frames(seed) -> None:
+    await hold_any_conversation(seed)
