@@ -53,13 +53,17 @@ class WorkerList:
         """Initialize an empty list."""
         self._entries: dict[str, tuple[float, WorkerEntry]] = {}
         self._cores: dict[str, tuple[float, str, tuple[int, ...]]] = {}
+        self._left: set[str] = set()
 
     def report(self, entry: WorkerEntry, now_secs: float) -> None:
-        """Note what a worker says of itself."""
+        """Note what a worker says of itself; its last report may come after it was taken away."""
+        if entry.name in self._left:
+            return
         self._entries[entry.name] = (now_secs, entry)
 
     def leave(self, name: str) -> None:
-        """Forget a worker."""
+        """Forget a worker for good: names are not used again."""
+        self._left.add(name)
         self._entries.pop(name, None)
         self._cores.pop(name, None)
 

@@ -81,7 +81,7 @@ export class Captions {
     const { chip, startedSecs, overAgent } = this.voice;
     chip.classList.remove("open");
     if (!chip.classList.contains("yield")) {
-      chip.firstChild.data = `you, ${secs(this.now() - startedSecs)} `;
+      chip.firstChild.data = `you, ${secs(this.now() - startedSecs)}`;
     }
     // Over the agent, what it was shows only in what the agent does next.
     if (!overAgent) this.voice = null;
@@ -92,7 +92,7 @@ export class Captions {
     const recent = this.unread.filter(({ startedSecs }) => this.now() - startedSecs < 20);
     const read = recent.shift();
     this.unread = recent;
-    if (read) read.chip.append(element("q", "", text));
+    if (read) read.chip.append(" ", element("q", "", text));
     this.follow();
   }
 
@@ -103,7 +103,7 @@ export class Captions {
     chip.classList.remove("open");
     chip.classList.add("yield");
     const read = chip.querySelector("q");
-    chip.replaceChildren(`yielded to you in ${secs(delaySecs)} `, ...(read ? [read] : []));
+    chip.replaceChildren(`yielded to you in ${secs(delaySecs)}`, ...(read ? [" ", read] : []));
     this.latest.lastElementChild.append(element("span", "cut", "—"), chip);
     this.latest.classList.add("yielded");
     this.voice = null;
@@ -115,7 +115,7 @@ export class Captions {
     if (!this.voice?.overAgent) return;
     this.voice.chip.classList.remove("open");
     this.voice.chip.classList.add("backchannel");
-    this.voice.chip.firstChild.data = `you, ${secs(durationSecs)} `;
+    this.voice.chip.firstChild.data = `you, ${secs(durationSecs)}`;
     this.voice.chip.title = "Backchannel: you spoke over the agent, and it went on";
     this.voice = null;
   }
