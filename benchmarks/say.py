@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 from loguru import logger
 
-from benchmarks.duplex.recogniser import Recogniser, word_errors
 from pipecat_duplex.conversation.pcm import level_db
 from pipecat_duplex.engine import Engine
 from pipecat_duplex.session import STEP_SAMPLES, STEP_SECS, SessionConfig
 from training import world
+from training.recogniser import Recogniser, word_errors
 from training.speech import synthesise
 
 SLOTS = 4

@@ -273,7 +273,8 @@ async def test_by_the_clock_through_a_pipeline(tmp_path):
 @needs_speech
 def test_the_recogniser_tells_speech_from_noise():
     pytest.importorskip("pocketsphinx")
-    from benchmarks.duplex.recogniser import Spoken, intelligibility, sentences
+    from benchmarks.duplex.intelligibility import Spoken, intelligibility
+    from training.recogniser import sentences
     from training.speech import AGENT_VOICE, synthesise
 
     rng = np.random.default_rng(0)

@@ -89,6 +89,33 @@ def background(length: int, microphone: Microphone) -> np.ndarray:
     return level * _noise(length, microphone.colour, rng)
 
 
+def echo(agent: np.ndarray, delay_secs: float, gain: float, rng: np.random.Generator) -> np.ndarray:
+    """The agent's voice as a microphone beside its loudspeaker picks it up.
+
+    Args:
+        agent: what the loudspeaker is given, 24 kHz.
+        delay_secs: until the direct sound arrives.
+        gain: of the whole.
+        rng: draws the loudspeaker and the room.
+    """
+    path = Microphone(
+        reverberation=0.0 if rng.random() < 0.3 else rng.uniform(0.1, 0.6),
+        band=(rng.uniform(30, 450), rng.uniform(3_000, 11_000)),
+        tilt=rng.uniform(-4, 3),
+        level=0.0,
+        noise=None,
+        colour=0.0,
+        seed=int(rng.integers(2**31)),
+    )
+    sound = agent
+    if rng.random() < 0.4:  # a small loudspeaker that is driven hard
+        drive = rng.uniform(1, 6)
+        sound = np.tanh(drive * agent) / drive
+    heard = gain * through_room(sound, path, 1.0)
+    late = round(delay_secs * SAMPLE_RATE)
+    return np.concatenate([np.zeros(late), heard[: len(heard) - late]])
+
+
 def _target(microphone: Microphone) -> float:
     """Root mean square of speech as a factor of full scale."""
     return 10 ** (microphone.level / 20)
@@ -96,6 +123,8 @@ def _target(microphone: Microphone) -> float:
 
 def speech_level(samples: np.ndarray) -> float:
     """Root mean square of the louder half of a stretch of speech."""
+    if len(samples) < 480:
+        samples = np.resize(samples, 480)
     blocks = samples[: len(samples) // 480 * 480].reshape(-1, 480)
     power = np.sort((blocks**2).mean(1))
     return float(np.sqrt(power[len(power) // 2 :].mean()))

@@ -8,7 +8,8 @@ which costs nothing and never gives the same dialogue twice.
 
     DATA/bank/agent.npz          each answer from its first step on, and its endings when cut
     DATA/bank/words.npz          the same of each of its words
-    DATA/bank/users-NNN.npz      sessions: one microphone, a dozen utterances, silence between them
+    DATA/bank/users-NNN.npz      sessions: one microphone, a dozen utterances, silence between them;
+                                 questions of the world, sentences outside it, backchannels, sounds
     DATA/bank/held_out-000.npz   the same with voices that training never hears
 
 Files that exist are left alone: remove them after the codec has changed.
@@ -26,19 +27,31 @@ from moshi.models import MimiModel, loaders
 
 from training import acoustics
 from training.codec import fade_out
-from training.corpus import Utterance, read_corpus, with_pause
+from training.corpus import Utterance, read_corpus, with_pauses
+from training.progress import set_up_torch
 from training.sizes import CODEBOOKS, SAMPLE_RATE, STEP_SAMPLES, STEP_SECONDS, mimi_config
 from training.speech import Span, Speech
 
-UTTERANCES_A_SESSION = 12
-BACKCHANNELS_A_SESSION = 3
-PART_SESSIONS = 100
+A_SESSION = {"backchannel": 3, "sound": 2, "outside": 3, "world": 5}
+PARTS = {
+    "held_out": ("held_out",),
+    "users": (
+        *("users", "speakers", "outside", "backchannels", "open", "sounds", "people"),
+        *2 * ("flite", "arctic", "joe"),
+        *6 * ("kokoro",),
+    ),
+}
+PART_SESSIONS = 50
 SESSION_STEPS = 560  # longer sessions are cut
 LEAD_STEPS = 30  # silence before the first utterance
 TAIL_STEPS = 3  # after the last sound; then the agent's channel holds the codes of long silence
 FIRST_CUT = 2  # the first step of an answer from which it can fade out
 FIRST_WORD_CUT = 0  # the same of a word, which may follow others
 PAUSE_SHARE = 0.35
+OPEN_PAUSE_SHARE = 0.45  # of the sentences outside the world, which pause anywhere
+OPEN_PAUSE_SECS = (0.3, 1.4)
+SOUND_DB = (-24.0, 4.0)  # level of a sound that is no speech, beside that of the speech
+_CLEAN_EDGE_SECS = 0.008
 _WARM_UP_STEPS = 30  # sound before what is encoded, so that its codes are those of a long session
 
 
@@ -88,7 +101,7 @@ class Heard:
 
     Attributes:
         text: with ``|`` where a pause is possible.
-        kind: kind of question or ``backchannel``.
+        kind: kind of question, ``backchannel`` or ``sound``.
         onset: first step.
         end: the step in which the last word ends.
         word_ends: the step in which each word ends.
@@ -126,30 +139,58 @@ def lay_session(
 ) -> tuple[np.ndarray, list[Heard]]:
     """Sound of a session, ``(SESSION_STEPS * 1920,)``, and what is said in it."""
     microphone = acoustics.draw_microphone(rng)
+    sound, level, heard = lay_speech(utterances, rng)
+    return acoustics.record(sound, microphone, level), heard
+
+
+def lay_speech(
+    utterances: list[Utterance], rng: np.random.Generator
+) -> tuple[np.ndarray, float, list[Heard]]:
+    """A session before it reaches the microphone, the level of its speech, and what is said."""
     utterances = [faster(utterance, rng.uniform(0.87, 1.15)) for utterance in utterances]
     sound = np.zeros(SESSION_STEPS * STEP_SAMPLES, np.float32)
-    level = float(np.median([acoustics.speech_level(u.speech.samples) for u in utterances]))
+    spoken = [u.speech.samples for u in utterances if u.kind != "sound"]
+    level = float(np.median([acoustics.speech_level(samples) for samples in spoken]))
     position, heard = LEAD_STEPS * STEP_SAMPLES, []
     for utterance in utterances:
-        samples, words = utterance.speech.samples, utterance.speech.words
-        samples = samples * (level / max(acoustics.speech_level(samples), 1e-4))
-        ends, pause = [word.end for word in words], None
-        onset = position / SAMPLE_RATE
-        if "|" in utterance.text and rng.random() < PAUSE_SHARE:
-            seconds = rng.uniform(0.4, 1.2)
-            samples, at = with_pause(utterance, seconds)
-            ends = [end + seconds * (end > at + 0.01) for end in ends]
-            pause = (_step(onset + at), _step(onset + at + seconds))
-        stop = position + len(samples)
+        speech, pause = _paused(utterance, rng)
+        gain = level / max(acoustics.speech_level(speech.samples), 1e-4)
+        if utterance.kind == "sound":
+            gain *= 10 ** (rng.uniform(*SOUND_DB) / 20)
+        stop = position + len(speech.samples)
         if stop + 20 * STEP_SAMPLES > len(sound):
             break
-        sound[position:stop] = samples
-        word_ends = [_step(onset + end) for end in ends]
-        heard.append(
-            Heard(utterance.text, utterance.kind, _step(onset), word_ends[-1], word_ends, pause)
-        )
+        sound[position:stop] = gain * speech.samples
+        heard.append(_heard(utterance, speech, position / SAMPLE_RATE, pause))
         position = stop + round(rng.uniform(0.8, 1.4) * SAMPLE_RATE)
-    return acoustics.record(sound, microphone, level), heard
+    return sound, level, heard
+
+
+def _paused(
+    utterance: Utterance, rng: np.random.Generator
+) -> tuple[Speech, tuple[float, float] | None]:
+    """The utterance as it is said this time, and the pause that it makes at its mark."""
+    speech = utterance.speech
+    if "|" in utterance.text:
+        if rng.random() >= PAUSE_SHARE:
+            return speech, None
+        before = len(utterance.text.split("|")[0].split())
+        seconds, at = rng.uniform(0.4, 1.2), speech.words[before].start
+        return with_pauses(speech, {before: seconds}), (at, at + seconds)
+    if utterance.kind == "outside" and len(speech.words) > 2 and rng.random() < OPEN_PAUSE_SHARE:
+        places = rng.choice(np.arange(1, len(speech.words)), int(rng.integers(1, 3)), replace=False)
+        speech = with_pauses(speech, {int(at): rng.uniform(*OPEN_PAUSE_SECS) for at in places})
+    return speech, None
+
+
+def _heard(
+    utterance: Utterance, speech: Speech, start: float, pause: tuple[float, float] | None
+) -> Heard:
+    """The utterance in steps, where its sound begins after ``start`` seconds."""
+    word_ends = [_step(start + word.end) for word in speech.words]
+    onset = _step(start + max(speech.words[0].start - _CLEAN_EDGE_SECS, 0.0))
+    steps = pause and (_step(start + pause[0]), _step(start + pause[1]))
+    return Heard(utterance.text, utterance.kind, onset, word_ends[-1], word_ends, steps)
 
 
 def _step(seconds: float) -> int:
@@ -196,26 +237,42 @@ def _shuffled(utterances: list[Utterance], rng: np.random.Generator) -> Iterator
             yield utterances[index]
 
 
+def draw_sessions(
+    utterances: list[Utterance], rng: np.random.Generator
+) -> Iterator[list[Utterance]]:
+    """What is said in sessions without end: each kind as often as in ``A_SESSION``, shuffled."""
+    by_stream: dict[str, list[Utterance]] = {}
+    for utterance in utterances:
+        stream = utterance.kind if utterance.kind in A_SESSION else "world"
+        by_stream.setdefault(stream, []).append(utterance)
+    streams = {name: _shuffled(own, rng) for name, own in by_stream.items()}
+    while True:
+        drawn = [
+            next(streams[name])
+            for name, own in A_SESSION.items()
+            if name in streams
+            for _ in range(own)
+        ]
+        yield [drawn[i] for i in rng.permutation(len(drawn))]
+
+
 def encode_sessions(
     mimi: MimiModel, utterances: list[Utterance], count: int, rng: np.random.Generator
 ) -> Iterator[Session]:
-    """``count`` sessions of questions and a few backchannels, in random order."""
-    backchannels = [u for u in utterances if u.kind == "backchannel"]
-    others = [u for u in utterances if u.kind != "backchannel"]
-    streams = _shuffled(backchannels, rng), _shuffled(others, rng)
-    counts = BACKCHANNELS_A_SESSION, UTTERANCES_A_SESSION - BACKCHANNELS_A_SESSION
-    batch = 4
+    """``count`` sessions of all kinds of utterances, in random order."""
+    batch, drawn = 4, draw_sessions(utterances, rng)
     for _ in range(0, count, batch):
-        drawn = [
-            [next(stream) for stream, own in zip(streams, counts, strict=True) for _ in range(own)]
-            for _ in range(batch)
-        ]
-        laid = [lay_session([own[i] for i in rng.permutation(len(own))], rng) for own in drawn]
+        laid = [lay_session(next(drawn), rng) for _ in range(batch)]
         steps = max(heard[-1].end for _, heard in laid) + 12
         codes = encode(mimi, np.stack([sound[: steps * STEP_SAMPLES] for sound, _ in laid]))
         for own, (_, heard) in zip(codes, laid, strict=True):
             end = heard[-1].end + 12
             yield Session(own[:, :end], heard)
+
+
+def read_utterances(data: Path, name: str) -> list[Utterance]:
+    """The corpus' utterances of a name in ``PARTS``, some of them more than once."""
+    return [utterance for part in PARTS[name] for utterance in read_corpus(data, part)]
 
 
 def write_sessions(path: Path, sessions: list[Session]) -> None:
@@ -224,20 +281,25 @@ def write_sessions(path: Path, sessions: list[Session]) -> None:
         {"steps": s.codes.shape[1], "heard": [asdict(heard) for heard in s.heard]} for s in sessions
     ]
     codes = np.concatenate([session.codes for session in sessions], 1)
-    np.savez(path, codes=codes, index=json.dumps(index))
+    unfinished = path.with_suffix(".tmp.npz")
+    np.savez(unfinished, codes=codes, index=json.dumps(index))
+    unfinished.rename(path)
 
 
-def read_sessions(bank: Path, name: str) -> list[Session]:
-    """Load all sessions of a name that have been made so far."""
-    sessions = []
-    for path in sorted(bank.glob(f"{name}-[0-9]*.npz")):
-        with np.load(path) as data:
-            codes, index = data["codes"], json.loads(str(data["index"]))
-        start = 0
-        for item in index:
-            own = codes[:, start : start + item["steps"]]
-            start += item["steps"]
-            sessions.append(Session(own, [Heard(**heard) for heard in item["heard"]]))
+def session_paths(bank: Path, name: str) -> list[Path]:
+    """The files of a name that have been made so far."""
+    return sorted(bank.glob(f"{name}-[0-9][0-9][0-9].npz"))
+
+
+def read_session_file(path: Path) -> list[Session]:
+    """The sessions of one file."""
+    with np.load(path) as data:
+        codes, index = data["codes"], json.loads(str(data["index"]))
+    sessions, start = [], 0
+    for item in index:
+        own = codes[:, start : start + item["steps"]]
+        start += item["steps"]
+        sessions.append(Session(own, [Heard(**heard) for heard in item["heard"]]))
     return sessions
 
 
@@ -285,8 +347,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
-    torch.set_flush_denormal(True)
-    torch.set_num_threads(options.threads)
+    set_up_torch(options.threads)
     mimi = load_codec(options.codec)
     bank = options.data / "bank"
     bank.mkdir(parents=True, exist_ok=True)
@@ -298,17 +359,9 @@ def main() -> None:
         words = [encode_answer(mimi, u, FIRST_WORD_CUT) for u in read_corpus(options.data, "words")]
         write_answers(bank / "words.npz", words, encode_silence(mimi))
         print(f"{len(words)} words", flush=True)
-    parts = {
-        "held_out": ["held_out"],
-        "users": [
-            *("users", "speakers", "outside", "backchannels"),
-            *2 * ["flite", "arctic"],
-            *6 * ["kokoro"],
-        ],
-    }
     counts = {"held_out": options.held_out_sessions, "users": options.sessions}
-    for name, kinds in parts.items():
-        utterances = [u for kind in kinds for u in read_corpus(options.data, kind)]
+    for name in PARTS:
+        utterances = read_utterances(options.data, name)
         for number, start in enumerate(range(0, counts[name], PART_SESSIONS)):
             path = bank / f"{name}-{number:03}.npz"
             if path.exists():

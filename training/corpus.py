@@ -1,6 +1,7 @@
 """Stage 1: the speech corpus.
 
     python -m training.corpus DATA [--kinds agent users kokoro arctic held_out] [--seed 0]
+    python -m training.corpus DATA --people FOLDER
 
 Writes parts ``DATA/speech/KIND-NNN.npz``. A part that exists is left alone, so the command resumes
 where it was stopped; any number of parts is a usable corpus.
@@ -13,6 +14,10 @@ where it was stopped; any number of parts is a usable corpus.
     outside   more questions that have no answer, by all of these voices
     backchannels  nothing but these, by all of these voices and Kokoro's
     kokoro    the same by blends of Kokoro's styles, the voices nearest to people (slow)
+    joe       the same by Piper's voice joe, near to people too, at many sizes of the throat
+    open      sentences outside the world, of any words and length, by all of these voices
+    sounds    what is no speech
+    people    recordings of people, with ``--people`` only (``training.people``)
     arctic    the same by RHVoice's voices of CMU ARCTIC's speakers; left out without RHVoice
     held_out  the same by voices that no training part contains, for the evaluation
 """
@@ -25,7 +30,8 @@ from pathlib import Path
 
 import numpy as np
 
-from training import world
+from training import people, sounds, world
+from training.sentences import draw_sentence
 from training.sizes import SAMPLE_RATE
 from training.speech import AGENT_VOICE, NoVoice, Span, Speech, synthesise
 from training.words import speak_word
@@ -60,6 +66,9 @@ SIZES = {
     "outside": 900,
     "backchannels": 1_500,
     "kokoro": 1_200,
+    "joe": 2_000,
+    "open": 4_000,
+    "sounds": 2_000,
     "arctic": 1_200,
     "held_out": 400,
 }
@@ -72,13 +81,22 @@ PART_SIZES = {
     "outside": 300,
     "backchannels": 300,
     "kokoro": 50,
+    "joe": 200,
+    "open": 250,
+    "sounds": 250,
     "arctic": 200,
     "held_out": 100,
 }
 KOKORO_BACKCHANNELS = 0.08  # share of that part: it is slow
-OPTIONAL_PARTS = ("arctic",)  # made if their synthesiser is installed
+PEOPLE_PART = 500  # recordings
+OPTIONAL_PARTS = ("arctic", "joe")  # made if their synthesiser is installed
 # Parts draw from the length of their name. This one would say what kokoro's does.
-OTHER_DRAWS = {"arctic": 9}
+OTHER_DRAWS = {"arctic": 9, "joe": 31, "open": 32, "sounds": 33}
+PEOPLE = "people"
+SOUND_WORD = "sound"
+CROWD_SHARE, CROWD_VOICES = 0.12, 12  # of the sounds; of which one is made
+LONGEST_SOUND_SECS = 5.0
+OPEN_SHARES = {"users": 0.25, "speakers": 0.25, "flite": 0.15, "joe": 0.33, "kokoro": 0.02}
 KIND_WEIGHTS = {
     "sum": 0.28, "count": 0.09, "day": 0.08, "place": 0.09, "name": 0.04, "greeting": 0.05,
     "mood": 0.04, "thanks": 0.04, "skills": 0.03, "opens": 0.04, "closes": 0.04, "story": 0.05,
@@ -92,7 +110,7 @@ class Utterance:
 
     Attributes:
         text: as in ``world``, with ``|`` where a pause is possible.
-        kind: kind of question, ``backchannel``, ``answer`` or ``word``.
+        kind: kind of question, ``backchannel``, ``answer``, ``word`` or ``sound``.
         voice: see ``speech.synthesise``.
         speech: sound and times.
     """
@@ -128,6 +146,8 @@ def make_utterance(part: str, index: int, seed: int) -> Utterance:
         text = world.agent_words()[index]
         return Utterance(text, "word", AGENT_VOICE, speak_word(text))
     rng = np.random.default_rng([seed, index, OTHER_DRAWS.get(part, len(part))])
+    if part == "sounds":
+        return _make_sound(rng)
     while True:
         kind, text = _draw_text(part, rng)
         voice, rate, pitch = _draw_voice(part, rng)
@@ -140,9 +160,35 @@ def make_utterance(part: str, index: int, seed: int) -> Utterance:
         return Utterance(text, kind, voice, speech)
 
 
+def _make_sound(rng: np.random.Generator) -> Utterance:
+    """A sound that is no speech; it has one word, of no name, which lasts as long as it does."""
+    if rng.random() < CROWD_SHARE:
+        kind, samples = (
+            "crowd",
+            sounds.crowd(
+                [_voice_in_a_crowd(rng) for _ in range(int(rng.integers(3, CROWD_VOICES)))], rng
+            ),
+        )
+    else:
+        kind, samples = sounds.draw_sound(rng)
+    samples = samples[: round(LONGEST_SOUND_SECS * SAMPLE_RATE)]
+    speech = Speech(samples, (), (Span(SOUND_WORD, 0.0, len(samples) / SAMPLE_RATE),))
+    return Utterance(SOUND_WORD, "sound", kind, speech)
+
+
+def _voice_in_a_crowd(rng: np.random.Generator) -> np.ndarray:
+    while True:
+        try:
+            return synthesise(draw_sentence(rng), *_draw_voice("speakers", rng)).samples
+        except ValueError:
+            continue
+
+
 def _draw_text(part: str, rng: np.random.Generator) -> tuple[str, str]:
     """Kind and text of an utterance."""
     kind, text = draw_question(rng)
+    if part == "open":
+        return "outside", draw_sentence(rng)
     if part == "backchannels":
         return "backchannel", str(rng.choice(world.BACKCHANNELS))
     if part == "outside":
@@ -161,6 +207,11 @@ def _draw_voice(part: str, rng: np.random.Generator) -> tuple[str, float, float]
         parts = zip(KOKORO_STYLES, weights, strict=True)
         name = "+".join(f"{style}*{weight:.2f}" for style, weight in parts)
         return f"kokoro:{name}", rng.uniform(0.9, 1.2), rng.uniform(0.88, 1.15)
+    if part == "open":
+        part = str(rng.choice(list(OPEN_SHARES), p=list(OPEN_SHARES.values())))
+        return _draw_voice(part, rng)
+    if part == "joe":
+        return "piper:joe", rng.uniform(0.85, 1.25), rng.uniform(0.8, 1.5)
     if part == "backchannels" and rng.random() < KOKORO_BACKCHANNELS:
         return _draw_voice("kokoro", rng)
     if part == "arctic":
@@ -223,11 +274,22 @@ def read_part(path: Path) -> Iterator[Utterance]:
 def with_pause(utterance: Utterance, seconds: float) -> tuple[np.ndarray, float]:
     """The utterance with silence at its pause mark, and the time at which the silence begins."""
     before = len(utterance.text.split("|")[0].split())
-    time = utterance.speech.words[before].start
-    position = round(time * SAMPLE_RATE)
-    samples = utterance.speech.samples
-    silence = np.zeros(round(seconds * SAMPLE_RATE), np.float32)
-    return np.concatenate([samples[:position], silence, samples[position:]]), time
+    speech = with_pauses(utterance.speech, {before: seconds})
+    return speech.samples, utterance.speech.words[before].start
+
+
+def with_pauses(speech: Speech, seconds: dict[int, float]) -> Speech:
+    """The speech with silence before some of its words, by their numbers."""
+    pieces, position, late, words = [], 0, 0.0, []
+    for number, word in enumerate(speech.words):
+        if number in seconds:
+            at = round(word.start * SAMPLE_RATE)
+            silence = np.zeros(round(seconds[number] * SAMPLE_RATE), np.float32)
+            pieces += [speech.samples[position:at], silence]
+            position, late = at, late + seconds[number]
+        words.append(Span(word.label, word.start + late, word.end + late))
+    samples = np.concatenate([*pieces, speech.samples[position:]])
+    return Speech(samples, speech.phones, tuple(words))
 
 
 def make_parts(folder: Path, part: str, seed: int) -> None:
@@ -245,13 +307,41 @@ def make_parts(folder: Path, part: str, seed: int) -> None:
         print(f"{path.name}: {len(utterances)} utterances, {seconds:.0f} s", flush=True)
 
 
+def make_people(folder: Path, recordings: Path) -> None:
+    """Write the recordings of people, those of held-out speakers left out."""
+    (folder / "speech").mkdir(parents=True, exist_ok=True)
+    own = [item for item in people.read_manifest(recordings) if not item.held_out]
+    for number, start in enumerate(range(0, len(own), PEOPLE_PART)):
+        path = folder / "speech" / f"{PEOPLE}-{number:03}.npz"
+        if path.exists():
+            continue
+        utterances = [u for item in own[start : start + PEOPLE_PART] for u in _from_person(item)]
+        write_part(path, utterances)
+        print(f"{path.name}: {len(utterances)} utterances", flush=True)
+
+
+def _from_person(recording: people.Recording) -> Iterator[Utterance]:
+    """The whole recording, and what in it is something of the world."""
+    voice = f"person:{recording.source}/{recording.speaker}"
+    inside = list(people.inside_world(recording))
+    whole = people.speech_of(recording)
+    text = " ".join(word.label for word in whole.words) if whole else ""
+    if whole and all(text != item.replace("| ", "") for item, _, _ in inside):
+        yield Utterance(text, "outside", voice, whole)
+    for item, kind, speech in inside:
+        yield Utterance(item, kind, voice, speech)
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
+    parser.add_argument("--people", type=Path, metavar="FOLDER", help="recordings of people only")
     parser.add_argument("--kinds", nargs="+", choices=list(SIZES), default=list(SIZES))
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    if options.people:
+        return make_people(options.data, options.people)
     for part in options.kinds:
         try:
             make_parts(options.data, part, options.seed)

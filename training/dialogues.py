@@ -3,12 +3,14 @@
 Nothing is stored: ``Composer.dialogue`` lays a new dialogue each time, in codes. Who speaks when
 follows the behaviour that the model should have:
 
-- the agent answers a complete sentence after one to three steps, and waits through pauses in it;
+- the agent answers a complete sentence of its world after one to three steps, and waits through
+  pauses in it; after any other sentence it waits for more than a second, as that may go on;
 - it speaks first when nobody has spoken for two seconds at the start;
 - talked over by a question, it fades out four steps after the user's onset, then answers; now and
   then it is later, so that a yield that was missed can still come;
 - when the user goes on just after a sentence, it drops that sentence's answer;
 - it goes on through backchannels, and never answers one;
+- sounds that are no speech change nothing, whenever they come;
 - told to, it says any words of its own, one after another, each always in the same way: they are
   given in its text, so that it learns to sound them and to time them, not to think of them.
 """
@@ -28,7 +30,8 @@ from training.bank import (
     Session,
     join,
     read_answers,
-    read_sessions,
+    read_session_file,
+    session_paths,
 )
 from training.sizes import CODEBOOKS, END_OF_PADDING_ID, PADDING_ID
 from training.tokenizer import WORD_START
@@ -36,6 +39,7 @@ from training.tokenizer import WORD_START
 FIRST_WORD_STEPS = 25  # two seconds of silence, then the agent opens the conversation
 AFTER_STEPS = 4  # of a user's utterance: the last sound fades in the room
 NO_LABEL = -100
+NO_QUESTIONS = ("backchannel", "sound")
 NO_AIM, QUESTION, BACKCHANNEL = 0, 1, 2
 DECISIVE_STEPS = 2  # from the one at which the agent yields, or would if it were a question
 
@@ -46,18 +50,27 @@ class Habits:
 
     agent_opens: float = 0.2
     answer_gap: tuple[float, ...] = (0.0, 0.25, 0.45, 0.3)  # share of gaps of 0, 1, 2, 3 steps
+    # Steps before it says that it does not know. At each later one it is likely that it begins:
+    # where an end is hard to hear, none would be likely enough else, and it would never begin.
+    unknown_gap: int = 13
+    unknown_share: float = 0.7
+    unknown_goes_on: float = 0.2  # the user speaks again within about that time
     goes_on: float = 0.1  # the user speaks again when the agent is about to, or has just begun
-    barge_in: float = 0.45
+    barge_in: float = 0.54
     barge_in_stop: float = 0.35
-    backchannel: float = 0.3
+    backchannel: float = 0.24
     pause: float = 0.25  # of questions that are picked for the pause in them
     yield_after: int = 4  # steps from the one of the user's onset to the first yields
     # Of those that have not yielded yet, at each step. Near 1, since the model hardly samples, and
     # there are many codes for a voice that fades, but one for a voice that goes on.
     yield_share: float = 0.95
-    yield_late: float = 0.1  # so that one that was missed still comes, at any later step
+    # So that one that was missed still comes: at each later step it is the likeliest again.
+    yield_late: float = 0.12
+    yield_late_share: float = 0.7
     long_answer: int = 16  # steps from which an answer can be talked over
     between_turns: float = 0.1  # share of backchannels, where the user has the floor
+    sound: float = 0.6  # chance of a sound that is no speech during an answer without these two
+    sound_between: float = 0.2  # and before a question
     told: float = 0.25  # chance of a told sentence before a question, and of another after it
     told_answer: float = 0.25  # share of answers among them, else new combinations
     told_instead: float = 0.06  # of the answers that are owed, a told sentence in their place
@@ -108,16 +121,22 @@ class Composer:
         words, _ = read_answers(bank / "words.npz")
         self.words = {word.text: word for word in words}
         self.answer_ids = {text: number for number, text in enumerate(self.answers)}
-        self.sessions = [
-            session
-            for session in read_sessions(bank, users)
-            if sum(heard.kind != "backchannel" for heard in session.heard) >= 3
-        ]
+        self.bank, self.users = bank, users
+        self.known: set[Path] = set()
+        self.sessions: list[Session] = []
+        self.look_again()
         questions = world.exchanges() + world.more_outside_exchanges() + world.held_out_exchanges()
         self.owed = {exchange.question: exchange.answer for exchange in questions}
         self.word_ids = {word: number for number, word in enumerate(world.user_words(), start=1)}
         self.tokenizer = tokenizer
         self.pieces = {word: self._piece(word) for word in world.agent_words()}
+
+    def look_again(self) -> None:
+        """Read the sessions that have been made since."""
+        for path in session_paths(self.bank, self.users):
+            if path not in self.known:
+                self.known.add(path)
+                self.sessions += [s for s in read_session_file(path) if _has_questions(s)]
 
     def _piece(self, word: str) -> int:
         piece = self.tokenizer.piece_to_id(WORD_START + word)
@@ -135,10 +154,14 @@ class Composer:
     def dialogue(self, steps: int, rng: np.random.Generator) -> Dialogue:
         """A dialogue of ``steps`` steps."""
         session = self.sessions[rng.integers(len(self.sessions))]
-        return _Layout(self, session, steps, rng).lay()
+        return Layout(self, session, steps, rng).lay()
 
 
-class _Layout:
+def _has_questions(session: Session) -> bool:
+    return sum(heard.kind not in NO_QUESTIONS for heard in session.heard) >= 3
+
+
+class Layout:
     """One dialogue while it is being laid."""
 
     def __init__(
@@ -154,11 +177,13 @@ class _Layout:
         given, decisive = np.zeros((2, steps), bool)
         answer = np.full(steps, NO_LABEL)
         self.out = Dialogue(codes, heard_word, answer, aim, given, decisive)
-        self.questions = [heard for heard in session.heard if heard.kind != "backchannel"]
+        self.questions = [heard for heard in session.heard if heard.kind not in NO_QUESTIONS]
         self.backchannels = [heard for heard in session.heard if heard.kind == "backchannel"]
+        self.sounds = [heard for heard in session.heard if heard.kind == "sound"]
         self.ready: list[int] = []
 
     def lay(self) -> Dialogue:
+        """Lay it from its first step to its last."""
         rng = self.rng
         if rng.random() < self.habits.agent_opens:
             start = FIRST_WORD_STEPS + int(rng.integers(0, 3))
@@ -169,6 +194,8 @@ class _Layout:
         while position < self.steps:
             while rng.random() < self.habits.told:
                 position = self._told(position)
+            if self.sounds and rng.random() < self.habits.sound_between:
+                position = self._sound_between(position)
             if rng.random() < self.habits.between_turns and self.backchannels:
                 # Between turns, it wants nothing from the agent.
                 heard = self.backchannels[rng.integers(len(self.backchannels))]
@@ -182,14 +209,15 @@ class _Layout:
         """A question and its answer, with whatever happens during it; returns the step after it."""
         habits, rng = self.habits, self.rng
         end = self._hear(heard, onset)
-        gap = int(rng.choice(len(habits.answer_gap), p=habits.answer_gap))
+        text = self.composer.owed.get(heard.text, world.UNKNOWN)
+        unknown = text == world.UNKNOWN
+        gap = self._unknown_gap() if unknown else self._answer_gap()
         start = end + 1 + gap
         if rng.random() < habits.told_instead:
             return self._speak(self.composer.told(rng), start, given=True)
-        text = self.composer.owed[heard.text]
         answer = self.composer.answers[text]
-        if rng.random() < habits.goes_on:
-            onset = end + int(rng.integers(2, 9))
+        if rng.random() < (habits.unknown_goes_on if unknown else habits.goes_on):
+            onset = end + int(rng.integers(2, gap + 6 if unknown else 9))
             return self._talk_over(answer, start, self._next_question(), onset)
         self._label_answer(text, end, start)
         chance = rng.random() if answer.steps >= habits.long_answer else 1.0
@@ -200,7 +228,15 @@ class _Layout:
         stop = self._speak(answer, start)
         if chance < habits.barge_in + habits.backchannel:
             self._backchannel(start, stop)
+        elif rng.random() < habits.sound:
+            stop = self._sound(start, stop)
         return stop
+
+    def _unknown_gap(self) -> int:
+        return self.habits.unknown_gap - 1 + int(self.rng.geometric(self.habits.unknown_share))
+
+    def _answer_gap(self) -> int:
+        return int(self.rng.choice(len(self.habits.answer_gap), p=self.habits.answer_gap))
 
     def _told(self, start: int) -> int:
         """A sentence that nobody asked for; returns the step after it and after what it led to."""
@@ -215,6 +251,8 @@ class _Layout:
         stop = self._speak(told, start, given=True)
         if rng.random() < habits.told_backchannel:
             self._backchannel(start, stop)
+        elif rng.random() < habits.sound:
+            stop = self._sound(start, stop)
         return stop + int(rng.choice(habits.told_gap))
 
     def _talk_over(self, answer: Answer, start: int, heard: Heard, onset: int) -> int:
@@ -229,10 +267,9 @@ class _Layout:
     def _yield_delay(self, heard: Heard) -> int:
         """Steps from the user's onset to the first in which the agent fades out."""
         habits, length = self.habits, heard.end - heard.onset
-        if self.rng.random() < habits.yield_late:
-            first = habits.yield_after + 2
-            return int(self.rng.integers(first, max(length, first) + 1))
-        delay = habits.yield_after - 1 + int(self.rng.geometric(habits.yield_share))
+        late = self.rng.random() < habits.yield_late
+        share = habits.yield_late_share if late else habits.yield_share
+        delay = habits.yield_after - 1 + late + int(self.rng.geometric(share))
         return min(delay, max(length, habits.yield_after))
 
     def _backchannel(self, start: int, stop: int) -> None:
@@ -241,6 +278,23 @@ class _Layout:
             onset = start + int(self.rng.integers(4, stop - start - 6))
             self._hear(heard, onset)
             self._decide(onset + self.habits.yield_after)
+
+    def _sound(self, start: int, stop: int) -> int:
+        """A sound during an answer; returns the step after both."""
+        if not self.sounds or stop - start < 8:
+            return stop
+        heard = self.sounds[self.rng.integers(len(self.sounds))]
+        onset = start + int(self.rng.integers(0, stop - start - self.habits.yield_after))
+        end = self._hear(heard, onset)
+        self._decide(onset + self.habits.yield_after)
+        return max(stop, end)
+
+    def _sound_between(self, position: int) -> int:
+        """A sound while nobody speaks; returns the step at which somebody may."""
+        heard = self.sounds[self.rng.integers(len(self.sounds))]
+        end = self._hear(heard, position)
+        self._decide(end + 2)  # where an answer would begin, had it been a question
+        return end + int(self.rng.integers(4, 25))
 
     def _decide(self, step: int) -> None:
         self.out.decisive[step : step + DECISIVE_STEPS] = True
@@ -275,20 +329,25 @@ class _Layout:
 
     def _hear(self, heard: Heard, onset: int) -> int:
         """Put an utterance on the user's channel; returns the step in which it ends."""
-        codes = self.session.codes[:, heard.onset : heard.end + AFTER_STEPS + 1]
-        length = min(codes.shape[1], self.steps - onset)
-        if length <= 0:
+        if onset >= self.steps:
             return onset
-        self.out.codes[1 + CODEBOOKS :, onset : onset + length] = codes[:, :length]
+        self._place(heard, onset)
         words = heard.text.replace("| ", "").split()
         ends = [onset + end - heard.onset for end in heard.word_ends]
         for word, start, stop in zip(words, ends, [*ends[1:], ends[-1] + 3], strict=True):
             number = self.composer.word_ids.get(word, NO_LABEL)
             self.out.heard_word[start + 1 : max(stop, start + 1) + 1] = number
-        aim = BACKCHANNEL if heard.kind == "backchannel" else QUESTION
-        self.out.aim[onset + 1 : ends[-1] + 1] = aim
+        if heard.kind != "sound":
+            aim = BACKCHANNEL if heard.kind == "backchannel" else QUESTION
+            self.out.aim[onset + 1 : ends[-1] + 1] = aim
         self._note(onset, f"user: {heard.text}")
         return ends[-1]
+
+    def _place(self, heard: Heard, onset: int) -> None:
+        """The utterance's codes, and those of the room after it."""
+        codes = self.session.codes[:, heard.onset : heard.end + AFTER_STEPS + 1]
+        length = min(codes.shape[1], self.steps - onset)
+        self.out.codes[1 + CODEBOOKS :, onset : onset + length] = codes[:, :length]
 
     def _speak(
         self, answer: Answer, start: int, until: int | None = None, given: bool = False
@@ -302,6 +361,7 @@ class _Layout:
             index = int(np.searchsorted(answer.cut_steps, until - start, "right")) - 1
             index = max(index, 0)
             codes, stop = answer.faded(index), start + answer.cut_steps[index]
+        self._sound_answer(answer, start, stop)
         length = min(codes.shape[1], self.steps - start)
         if length <= 0:
             return stop
@@ -318,6 +378,9 @@ class _Layout:
                 # That it speaks is given at the first word, when it speaks on is not.
                 self.out.given[last - first : last + 1] = True
         return stop
+
+    def _sound_answer(self, answer: Answer, start: int, stop: int) -> None:
+        """For layouts that need the agent's sound, too."""
 
     def _write_word(self, word: str, step: int) -> None:
         """The word's piece at its first frame, and the mark that ends padding just before."""

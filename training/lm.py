@@ -31,6 +31,7 @@ from torch.nn import functional
 from training import checkpoint, world
 from training.dialogues import NO_LABEL, Composer, Dialogue
 from training.progress import SAVE_EVERY, Progress, add_options, line, prepare, save_state
+from training.scenes import read_scenes
 from training.sizes import CODEBOOKS, PADDING_ID, lm_config
 from training.tokenizer import build_tokenizer
 
@@ -58,6 +59,7 @@ class LMOptions:
     speaking_share: float = 0.5  # of speaking steps, for the depth transformer
     fine_dropout: float = 0.5  # share of dialogues without the user's codebooks 2 to 8
     code_dropout: float = 0.05  # share of steps without the user's first codebook
+    scene_share: float = 0.3  # of the dialogues, where there are scenes
     code_noise: float = 0.04  # share of steps with a wrong one
     seed: int = 0
 
@@ -256,6 +258,31 @@ def validate(trainer: LMTrainer, dialogues: list[Dialogue]) -> dict[str, float]:
     return {name: float(np.mean([float(part[name]) for part in parts])) for name in parts[0]}
 
 
+class Scenes:
+    """The scenes that have been made so far."""
+
+    def __init__(self, bank: Path) -> None:
+        self.bank = bank
+        self.known: set[Path] = set()
+        self.dialogues: list[Dialogue] = []
+        self.look_again()
+
+    def look_again(self) -> None:
+        """Read what has come since."""
+        for path in sorted(self.bank.glob("scenes-[0-9][0-9][0-9].npz")):
+            if path not in self.known:
+                self.known.add(path)
+                self.dialogues += read_scenes(path)
+
+
+def draw(composer: Composer, scenes: Scenes, trainer: LMTrainer) -> Dialogue:
+    """A dialogue to train on: new, or one of the scenes."""
+    rng = trainer.rng
+    if scenes.dialogues and rng.random() < trainer.options.scene_share:
+        return scenes.dialogues[rng.integers(len(scenes.dialogues))]
+    return composer.dialogue(trainer.options.steps, rng)
+
+
 def train(data: Path, run: Path, minutes: float, anneal: bool, changes: dict) -> None:
     """Train for ``minutes``; with ``anneal`` the learning rate falls to zero over them."""
     run.mkdir(parents=True, exist_ok=True)
@@ -271,10 +298,14 @@ def train(data: Path, run: Path, minutes: float, anneal: bool, changes: dict) ->
     held_out = Composer(data / "bank", tokenizer, users="held_out")
     fixed_rng = np.random.default_rng(1)
     fixed = [held_out.dialogue(steps, fixed_rng) for _ in range(16)]
+    scenes = Scenes(data / "bank")
     progress = Progress(trainer.step)
     while progress.minutes < minutes:
         rate = progress.rate(minutes, anneal=anneal)
-        batch = [composer.dialogue(steps, trainer.rng) for _ in range(trainer.options.batch)]
+        if trainer.step % SAVE_EVERY == 0:
+            composer.look_again()
+            scenes.look_again()
+        batch = [draw(composer, scenes, trainer) for _ in range(trainer.options.batch)]
         terms = trainer.train_step(batch, rate)
         progress.add(trainer.step, terms)
         if trainer.step % SAVE_EVERY == 0:

@@ -47,11 +47,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def prepare(options: argparse.Namespace) -> dict[str, Any]:
     """Set torch up as the command line says, and return the changed options of the run."""
-    # Without AMX: on some virtual machines it computes wrong, in bfloat16 and in int8.
+    set_up_torch(options.threads)
+    return {name: json.loads(value) for name, value in (item.split("=") for item in options.set)}
+
+
+def set_up_torch(threads: int) -> None:
+    """Without AMX: on some virtual machines it computes wrong, in bfloat16 and in int8."""
     os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
     torch.set_flush_denormal(True)
-    torch.set_num_threads(options.threads)
-    return {name: json.loads(value) for name, value in (item.split("=") for item in options.set)}
+    torch.set_num_threads(threads)
 
 
 def line(terms: dict[str, float]) -> str:

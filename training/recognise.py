@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.duplex.recogniser import Recogniser, word_errors, word_loop
 from training.bank import load_codec
 from training.codec import agent_timeline
 from training.corpus import read_corpus
+from training.recogniser import Recogniser, word_errors, word_loop
 
 
 @torch.no_grad()

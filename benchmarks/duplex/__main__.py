@@ -9,6 +9,7 @@ import asyncio
 import json
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,13 @@ from loguru import logger
 
 from benchmarks.duplex.dialogue import Dialogue
 from benchmarks.duplex.figures import Outcome, measure, summarise
+from benchmarks.duplex.people import NoPeople, people_plans
 from benchmarks.duplex.report import Report, as_json, markdown, plot_delays, plot_dialogue
+from benchmarks.duplex.smart_turn import SmartTurn
 from benchmarks.duplex.speech import SEEN, UNSEEN, voices
 from benchmarks.duplex.stage import by_the_clock, in_lock_step
-from benchmarks.duplex.users import TURNS, draw_plans
+from benchmarks.duplex.surroundings import NoSounds, echo_plans, sound_plans
+from benchmarks.duplex.users import TURNS, Plan, draw_plans
 from pipecat_duplex.commands.audio_file import write_wav
 from pipecat_duplex.session import SAMPLE_RATE_HZ, DuplexBackend, DuplexError
 
@@ -39,9 +43,28 @@ def options() -> argparse.Namespace:
     target.add_argument("--url", help="a server instead, such as ws://host:8998/api/chat")
     parser.add_argument("--dialogues", type=int, default=12, help="for each group of voices")
     parser.add_argument("--turns", type=int, default=len(TURNS), help="of each dialogue")
-    parser.add_argument("--voices", nargs="+", choices=[UNSEEN, SEEN], default=[UNSEEN, SEEN])
+    parser.add_argument("--voices", nargs="*", choices=[UNSEEN, SEEN], default=[UNSEEN, SEEN])
     parser.add_argument(
         "--without-kokoro", action="store_true", help="flite and espeak-ng only: quicker"
+    )
+    parser.add_argument(
+        "--people", type=Path, metavar="FOLDER", help="recordings with a manifest.jsonl as users"
+    )
+    parser.add_argument(
+        "--everybody", action="store_true", help="of these, speakers of the training too"
+    )
+    parser.add_argument(
+        "--sounds",
+        nargs="?",
+        const="",
+        metavar="FOLDER",
+        help="sounds that are no speech: those of a folder, or made ones",
+    )
+    parser.add_argument(
+        "--echo", type=float, metavar="DB", help="the agent's voice comes back at this level: -12"
+    )
+    parser.add_argument(
+        "--smart-turn", action="store_true", help="ask Pipecat's smart-turn beside it"
     )
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--at-once", type=int, default=4, help="dialogues at a time")
@@ -89,20 +112,29 @@ async def open_backend(args: argparse.Namespace) -> DuplexBackend:
     return await Engine.load(args.checkpoint, slots=args.at_once, cpu_threads=args.threads)
 
 
+def draw_all(args: argparse.Namespace) -> Iterator[Plan]:
+    """Draw every dialogue that was asked for, group by group."""
+    kokoro = not args.without_kokoro
+    for group in args.voices:
+        names = voices(group, kokoro=kokoro)
+        yield from draw_plans(
+            names, group, args.dialogues, args.seed, cache=args.speech, turns=args.turns
+        )
+    if args.people:
+        yield from people_plans(
+            args.people, args.dialogues, args.seed, everybody=args.everybody, cache=args.speech
+        )
+    if args.sounds is not None:
+        folder = Path(args.sounds) if args.sounds else None
+        yield from sound_plans(args.dialogues, args.seed, folder, args.speech)
+    if args.echo is not None:
+        names = voices(UNSEEN, kokoro=kokoro)
+        yield from echo_plans(names, args.dialogues, args.seed, args.echo, args.speech)
+
+
 async def hold_dialogues(args: argparse.Namespace) -> list[Dialogue]:
     """Hold all dialogues, with a line for each that is over."""
-    plans = [
-        plan
-        for group in args.voices
-        for plan in draw_plans(
-            voices(group, kokoro=not args.without_kokoro),
-            group,
-            args.dialogues,
-            args.seed,
-            cache=args.speech,
-            turns=args.turns,
-        )
-    ]
+    plans = list(draw_all(args))
     # Servers of other makes do not all bear a seed.
     seeds = [None if args.url else args.seed * 1000 + index for index in range(len(plans))]
     hold = in_lock_step if args.lockstep else by_the_clock
@@ -137,15 +169,21 @@ def make_report(args: argparse.Namespace, dialogues: list[Dialogue]) -> Report:
         report.dropped_steps += dialogue.dropped_steps
         if dialogue.failure:
             report.failures.append(dialogue.failure)
-    for group in args.voices:
+    for group in dict.fromkeys(dialogue.group for dialogue in dialogues):
         report.groups[group] = summarise([o for o in report.outcomes if o.group == group])
+    if args.smart_turn:
+        smart_turn = SmartTurn()
+        for group in report.groups:
+            own = [dialogue for dialogue in dialogues if dialogue.group == group]
+            report.smart_turn[group] = smart_turn.decide(own)
     return report
 
 
 def recognise(args: argparse.Namespace, report: Report, dialogues: list[Dialogue]) -> None:
     """Add the word errors to the report."""
-    from benchmarks.duplex.recogniser import Spoken, intelligibility, sentences, word_loop
+    from benchmarks.duplex.intelligibility import Spoken, intelligibility
     from training import world
+    from training.recogniser import sentences, word_loop
     from training.speech import AGENT_VOICE, synthesise
 
     said = whole_answers(report.outcomes, set(world.answers()), args.recognise, args.seed)
@@ -240,7 +278,7 @@ def main() -> None:
     logger.add(sys.stderr, level="WARNING", filter=lambda record: record["name"] != "__main__")
     try:
         dialogues = asyncio.run(hold_dialogues(args))
-    except DuplexError as error:
+    except (DuplexError, NoPeople, NoSounds) as error:
         sys.exit(str(error))
     report = make_report(args, dialogues)
     if args.recognise and report.knows_world:

@@ -18,7 +18,8 @@ class Moment:
     """A stretch of a conversation that is measured. Times are seconds of the conversation.
 
     Attributes:
-        kind: ``opening``, ``ask``, ``pause``, ``barge_in`` or ``backchannel``.
+        kind: ``opening``, ``ask``, ``pause``, ``barge_in``, ``backchannel``, ``story``,
+            ``sound`` or ``sound_over``.
         text: What the user said.
         text_kind: Its kind in the embedded model's world.
         owed: The answer it wants there.
@@ -46,7 +47,7 @@ class Dialogue:
 
     Attributes:
         voice: The user's.
-        group: ``unseen`` or ``seen``.
+        group: ``unseen`` or ``seen``, ``people``, ``sounds`` or ``echo``.
         user_pcm: What the microphone picked up, float32, 24 kHz.
         agent_pcm: What the user heard, likewise, on the same time line.
         words: The agent's, each with the second at which it began to be heard.
@@ -126,6 +127,23 @@ class Ear:
     def heard_since(self, secs: float) -> bool:
         """Whether the agent was heard after this moment."""
         return bool(self._loud_secs) and self._loud_secs[-1][1] > secs
+
+    def played(self, start_secs: float, samples: int) -> np.ndarray:
+        """Return what the loudspeaker has played, as far as it is known.
+
+        Args:
+            start_secs: From when on.
+            samples: How much.
+        """
+        first = round(start_secs * SAMPLE_RATE_HZ)
+        heard = np.zeros(samples, np.float32)
+        for start, pcm in reversed(self._pieces):
+            if start + len(pcm) <= first:
+                break
+            low, high = max(start, first), min(start + len(pcm), first + samples)
+            if low < high:
+                heard[low - first : high - first] = pcm[low - start : high - start]
+        return heard
 
     def finish(self, secs: float) -> np.ndarray:
         """Complete the last word, and return all that was heard.

@@ -53,7 +53,7 @@ class Outcome:
     Attributes:
         dialogue: Index of the dialogue.
         voice: The user's.
-        group: ``unseen`` or ``seen``.
+        group: ``unseen`` or ``seen``, ``people``, ``sounds`` or ``echo``.
         moment: The moment.
         taken: Whether the agent took the floor: after a sentence, in a pause, or at the start.
         early: Whether it began inside the user's sentence.
@@ -66,7 +66,9 @@ class Outcome:
         in_pause: Any sound that began in the pause, however short.
         yield_secs: Delay of a yield, ``None`` without one, ``math.inf`` if it spoke on.
         yields: Whether it yielded in time.
-        goes_on: Whether it went on through a backchannel.
+        goes_on: Whether it went on through a backchannel, or a sound.
+        started: Whether it began to speak at a sound while nobody spoke.
+        whole: Whether it told all of a long answer, and nothing else.
     """
 
     dialogue: int
@@ -85,6 +87,8 @@ class Outcome:
     yield_secs: float | None = None
     yields: bool | None = None
     goes_on: bool | None = None
+    started: bool | None = None
+    whole: bool | None = None
 
 
 def utterances(pcm: np.ndarray, answers_secs: Sequence[float] = ()) -> list[Utterance]:
@@ -204,6 +208,19 @@ class _Measure:
             outcome.goes_on = outcome.goes_on and moment.over[1].startswith(said)
             outcome.goes_on = outcome.goes_on or said == moment.over[1]
 
+    sound_over = backchannel
+
+    def sound(self, moment: Moment, outcome: Outcome) -> None:
+        """Begins nothing."""
+        begins = [i.start_secs for i in self._spoken if i.start_secs >= moment.start_secs]
+        outcome.started = any(start < moment.until_secs for start in begins)
+
+    def story(self, moment: Moment, outcome: Outcome) -> None:
+        """Tells a long answer to its end."""
+        said = self._said(moment.end_secs - WORD_LEAD_SECS, moment.until_secs)
+        outcome.said = said
+        outcome.whole = said == moment.owed if said and self._judges(moment) else None
+
     def _answer(self, moment: Moment) -> Utterance | None:
         """What the agent says to a sentence: it begins after the user did, and outlasts them."""
         latest = min(moment.end_secs + ANSWER_SECS, moment.until_secs)
@@ -273,7 +290,7 @@ class Share:
 def share(values: Iterable[bool | None]) -> Share:
     """Return the share of the true ones; ``None`` does not count."""
     known = [value for value in values if value is not None]
-    return Share(sum(known), len(known))
+    return Share(sum(map(bool, known)), len(known))
 
 
 @dataclass(frozen=True)
@@ -291,6 +308,9 @@ class Figures:
         yield_secs: Delays of all barge-ins; infinite where the agent spoke on.
         answers_after: Took the turn after a barge-in.
         goes_on: Went on through a backchannel.
+        starts_at_sounds: Began to speak at a sound while nobody spoke.
+        goes_on_through_sounds: Went on speaking through one.
+        whole: Told a long answer to its end.
         opening: Spoke first after about two seconds.
         right: Gave the right answer to a question asked while the agent was silent.
         right_after: Gave it to a question asked over an answer.
@@ -309,6 +329,9 @@ class Figures:
     yield_secs: list[float]
     answers_after: Share
     goes_on: Share
+    starts_at_sounds: Share
+    goes_on_through_sounds: Share
+    whole: Share
     opening: Share
     right: Share
     right_after: Share
@@ -340,6 +363,9 @@ def summarise(outcomes: Sequence[Outcome]) -> Figures:
         yield_secs=[o.yield_secs for o in barge_ins if o.yield_secs is not None],
         answers_after=share(o.taken for o in barge_ins),
         goes_on=share(o.goes_on for o in by_moment.get("backchannel", [])),
+        starts_at_sounds=share(o.started for o in by_moment.get("sound", [])),
+        goes_on_through_sounds=share(o.goes_on for o in by_moment.get("sound_over", [])),
+        whole=share(o.whole for o in by_moment.get("story", [])),
         opening=share(o.taken for o in by_moment.get("opening", [])),
         right=share(o.right for o in turns),
         right_after=share(o.right for o in barge_ins),

@@ -9,8 +9,17 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.duplex.dialogue import Dialogue
-from benchmarks.duplex.figures import YIELD_SECS, Figures, Outcome, Share, utterances
-from benchmarks.duplex.recogniser import Intelligibility
+from benchmarks.duplex.figures import (
+    YIELD_SECS,
+    Figures,
+    Outcome,
+    Share,
+    share,
+    utterances,
+)
+from benchmarks.duplex.intelligibility import Intelligibility
+from benchmarks.duplex.smart_turn import Decisions
+from benchmarks.duplex.speech import SEEN, UNSEEN
 from pipecat_duplex.commands.converse.recording import Recording
 
 MAX_LATE_SHARE = 0.01
@@ -34,6 +43,7 @@ class Report:
         dropped_steps: Steps left out to catch up.
         understood: Word errors, by grammar.
         failures: Why dialogues ended early.
+        smart_turn: What Pipecat's smart-turn decides beside it, by group.
     """
 
     target: str
@@ -48,6 +58,7 @@ class Report:
     dropped_steps: int = 0
     understood: dict[str, Intelligibility] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
+    smart_turn: dict[str, Decisions] = field(default_factory=dict)
 
     @property
     def late_share(self) -> float:
@@ -72,16 +83,19 @@ def markdown(report: Report) -> str:
         ]
     names = list(report.groups)
     groups = list(report.groups.values())
-    lines += [f"| | wanted | {' | '.join(f'{name} voices' for name in names)} |"]
+    lines += [f"| | wanted | {' | '.join(map(_title, names))} |"]
     lines += [f"| --- | --- |{' --- |' * len(names)}"]
     for label, wanted, cell in _ROWS:
-        lines.append(f"| {label} | {wanted} | {' | '.join(cell(item) for item in groups)} |")
+        cells = [cell(item) for item in groups]
+        if any(text not in ("–", "0, 0, 0") for text in cells):
+            lines.append(f"| {label} | {wanted} | {' | '.join(cells)} |")
     for label, wanted, attribute in _WORLD_ROWS:
         cells = [
             _share(getattr(item, attribute)) if report.knows_world else "not its world"
             for item in groups
         ]
         lines.append(f"| {label} | {wanted} | {' | '.join(cells)} |")
+    lines += _smart_turn_lines(report)
     lines += ["", *_step_lines(report), "", *_word_lines(report), ""]
     if report.knows_world:
         lines += _by_lines("kind of question", names, [g.right_by_kind for g in groups])
@@ -89,6 +103,10 @@ def markdown(report: Report) -> str:
         lines += _wrong_lines(report.outcomes)
     lines += [f"- a dialogue ended early: {reason}" for reason in report.failures]
     return "\n".join(lines) + "\n"
+
+
+def _title(group: str) -> str:
+    return f"{group} voices" if group in (UNSEEN, SEEN) else group
 
 
 def _share(value: Share) -> str:
@@ -122,12 +140,30 @@ _ROWS = (
     ("yields after 0.6 to 1 s, later, never", "", lambda f: _yield_shape(f.yield_secs)),
     ("takeover after a barge-in", "", lambda f: _share(f.answers_after)),
     ("goes on through a backchannel", "≥ 0.80", lambda f: _share(f.goes_on)),
+    ("takes the turn at a sound that is no speech", "≤ 0.10", lambda f: _share(f.starts_at_sounds)),
+    ("goes on through such a sound", "≥ 0.85", lambda f: _share(f.goes_on_through_sounds)),
+    ("tells a long answer to its end", "≥ 0.95", lambda f: _share(f.whole)),
     ("speaks first after about two seconds", "", lambda f: _share(f.opening)),
 )
 _WORLD_ROWS = (
     ("right answer, by its monologue", "≥ 0.90 seen, 0.75 unseen", "right"),
     ("right answer to a barge-in", "", "right_after"),
 )
+
+
+def _smart_turn_lines(report: Report) -> list[str]:
+    """Its decisions in the same dialogues, beside the rows that they compare with."""
+    if not report.smart_turn:
+        return []
+    rows = (
+        ('smart-turn: "complete" after the sentence', lambda d: d.complete_after),
+        ('smart-turn: "complete" in the pause', lambda d: d.complete_in_pause),
+    )
+    found = [report.smart_turn[name] for name in report.groups]
+    return [
+        f"| {label} | | {' | '.join(_share(share(attribute(item))) for item in found)} |"
+        for label, attribute in rows
+    ]
 
 
 def _step_lines(report: Report) -> list[str]:
@@ -202,7 +238,9 @@ def as_json(report: Report) -> str:
 
 
 def _plain(value):
-    """JSON has no infinity: a yield that never came is told as "never"."""
+    """A yield that never came is told as "never", and numbers of numpy as plain ones."""
+    if isinstance(value, np.generic):
+        value = value.item()
     if isinstance(value, float):
         return round(value, 4) if math.isfinite(value) else "never"
     if isinstance(value, dict):

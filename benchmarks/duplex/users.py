@@ -35,7 +35,8 @@ class Turn:
     """What a user does next.
 
     Attributes:
-        kind: ``ask``, ``pause``, ``barge_in`` or ``backchannel``.
+        kind: ``ask``, ``pause``, ``barge_in``, ``backchannel``, ``story``, ``sound`` or
+            ``sound_over``.
         line: What they say first.
         over: What they say over the answer.
         wait_secs: Silence before.
@@ -50,15 +51,29 @@ class Turn:
 
 
 @dataclass(frozen=True)
+class Echo:
+    """How the agent's voice comes back to the user's microphone.
+
+    Attributes:
+        level_db: Beside what the loudspeaker is given.
+        delay_secs: After the loudspeaker is given it.
+    """
+
+    level_db: float
+    delay_secs: float
+
+
+@dataclass(frozen=True)
 class Plan:
     """A user's part of a dialogue.
 
     Attributes:
         voice: See ``training.speech.synthesise``.
-        group: ``unseen`` or ``seen``.
+        group: ``unseen`` or ``seen``, ``people``, ``sounds`` or ``echo``.
         background: The microphone's noise, over and over.
         opens: Whether the user begins, or waits for the agent to.
         turns: What they do.
+        echo: Whether and how the user's microphone hears the agent.
     """
 
     voice: str
@@ -66,6 +81,7 @@ class Plan:
     background: np.ndarray
     opens: bool
     turns: tuple[Turn, ...]
+    echo: Echo | None = None
 
 
 def draw_plans(
@@ -75,7 +91,8 @@ def draw_plans(
     seed: int,
     *,
     cache: Path | None = None,
-    turns: int = len(TURNS),
+    turns: int | None = None,
+    kinds: Sequence[str] = TURNS,
 ) -> Iterator[Plan]:
     """Draw dialogues, with each voice in as many of them as any other.
 
@@ -86,13 +103,14 @@ def draw_plans(
         seed: The same again gives the same.
         cache: Folder that keeps what was synthesised.
         turns: Turns of each, if fewer are wanted.
+        kinds: What they do in each, in any order.
     """
     decks = _Decks(np.random.default_rng([seed, len(group)]))
     for index in range(dialogues):
         rng = np.random.default_rng([seed, len(group), index])
         speaker = Speaker(names[index % len(names)], rng, cache)
-        kinds = rng.permutation(TURNS)[:turns]
-        plan = tuple(_draw_turn(str(kind), speaker, decks, rng) for kind in kinds)
+        drawn = rng.permutation(kinds)[:turns]
+        plan = tuple(_draw_turn(str(kind), speaker, decks, rng) for kind in drawn)
         background = speaker.background(_BACKGROUND_SECS)
         # Silence at the start in every other round over the voices, so that each gets its share.
         opens = (index // len(names) + index % len(names)) % 2 == 1
@@ -106,6 +124,8 @@ def _draw_turn(kind: str, speaker: Speaker, decks: "_Decks", rng: np.random.Gene
         line = speaker.say(next(decks.questions))
     elif kind == "pause":
         line = speaker.say(next(decks.pausable), pause_secs=rng.uniform(*PAUSE_SECS))
+    elif kind == "story":
+        line = speaker.say(next(decks.long))
     else:
         line = speaker.say(next(decks.long))
         over = speaker.say(next(decks.over if kind == "barge_in" else decks.hums))
@@ -209,6 +229,19 @@ class User:
 
     _pause = _ask
 
+    def _story(self, turn: Turn) -> Frames:
+        """Ask for a long answer, and listen to all of it."""
+        moment = yield from self._speak("story", turn.line)
+        yield from self._listen(moment)
+
+    def _sound(self, turn: Turn) -> Frames:
+        """Nobody speaks, and something is heard."""
+        yield from self._silent_until_quiet()
+        moment = yield from self._speak("sound", turn.line)
+        yield from self._silent(ANSWER_SECS)
+        moment.until_secs = self.now_secs
+        yield from self._silent_until_quiet()
+
     def _barge_in(self, turn: Turn) -> Frames:
         """Talk over a long answer, then listen to what follows."""
         over = yield from self._long_answer(turn)
@@ -217,15 +250,17 @@ class User:
         yield from self._listen(moment)
 
     def _backchannel(self, turn: Turn) -> Frames:
-        """Hum during a long answer."""
+        """Hum during a long answer, or let something else be heard."""
         over = yield from self._long_answer(turn)
-        moment = yield from self._speak("backchannel", turn.over)
+        moment = yield from self._speak(turn.kind, turn.over)
         if over is None:
             self.moments.remove(moment)
         moment.over = over
         yield from self._silent(1.5)
         moment.until_secs = self.now_secs
         yield from self._silent_until_quiet()
+
+    _sound_over = _backchannel
 
     def _long_answer(self, turn: Turn) -> Generator[np.ndarray, None, tuple[float, str] | None]:
         """Ask for a long answer, and let it begin.
@@ -290,6 +325,9 @@ class User:
         frame = background[start : start + STEP_SAMPLES].copy()
         if pcm is not None:
             frame += padded(pcm)
+        if echo := self.plan.echo:
+            played = self.ear.played(self.now_secs - echo.delay_secs, STEP_SAMPLES)
+            frame += 10 ** (echo.level_db / 20) * played
         frame = np.clip(frame, -1, 1)
         self._spoken.append(frame)
         return frame

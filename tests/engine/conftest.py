@@ -44,6 +44,16 @@ def denormals() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def bank(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Speech as codes, see ``tests.engine.bank``."""
+    from tests.engine.bank import write_bank
+
+    folder = tmp_path_factory.mktemp("bank")
+    write_bank(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def checkpoint_folder(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny checkpoint, made to listen: what it says depends on what it hears.
 
