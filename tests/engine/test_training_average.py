@@ -17,3 +17,5 @@ def test_weights_are_averaged_and_counts_are_not():
     assert mean["lm"]["weight"].tolist() == [2.0, 2.0]
     assert mean["heads"][0]["weight"].tolist() == [2.0, 2.0]
     assert mean["step"] == 7
+    nearly = average(state(1.0, 5), state(3.0, 7), share=0.25)
+    assert nearly["lm"]["weight"].tolist() == [2.5, 2.5]
