@@ -1,5 +1,6 @@
 """What is optional and missing makes a skip with a reason; what is a fault stays one."""
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -99,9 +100,12 @@ def test_pytest_skips_what_it_cannot_run(tmp_path: Path):
     )
     command = [sys.executable, "-m", "pytest", "-rs", "-q", "-p", "no:cacheprovider"]
     command += ["--noconftest", "-p", "tests.conftest", "--rootdir", str(tmp_path)]
+    # Options of the outer run, such as a second -q, would change what is printed.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"}
     ran = subprocess.run(
         [*command, "-c", "/dev/null", str(tmp_path)],
         cwd=ROOT,
+        env=environment,
         capture_output=True,
         text=True,
     )
