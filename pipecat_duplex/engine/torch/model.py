@@ -23,15 +23,16 @@ from pipecat_duplex.session import STEP_SAMPLES, SessionConfig
 LANGUAGE_PASS_STEPS = 128
 """Known steps that the language model reads at once; neighbours wait so long."""
 
-REBUILD_PASS_STEPS = 16
-"""The same for a conversation that goes on, on a CPU. A GPU takes as long for one as for many."""
-
 CODEC_PASS_STEPS = 25
 """The same of the codec."""
 
 CODEC_LAST_STEPS = 2
 """Known steps that the encoder takes one by one: in a stream of single steps, every other query of
 moshi's attention has lost its oldest key already, which a longer pass would not do."""
+
+REBUILD_PASS_STEPS = 16
+"""Known steps that the language model reads at once for a conversation that goes on, on a CPU:
+14 ms with the embedded model, most of them calls."""
 
 
 class MaskedModules:
