@@ -9,7 +9,9 @@ import torch
 
 from pipecat_duplex.engine.engine import Runtime
 from pipecat_duplex.engine.model import SlotOutput, StepModel
+from pipecat_duplex.engine.onnx import model as onnx_model
 from pipecat_duplex.engine.prefix import Prefix
+from pipecat_duplex.engine.torch import model as torch_model
 from pipecat_duplex.engine.torch.checkpoint import Checkpoint
 from pipecat_duplex.session import SessionConfig
 from tests.engine.scripted import noise
@@ -29,6 +31,13 @@ def make_model(
     with torch.inference_mode():
         yield models
         models.close()
+
+
+@pytest.fixture(autouse=True)
+def short_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let others step in between often."""
+    monkeypatch.setattr(onnx_model, "REBUILD_COLUMNS", 8)
+    monkeypatch.setattr(torch_model, "REBUILD_PASS_STEPS", 8)
 
 
 class Call:
