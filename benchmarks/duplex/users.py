@@ -23,7 +23,9 @@ LONG_WORDS = 10
 """Words of an answer that is long enough to be talked over."""
 
 _MAX_ANSWER_SECS = 14.0
-_MAX_SECS = 240.0
+MAX_SECS = 240.0
+"""A user begins nothing new after this time, unless a plan says otherwise."""
+
 _BACKGROUND_SECS = 60.0
 _DECK = {"sum": 5, "count": 1, "day": 2, "place": 3, "outside": 2}  # other kinds: 1
 
@@ -74,6 +76,7 @@ class Plan:
         opens: Whether the user begins, or waits for the agent to.
         turns: What they do.
         echo: Whether and how the user's microphone hears the agent.
+        max_secs: After this time the user begins nothing new.
         patience_secs: How long the user waits for an answer.
         quiet_secs: Silence after which the user takes the agent to have finished.
     """
@@ -84,6 +87,7 @@ class Plan:
     opens: bool
     turns: tuple[Turn, ...]
     echo: Echo | None = None
+    max_secs: float = MAX_SECS
     patience_secs: float = ANSWER_SECS
     quiet_secs: float = QUIET_SECS
 
@@ -215,7 +219,7 @@ class User:
         else:
             yield from self._opening()
         for turn in self.plan.turns:
-            if self.now_secs > _MAX_SECS:
+            if self.now_secs > self.plan.max_secs:
                 return
             yield from self._silent(turn.wait_secs)
             yield from getattr(self, f"_{turn.kind}")(turn)
