@@ -130,7 +130,9 @@ class Preparations:
         """Begin a slot's conversation and write what comes before its first step, in parts."""
         self._model.join(slot, preparation.config)
         frames = None
-        if preparation.persona is not None:
+        history = preparation.history
+        # What does not reach back to the beginning has a persona behind it that was forgotten.
+        if preparation.persona is not None and (history is None or history.complete):
             frames = yield from self._casting.frames(preparation.persona, self._model.encode_parts)
         prefix = Prefix.make(frames, preparation.history)
         if prefix is not None:
