@@ -1,4 +1,4 @@
-"""Conversations that go on elsewhere before their session is over: servers that leave or fall silent."""
+"""Conversations that move before their session is over: servers that leave, or fall silent."""
 
 import asyncio
 from collections.abc import Callable

@@ -158,7 +158,9 @@ class EngineSession(DuplexSession):
         """
         check_step_audio(pcm)
         if not self._follows:
-            raise DuplexError("steps that were taken elsewhere come after a history, and before others")
+            raise DuplexError(
+                "steps that were taken elsewhere come after a history, and before others"
+            )
         summary = self._loaded.summary
         check_tokens(tokens, summary.text_tokens, summary.audio_tokens)
         return self._queue(pcm, tokens[: 1 + CODEBOOKS].astype(np.int64))

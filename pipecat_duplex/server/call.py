@@ -16,7 +16,6 @@ from pipecat_duplex.protocol.opus import OpusEncoder
 from pipecat_duplex.server.call_log import CallDelays, CallRecord
 from pipecat_duplex.server.caller_audio import CallerAudio, TooFast, lag_beyond_step
 from pipecat_duplex.server.connections import Connection, Meter
-from pipecat_duplex.session.fair_clock import FairClock
 from pipecat_duplex.server.limit import RateLimit
 from pipecat_duplex.server.metrics import Metrics
 from pipecat_duplex.server.settings import ServerSettings
@@ -29,6 +28,7 @@ from pipecat_duplex.session import (
     SessionEnded,
     Step,
 )
+from pipecat_duplex.session.fair_clock import FairClock
 from pipecat_duplex.session.history import History
 from pipecat_duplex.session.saying import MAX_SAY_BYTES, Saying, check_words, give
 
@@ -123,6 +123,7 @@ class Call:
         self._requests: asyncio.Queue[protocol.Say | protocol.Hold | bytes] = asyncio.Queue()
         self._history = bytearray()
         self._known: np.ndarray | None = None
+        self._followed = 0
         self._is_restoring = False
         self._greeted = False
         self._text_told = False
@@ -247,7 +248,7 @@ class Call:
             if known is None:
                 self._session.send(pcm)
             else:
-                self._session.follow(pcm, known)
+                self._followed = 1 + self._session.follow(pcm, known)
             self._audio.note_sent(now_secs)
 
     def _take_tokens(self, message: protocol.Tokens) -> None:
@@ -356,7 +357,8 @@ class Call:
 
     def _session_ending(self, error: SessionEnded) -> Ending:
         max_secs = self._asked.config.max_secs
-        if max_secs is not None and self._delays.steps * STEP_SECS > max_secs - 1e-6:
+        steps = self._delays.steps + self._followed
+        if max_secs is not None and steps * STEP_SECS > max_secs - 1e-6:
             return Ending("limit", WSCloseCode.OK, error.reason)
         return Ending("error", WSCloseCode.INTERNAL_ERROR, error.reason)
 
@@ -369,8 +371,8 @@ class Call:
         self._greeted = True
 
     async def _send_step(self, step: Step) -> None:
-        delay_secs = self._metrics.add_step(step.timing)
-        self._delays.add(delay_secs)
+        if step.index >= self._followed:  # Those before came faster than anybody speaks.
+            self._delays.add(self._metrics.add_step(step.timing))
         tokens = protocol.Tokens.of(step) if self._asked.tokens else []
         for note in (*protocol.SpeechNote.of(step), *tokens):
             await self._send_message(note)

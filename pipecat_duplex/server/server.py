@@ -20,7 +20,6 @@ from pipecat_duplex.server.access import has_key, is_allowed_origin, is_local_ho
 from pipecat_duplex.server.call import Call, Ending
 from pipecat_duplex.server.call_log import HttpLogger, ServerLog
 from pipecat_duplex.server.connections import BACKLOG, Connection, Connections
-from pipecat_duplex.session.fair_clock import FairClock
 from pipecat_duplex.server.listen import bind, is_loopback
 from pipecat_duplex.server.metrics import CONTENT_TYPE, Metrics
 from pipecat_duplex.server.settings import ServerSettings
@@ -34,6 +33,7 @@ from pipecat_duplex.session import (
     ReportsHealth,
     SessionConfig,
 )
+from pipecat_duplex.session.fair_clock import FairClock
 
 DRAINED = Ending(
     "drained", WSCloseCode.TRY_AGAIN_LATER, "the server is shutting down: please call again"
@@ -373,6 +373,10 @@ class DuplexServer:
     def _check(self, request: web.Request) -> protocol.SessionRequest:
         """Decide what can be decided without a slot, the cheapest first."""
         settings = self._settings
+        health = self._health()
+        if not health.ok:
+            kind = "stuck" if health.stuck else "failed"
+            raise Refusal(kind, 503, health.reason, {"Retry-After": str(settings.retry_secs)})
         if self._draining:
             after = {"Retry-After": str(max(1, math.ceil(self._drain_secs)))}
             raise Refusal("draining", 503, "the server is shutting down", after)

@@ -419,8 +419,9 @@ class ContinuedSession(DuplexSession):
     def _tell_successor(self, pcm: np.ndarray | None, step: Step) -> None:
         if self._successor is None:
             return
-        if self._doubted:
-            self._drop_successor()  # The doubt was for nothing.
+        if self._doubted:  # For nothing.
+            self._doubt.raise_caution(self._clock.now_secs())
+            self._drop_successor()
         elif pcm is not None and step.tokens is not None:
             self._successor.add(pcm, step.tokens)
 
@@ -446,8 +447,6 @@ class ContinuedSession(DuplexSession):
                 logger.info(f"Session {self._id}: {outlook.leave or doubt}; another is prepared")
                 self._doubted = not outlook.leave
                 self._leave_reason = outlook.leave
-                if doubt:
-                    self._doubt.raise_caution(now_secs)
                 self._successor = self._seek()
             elif successor is not None and doubt and successor.is_level:
                 return Leaving(doubt)

@@ -7,17 +7,17 @@ STUCK_SECS = 2.0
 """One that answers pings and no steps for so long may be stuck; one that is slow is not."""
 
 CALM_SECS = 30.0
-"""After so long without doubt, an earlier one is forgotten."""
+"""After so long, a doubt that was for nothing is forgotten."""
 
 MOST_CAUTION = 3
 
 
 class Doubt:
-    """Doubts a session whose steps are not answered, and later each time that it did so.
+    """Doubts a session whose steps are not answered, and later each time that it was wrong.
 
     Whoever doubts prepares another session. Where servers stall again and again, that would load
-    them further, so each doubt doubles the time until the next. The time is an argument, and should
-    stand still while this process does.
+    them further, so each doubt for nothing doubles the time until the next. The time is an
+    argument, and should stand still while this process does.
     """
 
     def __init__(self):
@@ -65,6 +65,6 @@ class Doubt:
         return ""
 
     def raise_caution(self, now_secs: float) -> None:
-        """Take note that another session is prepared."""
+        """Take note that the session has answered after all."""
         self._caution = min(self._caution + 1, MOST_CAUTION)
         self._raised_secs = now_secs

@@ -14,9 +14,9 @@ MAX_TICK_SECS = 0.4
 class FairClock:
     """Time in which the event loop ran.
 
-    Another machine is not blamed for answers that wait in our own buffers. After a stall, timers fire
-    before what came in the meantime has been read, so deadlines by the wall clock would hang up on
-    everybody.
+    Another machine is not blamed for answers that wait in our own buffers. After a stall, timers
+    fire before what came in the meantime has been read, so deadlines by the wall clock would hang
+    up on everybody.
     """
 
     def __init__(

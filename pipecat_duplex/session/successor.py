@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import NamedTuple
@@ -164,6 +165,7 @@ class Successor:
 
     async def _try(self, opened: list[DuplexSession]) -> None:
         """Open a session and keep it level; what was opened is noted, however it ends."""
+        began_secs = time.monotonic()
         history = self._history()
         self._known.clear()
         self.behind = self._followed = 0
@@ -175,6 +177,8 @@ class Successor:
                 if history is not None:
                     await session.restore(history)
                 self._held = self._hold() and await hold_back(session)
+            secs = time.monotonic() - began_secs
+            logger.debug(f"Session {session.id} was restored in {secs:.2f} s, {self.behind} behind")
             self._session, self._steps = session, session.steps()
             await self._follow(session, self._steps)
         except TimeoutError as error:
@@ -192,6 +196,8 @@ class Successor:
                 session.follow(*self._known.popleft())
                 due += 1
             if not due:
+                if not self._level.is_set():
+                    logger.debug(f"Session {session.id} is level after {self._followed} steps")
                 self._level.set()
                 self._news.clear()
                 await self._news.wait()
