@@ -58,7 +58,8 @@ def step_apart(
         slots = parts.pop()
         try:
             of_these = {slot: known[slot] for slot in slots if slot in known}
-            outputs |= model.step({slot: frames[slot] for slot in slots}, choose_word, of_these)
+            options = {"known": of_these} if of_these else {}
+            outputs |= model.step({slot: frames[slot] for slot in slots}, choose_word, **options)
         except Exception as error:
             model.undo()
             if len(slots) > 1:
