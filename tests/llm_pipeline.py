@@ -196,9 +196,13 @@ async def talk(
     llm: LLMService | None = None,
     context: LLMContext | None = None,
     detector: VADAnalyzer | None = None,
+    behind: Callable[[DuplexLLMService], Sequence[FrameProcessor]] = lambda _: (),
     **service_args,
 ) -> Talk:
-    """Hold a conversation; ``own`` leaves the LLM out, ``llm`` puts another in its place."""
+    """Hold a conversation; ``own`` leaves the LLM out, ``llm`` puts another in its place.
+
+    ``behind`` makes nodes that stand right behind the service.
+    """
     fed_secs = 0.0
     clock = Clock()
     service = DuplexLLMService(
@@ -220,7 +224,7 @@ async def talk(
     prepare(result)
     front = [stt, user] if own else [stt, user, llm]
     worker = PipelineWorker(
-        Pipeline([*front, service, near, speaker, far, assistant]),
+        Pipeline([*front, service, *behind(service), near, speaker, far, assistant]),
         params=PipelineParams(audio_in_sample_rate=RATE_HZ, audio_out_sample_rate=RATE_HZ),
         idle_timeout_secs=None,
     )

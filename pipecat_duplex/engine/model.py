@@ -177,6 +177,22 @@ class StepModel(Protocol):
         """
         ...
 
+    def rebuild(self, slot: int, known: Callable[[], Prefix]) -> Iterator[None]:
+        """Let a conversation's language model forget all but what is given, while it goes on.
+
+        The frames are read beside the slot, a part of some milliseconds at each ``next``; the slot
+        and others may be stepped in between. With the last part what was read takes the place of
+        what the language model remembers: the next step reads its tokens with it. Codec, random
+        numbers and the tokens sampled last stay as they are. Nothing happens to a slot if the
+        iterator is dropped.
+
+        Args:
+            slot: The slot, whose conversation has begun.
+            known: Returns what is to be remembered, at least two frames, whenever it is asked: the
+                same beginning each time, and the frames of all steps that were taken since.
+        """
+        ...
+
     def leave(self, slot: int) -> None:
         """End the conversation in a slot."""
         ...

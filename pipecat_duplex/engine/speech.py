@@ -130,6 +130,11 @@ class UserEar:
         self._quiet_steps = 0 if speaks else self._quiet_steps + 1
 
     @property
+    def quiet_steps(self) -> int:
+        """For how many steps the user has not spoken."""
+        return self._quiet_steps
+
+    @property
     def hears_user(self) -> bool:
         """Whether the user speaks, or did a moment ago."""
         return self._quiet_steps < USER_RECENT_STEPS
@@ -181,6 +186,11 @@ class Speaker:
     def untold(self) -> int:
         """Utterances that have ended, which no step has told yet."""
         return len(self._ended)
+
+    @property
+    def silent_steps(self) -> int:
+        """For how many steps neither side has spoken."""
+        return min(self._quiet_steps, self._ear.quiet_steps)
 
     def say(self, utterance: Utterance, *, cut_in: bool = False) -> None:
         """Queue an utterance.

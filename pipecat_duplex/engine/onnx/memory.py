@@ -22,6 +22,10 @@ class Ring:
         """Size of one slot's part."""
         return self._data[:, :, 0].nbytes
 
+    def copy_from(self, other: "Ring", slot: int) -> None:
+        """Let a slot remember what the only slot of another ring of the same graph does."""
+        self._data[:, :, slot] = other._data[:, :, 0]
+
     def inputs(self) -> dict[str, np.ndarray]:
         """The graph's inputs, over all slots."""
         layers = range(len(self._data))
@@ -129,6 +133,12 @@ class TokenRing:
     def skip(self, slot: int, steps: int) -> None:
         """Let time go on by steps whose tokens are known, and not asked for again."""
         self.offsets[slot] += steps
+
+    def move(self, slot: int, offset: int) -> None:
+        """Let a slot's time be another, with the same tokens before and after it."""
+        shift = int(offset - self.offsets[slot]) % self._length
+        self._tokens[slot] = np.roll(self._tokens[slot], shift, axis=-1)
+        self.offsets[slot] = offset
 
     def next_input(self, slots: np.ndarray) -> np.ndarray:
         """What the language model is given in this step, shape ``(m, streams)``."""
