@@ -254,6 +254,7 @@ async def test_gate_finds_phrases_of_any_script(phrase, pieces, step):
     assert await muted_at([phrase], *pieces) == step
 
 
+@pytest.mark.slow
 async def test_gate_mutes_to_the_end_of_the_utterance_only():
     gates = []
 
@@ -341,6 +342,7 @@ async def test_handoff_hears_what_was_heard_in_any_script(phrase, words, matches
     assert len(started) == matches
 
 
+@pytest.mark.slow
 async def test_handoff_phrase_lies_in_one_utterance():
     started: list[str] = []
 

@@ -148,5 +148,6 @@ def _heard(call: Call) -> list[_Heard]:
 
 def _sounds(call: Call, at_secs: float) -> bool:
     first, last = (round(secs * SAMPLE_RATE_HZ) for secs in (at_secs, at_secs + _SOUND_SECS))
-    stretch = call.dialogue.agent_pcm[first:last]
-    return len(stretch) > 0 and float(np.abs(stretch).max()) > SOUND_LEVEL
+    pcm = call.dialogue.agent_pcm
+    # What comes after the user has gone is not recorded.
+    return last > len(pcm) or float(np.abs(pcm[first:last]).max()) > SOUND_LEVEL

@@ -25,7 +25,7 @@ from pipecat.metrics.metrics import TurnMetricsData
 from pipecat.observers.base_observer import BaseObserver, FramePushed
 from pipecat.pipeline.pipeline import Pipeline
 from pipecat.pipeline.worker import PipelineParams, PipelineWorker
-from pipecat.processors.frame_processor import FrameDirection
+from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
 from pipecat.services.llm_service import LLMService
 from pipecat.transports.base_input import BaseInputTransport
 from pipecat.transports.base_output import BaseOutputTransport
@@ -35,6 +35,7 @@ from pipecat.workers.runner import WorkerRunner
 from benchmarks.cascade.agents import Agent
 from benchmarks.duplex.dialogue import Dialogue
 from benchmarks.duplex.users import User
+from pipecat_duplex import DuplexLLMService
 from pipecat_duplex.conversation.pcm import float_to_pcm16, pcm16_to_float
 from pipecat_duplex.conversation.resampler import Resampler
 from pipecat_duplex.service.frames import MonologueTextFrame
@@ -196,10 +197,17 @@ class _Observer(BaseObserver):
         what, text = _noted(frame)
         if what is None or frame.id in self._seen:
             return
-        if isinstance(frame, LLMContextFrame) and not isinstance(data.destination, LLMService):
+        if what == ASKED and not _is_llm(data.destination):
+            return
+        if what == WROTE and not _is_llm(data.source):
             return
         self._seen.add(frame.id)
         self._note(what, data.timestamp, text)
+
+
+def _is_llm(processor: FrameProcessor) -> bool:
+    # The duplex service is one for Pipecat.
+    return isinstance(processor, LLMService) and not isinstance(processor, DuplexLLMService)
 
 
 def _noted(frame: Frame) -> tuple[str | None, str]:

@@ -314,14 +314,16 @@ class StepLoop:
             Exception: The model fails for every session.
         """
         frames = {slot: frame.pcm for slot, (_, frame) in batch.items()}
+        tokens = {s: frame.tokens for s, (_, frame) in batch.items() if frame.tokens is not None}
+        known = {"known": tokens} if tokens else {}
         choose_word = words if words.is_needed else None
         try:
-            return model.step(frames, choose_word), {}
+            return model.step(frames, choose_word, **known), {}
         except Exception as error:
             logger.warning(f"A step of the engine failed and is taken again: {_describe(error)}")
             self.recorder.add_failure()
         model.undo()
-        return step_apart(model, frames, choose_word)
+        return step_apart(model, frames, choose_word, **known)
 
     def _prepare(self, model: StepModel) -> None:
         """Do a part of what is to be done in slots before their first step, and let others step."""

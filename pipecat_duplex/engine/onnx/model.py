@@ -10,7 +10,15 @@ import numpy as np
 import onnxruntime
 
 from pipecat_duplex.engine.checkpoint import CODEBOOKS, count_parameters, find_checkpoint
-from pipecat_duplex.engine.model import ChooseWord, ModelSummary, Parts, SlotOutput, StepModel
+from pipecat_duplex.engine.model import (
+    NONE_KNOWN,
+    ChooseWord,
+    KnownTokens,
+    ModelSummary,
+    Parts,
+    SlotOutput,
+    StepModel,
+)
 from pipecat_duplex.engine.onnx.checkpoint import open_graphs
 from pipecat_duplex.engine.onnx.graph import Graph
 from pipecat_duplex.engine.onnx.memory import CodecMemory, Ring, TokenRing
@@ -207,11 +215,12 @@ class Lane:
         self._decode(np.array([slot]), codes[None])
         self._keep_decoded()
 
-    def speak(self, words: Mapping[int, int]) -> dict[int, SlotOutput]:
+    def speak(self, words: Mapping[int, int], known: KnownTokens) -> dict[int, SlotOutput]:
         """Give the agent's answer to the frames of ``listen``.
 
         Args:
             words: What each slot says, as text tokens.
+            known: By slot, the frame that is given out, where it was given out elsewhere.
         """
         slots, recent, count = self._slots, self._memory.token_ring, len(self._slots)
         text = self._depformer.inputs["text_token"]
@@ -221,6 +230,9 @@ class Lane:
         self._depformer.run(count)
         codes = self._depformer.outputs["codes"][:count]
         recent.say(slots, np.concatenate([text[:count, None], codes], axis=1))
+        for slot in slots.tolist():
+            if slot in known:
+                recent.replace(slot, known[slot], late=True)
 
         spoken = recent.spoken(slots, 1 + CODEBOOKS)
         speaks = recent.offsets[slots] > recent.max_delay
@@ -403,12 +415,17 @@ class OnnxModel(StepModel):
         self._sampler.set_slot(slot, SessionConfig.greedy())
 
     def step(
-        self, frames: Mapping[int, np.ndarray], choose_word: ChooseWord | None = None
+        self,
+        frames: Mapping[int, np.ndarray],
+        choose_word: ChooseWord | None = None,
+        known: KnownTokens = NONE_KNOWN,
     ) -> dict[int, SlotOutput]:
         """Run one step for the slots that have a frame; the others do not notice."""
         self.keep()
         if not frames:
             return {}
+        for slot, tokens in known.items():
+            self._memory.token_ring.replace(slot, tokens, late=False)
         shares = [
             {slot: frames[slot] for slot in slots.tolist()}
             for slots in np.array_split(sorted(frames), self._count_shares(len(frames)))
@@ -418,7 +435,8 @@ class OnnxModel(StepModel):
         if choose_word is not None:
             words = [{slot: choose_word(slot, w) for slot, w in share.items()} for share in words]
         outputs: dict[int, SlotOutput] = {}
-        for share in self._each(lanes, Lane.speak, words):
+        speaking = [(share, known) for share in words]
+        for share in self._each(lanes, lambda lane, given: lane.speak(*given), speaking):
             outputs.update(share)
         return outputs
 

@@ -11,7 +11,15 @@ from moshi.models.compression import MimiModel
 from moshi.modules.streaming import StreamingModule
 
 from pipecat_duplex.engine.checkpoint import CODEBOOKS
-from pipecat_duplex.engine.model import ChooseWord, ModelSummary, Parts, SlotOutput, StepModel
+from pipecat_duplex.engine.model import (
+    NONE_KNOWN,
+    ChooseWord,
+    KnownTokens,
+    ModelSummary,
+    Parts,
+    SlotOutput,
+    StepModel,
+)
 from pipecat_duplex.engine.prefix import Prefix
 from pipecat_duplex.engine.torch.checkpoint import Checkpoint, load_checkpoint
 from pipecat_duplex.engine.torch.prefill import SoloStates
@@ -241,7 +249,10 @@ class BatchedModel(StepModel):
         self._lm_gen.sampler.clear_slot(slot)
 
     def step(
-        self, frames: Mapping[int, np.ndarray], choose_word: ChooseWord | None = None
+        self,
+        frames: Mapping[int, np.ndarray],
+        choose_word: ChooseWord | None = None,
+        known: KnownTokens = NONE_KNOWN,
     ) -> dict[int, SlotOutput]:
         """Run one step for the slots that have a frame; the others do not notice."""
         self._save()
@@ -262,13 +273,26 @@ class BatchedModel(StepModel):
         self._lm_gen.sampler.draw(frames)
         self._language.run_only(running)
         self._lm_gen.choose_words_for(frames, choose_word)
+        given = {slot: torch.from_numpy(each).to(self._device) for slot, each in known.items()}
+        for slot, frame in given.items():
+            self._put_known(slot, frame, self._steps_done[slot], late=False)
         tokens = self._lm_gen.step(codes)
         assert tokens is not None  # out-of-sync generation always answers
+        for slot, frame in given.items():
+            self._put_known(slot, frame, self._steps_done[slot] + 1, late=True)
+            tokens[slot, :, 0] = frame
         self._bring_to_host(tokens, codes, speaking)
         outputs = {slot: self._output(slot, speaking[slot]) for slot in frames}
         for slot in frames:
             self._steps_done[slot] += 1
         return outputs
+
+    def _put_known(self, slot: int, frame: torch.Tensor, place: int, *, late: bool) -> None:
+        """Put the late streams of a known frame, or the others, into a slot's last tokens."""
+        cache = self._lm_gen.get_streaming_state()[""].cache
+        delays = torch.tensor(self._lm_gen.lm_model.delays[: len(frame)], device=self._device)
+        streams = torch.nonzero((delays > 0) == late)[:, 0]
+        cache[slot, streams, place % cache.shape[2]] = frame[streams]
 
     def keep(self) -> None:
         """Make the last step final."""
