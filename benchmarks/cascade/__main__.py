@@ -42,7 +42,7 @@ def options() -> argparse.Namespace:
         prog="python -m benchmarks.cascade", description=__doc__.splitlines()[0]
     )
     parser.add_argument("--checkpoint", default="embedded", help="embedded, a folder, or a name")
-    parser.add_argument("--dialogues", type=int, default=4, help="with each agent")
+    parser.add_argument("--dialogues", type=int, default=2, help="with each agent")
     parser.add_argument("--agents", nargs="*", choices=KINDS, default=KINDS)
     parser.add_argument("--at-once", type=int, default=2, help="dialogues at a time")
     parser.add_argument("--tools", type=int, default=2, help="rounds of three calls of a function")

@@ -14,6 +14,7 @@ from pipecat.frames.frames import (
     InterimTranscriptionFrame,
     LLMFullResponseEndFrame,
     LLMFullResponseStartFrame,
+    LLMTextFrame,
     TextFrame,
     TranscriptionFrame,
     TranslationFrame,
@@ -139,6 +140,13 @@ class UpstreamWords:
             return False
         self._add(frame)
         return True
+
+    def take_whole(self, text: str) -> None:
+        """Take a response that is complete; an empty one is none."""
+        if not text:
+            return
+        for frame in (LLMFullResponseStartFrame(), LLMTextFrame(text), LLMFullResponseEndFrame()):
+            self.take(frame)
 
     def drop(self) -> list[str]:
         """Drop all that was not handed over, and what the LLM still writes.
