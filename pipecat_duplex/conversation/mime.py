@@ -14,6 +14,10 @@ LEAD_STEPS = 6
 """Steps (0.48 s) within which the mime has begun to sound; then silence counts."""
 
 
+REACTION_STEPS = 3
+"""Where the story pauses as the user begins, silence counts once the model can have heard them."""
+
+
 class Mime:
     """Watches the mime and the user, a step at a time."""
 
@@ -67,7 +71,10 @@ class Mime:
         if sounds:
             self._steps = max(self._steps, LEAD_STEPS)
         self._quiet_steps = 0 if sounds or self._steps < LEAD_STEPS else self._quiet_steps + 1
-        return self._yield_steps <= self._quiet_steps < self.over_steps
+        quiet_steps = self._quiet_steps
+        if quiet_steps >= self.over_steps:  # A pause, which a yield may go on.
+            quiet_steps = self.over_steps - REACTION_STEPS
+        return quiet_steps >= self._yield_steps
 
     def _hear_user(self) -> None:
         if self._over_steps is not None:

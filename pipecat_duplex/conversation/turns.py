@@ -52,7 +52,7 @@ class TurnSettings:
     yield_stop_secs: float = 0.32
     yield_window_secs: float = 0.8
     agent_backchannel_secs: float = 1.0
-    mime_stop_secs: float = 0.16
+    mime_stop_secs: float = 0.08
     wish_patience_secs: float = 1.6
 
 

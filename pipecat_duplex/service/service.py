@@ -405,6 +405,11 @@ class DuplexLLMService(TracedConversation, LLMService):
         """
         await super().start(frame)
         self._take_word_settings()
+        if not self._voice.is_on and tts_downstream_of(self):
+            logger.warning(
+                f"{self}: a TTS behind it speaks the model's words once more: take it out, or set "
+                "words to 'given' and voice to 'tts'"
+            )
         self._upstream.start()
         if self._load_error:
             await self.push_error(
