@@ -18,7 +18,7 @@ from pipecat.processors.frame_processor import FrameProcessor
 from pipecat.services.tts_service import TTSService
 
 from pipecat_duplex.conversation.mime import Mime
-from pipecat_duplex.session import DuplexError, DuplexSession, Step
+from pipecat_duplex.session import DuplexError, DuplexSession, SessionEnded, Step
 from pipecat_duplex.session.saying import Saying
 
 STORY = (
@@ -221,6 +221,8 @@ class ForeignVoice:
             return
         try:
             await act(self._session)
+        except SessionEnded:
+            pass  # The next session is told.
         except DuplexError as e:
             self._session = None  # Told once: the next session may be able to.
             await self._service.push_error(
