@@ -1,14 +1,18 @@
 """A TTS speaks for the agent, and the model keeps the floor."""
 
+import numpy as np
 import pytest
 from loguru import logger
 from pipecat.frames.frames import TTSAudioRawFrame, TTSSpeakFrame
 
 from pipecat_duplex import DuplexLLMService
+from pipecat_duplex.engine import Engine
 from pipecat_duplex.scripted import Script, ScriptedBackend
 from pipecat_duplex.service.foreign_voice import MIMED
 from pipecat_duplex.service.frames import MonologueTextFrame, UserBackchannelFrame
+from pipecat_duplex.service.voice_detector import VoiceDetector
 from tests.llm_pipeline import Reply, interruptions, talk, user_audio
+from tests.pipeline import silence, speech
 from tests.voices import ToneTTS
 
 ANSWER = "Zephyrs quietly vex bold Jack. My sphinx of quartz judges the xylophone."
@@ -77,6 +81,34 @@ async def test_a_backchannel_leaves_the_tts_alone() -> None:
     assert len(result.of("on_backchannel")) == 1
 
 
+async def test_a_tts_that_pauses_under_a_hum_gives_up_nothing() -> None:
+    class HaltingTTS(ToneTTS):
+        async def run_tts(self, text, context_id):
+            if self.asked:
+                await self.clock.wait(25)
+            async for frame in super().run_tts(text, context_id):
+                yield frame
+
+    async def tell(result):
+        tts.clock = result.llm._clock
+        await result.worker.queue_frame(TTSSpeakFrame("The sphinx has been here."))
+        await result.worker.queue_frame(TTSSpeakFrame("It went home."))
+
+    tts = HaltingTTS()
+    result = await talk(
+        backend(yield_steps=None),
+        user_audio((1.5, False), (0.4, True), (5.0, False)),
+        transcripts=[(None, 0)],
+        replies=[],
+        tts=tts,
+        at_secs={1.0: tell},
+    )
+    assert [stopped.yielded for stopped, _ in result.of("on_agent_stopped")] == [False, False]
+    assert result.of("on_yield") == []
+    assert interruptions(result.far) == 0
+    assert [text for _, text in result.messages()] == tts.asked
+
+
 async def test_a_greeting_and_words_of_the_bot_are_spoken_by_the_tts() -> None:
     async def tell(result):
         await result.worker.queue_frame(TTSSpeakFrame("The sphinx is here."))
@@ -142,3 +174,34 @@ async def test_a_tts_behind_the_models_own_voice_is_warned_of() -> None:
     )
     logger.remove(sink)
     assert any("speaks the model's words once more" in warning for warning in warnings)
+
+
+@pytest.mark.slow
+async def test_the_embedded_model_has_the_same_manners_in_another_voice() -> None:
+    engine = await Engine.load("embedded")
+    tale = "".join(f"The xylophone number {number} was polished in Zurich. " for number in range(9))
+    result = await talk(
+        engine,
+        np.concatenate([speech("conversation"), silence(4.0)]),
+        transcripts=[
+            ("what is two plus three", 3),
+            ("tell me a story", 3),
+            ("uh huh", 3),
+            ("stop", 3),
+        ],
+        replies=[Reply([(1, "Five.")]), Reply([(1, tale)]), Reply([(1, "Of course.")])],
+        tts=ToneTTS(),
+        detector=VoiceDetector(),
+        settings=DuplexLLMService.Settings(seed=3),
+    )
+    await engine.close()
+    assert result.messages() == [
+        ("user", "what is two plus three"),
+        ("assistant", "Five."),
+        ("user", "tell me a story"),
+        ("assistant", result.messages()[3][1]),
+        ("user", "stop"),
+        ("assistant", "Of course."),
+    ]
+    assert tale.startswith(result.messages()[3][1])
+    assert len(result.of("on_yield")) == len(result.of("on_backchannel")) == 1

@@ -147,9 +147,14 @@ class ForeignVoice:
     #
 
     @property
+    def sounds(self) -> bool:
+        """Whether the TTS sounds, and has not been stopped."""
+        return self._mime.is_on
+
+    @property
     def level_db(self) -> float:
         """Level of the agent, as far as it is known here."""
-        return SOUND_DB if self._mime.is_on else SILENCE_DB
+        return SOUND_DB if self.sounds else SILENCE_DB
 
     @property
     def over_steps(self) -> int:

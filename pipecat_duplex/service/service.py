@@ -947,7 +947,10 @@ class DuplexLLMService(TracedConversation, LLMService):
             await self._handle_interrupted()
         await self._hear_given_words(step)
         await self._push_word(self._monologue.feed(step.index, step.text_piece))
-        events = self._tracker.step(
+        events: list[TurnEvent] = []
+        if self._voice.is_on and not self._voice.sounds:
+            events += self._tracker.interrupt()  # A TTS that comes to an end gives up nothing.
+        events += self._tracker.step(
             step.index,
             user=voice,
             user_level_db=user.level_db,

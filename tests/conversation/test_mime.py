@@ -44,8 +44,8 @@ def test_silence_that_began_before_the_user_spoke_is_no_yield_at_once() -> None:
 
 def test_a_pause_that_goes_on_as_the_user_speaks_is_a_yield_after_a_while() -> None:
     made = mime()
-    told = run(made, (QUIET, QUIET), *[(QUIET, LOUD)] * 8)
-    assert told.index(True) == 5
+    told = run(made, (QUIET, QUIET), *[(QUIET, LOUD)] * 9)
+    assert told.index(True) == 7
 
 
 def test_a_hum_that_the_story_talks_through_is_forgotten() -> None:
