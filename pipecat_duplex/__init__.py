@@ -54,20 +54,20 @@ if TYPE_CHECKING:
 moved.install()
 
 _LAZY = {
-    "AgentYieldedFrame": "service.frames",
-    "BackchannelFrame": "service.frames",
+    "AgentYieldedFrame": "service",
+    "BackchannelFrame": "service",
     "ClockSettings": "conversation.clock",
     "ContinuedSession": "session.continued",
-    "DuplexLLMService": "service.service",
-    "DuplexLLMSettings": "service.settings",
-    "DuplexMetricsData": "service.frames",
-    "DuplexRTVIFeed": "service.rtvi",
-    "DuplexUserTurnStrategies": "service.user_turns",
+    "DuplexLLMService": "service",
+    "DuplexLLMSettings": "service",
+    "DuplexMetricsData": "service",
+    "DuplexRTVIFeed": "service",
+    "DuplexUserTurnStrategies": "service",
     "Engine": "engine",
     "History": "session.history",
-    "MonologueTextFrame": "service.frames",
+    "MonologueTextFrame": "service",
     "TurnSettings": "conversation.turns",
-    "UnheardTextFrame": "service.frames",
+    "UnheardTextFrame": "service",
 }
 """Names that cost an import of Pipecat or of the engine, and where they live."""
 

@@ -237,6 +237,13 @@ def serve(
         Literal["int8", "int4"] | None,
         typer.Option(help="Keep the weights in fewer bits, for a small GPU (docs/gpu.md)."),
     ] = None,
+    long_calls: Annotated[
+        Literal["ring", "rebuild"],
+        typer.Option(
+            help="Past its context the model forgets step by step (ring), or reads persona and "
+            "last steps anew in time (rebuild; docs/long-calls.md)."
+        ),
+    ] = "ring",
     voices: Annotated[
         Path | None, typer.Option(help="Folder of recordings that callers may name as a voice.")
     ] = None,
@@ -277,6 +284,7 @@ def serve(
             log_format=log_format,
             device=device,
             quantize=quantize,
+            long_calls=long_calls,
             voices=voices,
             default_voice=default_voice,
             static=static,

@@ -199,11 +199,14 @@ async def talk(
     context: LLMContext | None = None,
     detector: VADAnalyzer | None = None,
     tts: FrameProcessor | None = None,
+    behind: Callable[[DuplexLLMService], Sequence[FrameProcessor]] = lambda _: (),
+    wrap: Callable[[DuplexLLMService], FrameProcessor] = lambda service: service,
     **service_args,
 ) -> Talk:
     """Hold a conversation.
 
     ``own`` leaves the LLM out, ``llm`` puts another in its place, and ``tts`` speaks for the agent.
+    ``behind`` makes nodes that stand right behind the service, ``wrap`` puts it into another.
     """
     fed_secs = 0.0
     clock = Clock()
@@ -227,7 +230,18 @@ async def talk(
     prepare(result)
     front = [stt, user] if own else [stt, user, llm]
     worker = PipelineWorker(
-        Pipeline([*front, service, near, *([tts] if tts else []), speaker, far, assistant]),
+        Pipeline(
+            [
+                *front,
+                wrap(service),
+                *behind(service),
+                near,
+                *([tts] if tts else []),
+                speaker,
+                far,
+                assistant,
+            ]
+        ),
         params=PipelineParams(audio_in_sample_rate=RATE_HZ, audio_out_sample_rate=RATE_HZ),
         idle_timeout_secs=None,
     )

@@ -228,6 +228,7 @@ def test_an_agent_that_always_talks_fails():
     assert all(map(math.isinf, found.yield_secs))
 
 
+@pytest.mark.slow
 @needs_speech
 def test_an_agent_that_answers_at_random_is_wrong():
     rng = np.random.default_rng(0)

@@ -197,6 +197,7 @@ def test_the_table_has_only_rows_that_somebody_has():
     assert "barge-in within" not in table
 
 
+@pytest.mark.slow
 def test_the_command_names_what_it_cannot_use(tmp_path: Path):
     command = [sys.executable, "-m", "benchmarks.duplex", "--voices", "--people", str(tmp_path)]
     found = subprocess.run(command, capture_output=True, text=True, check=False)

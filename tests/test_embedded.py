@@ -98,6 +98,7 @@ async def test_the_question_of_the_first_minute_is_answered():
     assert said[-1] == "two plus three is five"
 
 
+@pytest.mark.slow
 async def test_a_given_word_lasts_as_long_in_any_sentence():
     """What it is told to say is a row of words, each always the same: see ``training/words.py``."""
     words = ("kitchen", "nine", "small", "days", "welcome", "three")

@@ -5,11 +5,11 @@ import pytest
 from pipecat.processors.aggregators.llm_context import LLMContext
 from pipecat.services.openai.llm import OpenAILLMService
 
+from harness.loopback_llm import serving_llm
 from pipecat_duplex.engine import Engine
 from pipecat_duplex.scripted import Script, ScriptedBackend
 from pipecat_duplex.service.voice_detector import VoiceDetector
 from tests.llm_pipeline import talk, user_audio
-from tests.loopback_llm import serving_llm
 from tests.pipeline import silence, speech
 
 

@@ -46,6 +46,7 @@ from pipecat_duplex.conversation.clock import ClockSettings
 from pipecat_duplex.conversation.pcm import float_to_pcm16
 from pipecat_duplex.scripted import WORD_STEPS, Script, ScriptedBackend
 from pipecat_duplex.session import STEP_SAMPLES, STEP_SECS
+from tests.llm_pipeline import Reply, talk, user_audio
 from tests.pipeline import CHUNK_SECS, Speaker, Tap, noter, settle, silence, speech
 from tests.stalls import by_the_clock
 
@@ -253,6 +254,7 @@ async def test_gate_finds_phrases_of_any_script(phrase, pieces, step):
     assert await muted_at([phrase], *pieces) == step
 
 
+@pytest.mark.slow
 async def test_gate_mutes_to_the_end_of_the_utterance_only():
     gates = []
 
@@ -340,6 +342,7 @@ async def test_handoff_hears_what_was_heard_in_any_script(phrase, words, matches
     assert len(started) == matches
 
 
+@pytest.mark.slow
 async def test_handoff_phrase_lies_in_one_utterance():
     started: list[str] = []
 
@@ -687,6 +690,27 @@ async def test_transcript_has_the_words_of_an_stt_service(tmp_path):
     assert text["text"] == "where is\nthe kitchen?"
     assert text["start_secs"] == turn["start_secs"]
     assert cues[0].text == "where is the kitchen?"
+
+
+async def test_transcript_has_both_sides_however_late_the_users_words_come(tmp_path):
+    words = " ".join(f"w{number}" for number in range(20))
+    await talk(
+        ScriptedBackend(Script(step_secs=0, yield_steps=None, replies=["my own"])),
+        user_audio((1.0, False), (1.0, True), (2.5, False), (0.5, True), (6.0, False)),
+        transcripts=[("tell me a story", 1), ("uh huh", 30)],
+        replies=[Reply([(1, words)])],
+        settings=DuplexLLMService.Settings(words="given"),
+        behind=lambda service: [TranscriptWriter(service, tmp_path / "call")],
+    )
+    lines = [json.loads(line) for line in (tmp_path / "call.jsonl").read_text("utf-8").splitlines()]
+    user = [line for line in lines if line["who"] == "user"]
+    starts = [line["start_secs"] for line in user if line["what"] == "speech"]
+    texts = [(line["start_secs"], line["text"]) for line in user if line["what"] == "text"]
+    assert texts == [(starts[0], "tell me a story"), (starts[1], "uh huh")]
+    [agent] = [line for line in lines if line["who"] == "agent" and line["what"] == "speech"]
+    assert agent["text"] == words
+    cues = parse_webvtt((tmp_path / "call.vtt").read_text("utf-8"))
+    assert [cue.text for cue in cues if cue.voice == "User"] == ["tell me a story", "uh huh"]
 
 
 async def test_transcript_of_a_cancelled_call_is_whole(tmp_path):

@@ -79,6 +79,7 @@ async def test_latency_is_that_of_the_voices():
     assert latencies and latencies[0] == pytest.approx(first_pts - user_end, abs=0.15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("in_front", [False, True])
 @by_the_clock
 async def test_one_start_and_one_stop_an_utterance_also_with_a_detector_in_front(in_front):
@@ -164,6 +165,7 @@ def utterances_secs(conversation: Conversation) -> list[float]:
     return [b for a, b in zip([-1.0, *pts], pts, strict=False) if b - a > 2 * STEP_SECS]
 
 
+@pytest.mark.slow
 @by_the_clock
 async def test_rtvi_clients_see_both_sides():
     conversation = await converse(

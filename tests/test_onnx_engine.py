@@ -58,6 +58,7 @@ def test_first_step_is_silence(model: OnnxModel) -> None:
     assert (second.tokens >= 0).all() and np.abs(second.pcm).max() <= 1
 
 
+@pytest.mark.slow
 def test_neighbours_and_threads_change_nothing(model: OnnxModel) -> None:
     """Nine callers come one after another and skip steps, in one thread and in two."""
     expected = {seed: alone(model, seed) for seed in range(SLOTS)}

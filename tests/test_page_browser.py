@@ -338,6 +338,7 @@ async def test_a_server_that_is_gone(tmp_path: Path, microphone: Path, server_pr
         await alert(tab, "The server does not answer.")
 
 
+@pytest.mark.slow
 async def test_ctrl_c_ends_the_server(tmp_path: Path, microphone: Path, server_process):
     process, url = server_process
     async with chromium(tmp_path / "profile", microphone) as tab:

@@ -441,6 +441,7 @@ class Moving(ScriptedBackend):
         return await super().open(config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("refusals", [0, 2])
 async def test_a_move_is_told_and_its_delay_is_an_error(refusals):
     conversation = await converse(Moving(refusals), silence(6), realtime=True)
@@ -455,6 +456,7 @@ async def test_a_move_is_told_and_its_delay_is_an_error(refusals):
     assert conversation.service.is_usable
 
 
+@pytest.mark.slow
 async def test_a_move_that_gets_no_answer_is_told_as_delayed(monkeypatch):
     class Hangs(Moving):
         async def open(self, config):
@@ -463,7 +465,7 @@ async def test_a_move_that_gets_no_answer_is_told_as_delayed(monkeypatch):
             return await super().open(config)
 
     monkeypatch.setattr("pipecat_duplex.session.continued.DELAY_NOTICE_SECS", 0.2)
-    conversation = await converse(Hangs(0), silence(3), realtime=True)
+    conversation = await converse(Hangs(0), silence(5), realtime=True)
     (error,) = conversation.near_user.of(ErrorFrame)
     assert "no other has answered yet" in error.error
     assert "on_session_moved" not in conversation.event_names()
@@ -673,6 +675,7 @@ async def test_after_a_stall_the_delay_is_back_within_two_seconds():
     assert sum(len(audio) for _, audio in sounds) / 2 / 16_000 <= (95 - dropped) * STEP_SECS
 
 
+@pytest.mark.slow
 @by_the_clock
 async def test_bot_speaking_frames_frame_the_speech():
     conversation = await converse(
@@ -748,6 +751,7 @@ async def test_a_barge_in_drops_what_was_not_said():
     assert "on_yield" in conversation.event_names()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reopen_secs", [0, 5])
 async def test_what_a_failed_session_did_not_say_is_told(reopen_secs):
     settings = DuplexLLMService.Settings(greeting=LONG)

@@ -73,6 +73,7 @@ async def test_an_unknown_checkpoint_is_an_error_frame(tmp_path):
     assert not conversation.service.is_usable
 
 
+@pytest.mark.slow
 async def test_the_limit_of_a_session_is_a_reason(tiny_checkpoint):
     conversation = await converse(
         None, silence(2), checkpoint=str(tiny_checkpoint), settings=settings(max_session_secs=1)

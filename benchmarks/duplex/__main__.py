@@ -18,6 +18,7 @@ from loguru import logger
 from benchmarks.duplex.dialogue import Dialogue
 from benchmarks.duplex.figures import Outcome, measure, summarise
 from benchmarks.duplex.mimed import MimedBackend
+from benchmarks.duplex.overlap import OVERLAP, draw_overlaps, reactions
 from benchmarks.duplex.people import NoPeople, people_plans
 from benchmarks.duplex.report import Report, as_json, markdown, plot_delays, plot_dialogue
 from benchmarks.duplex.smart_turn import SmartTurn
@@ -63,6 +64,11 @@ def options() -> argparse.Namespace:
     )
     parser.add_argument(
         "--echo", type=float, metavar="DB", help="the agent's voice comes back at this level: -12"
+    )
+    parser.add_argument(
+        "--overlap",
+        action="store_true",
+        help="somebody speaks while the agent does: the scenes of Full-Duplex-Bench v1.5",
     )
     parser.add_argument(
         "--smart-turn", action="store_true", help="ask Pipecat's smart-turn beside it"
@@ -139,6 +145,8 @@ def draw_all(args: argparse.Namespace) -> Iterator[Plan]:
     if args.echo is not None:
         names = voices(UNSEEN, kokoro=kokoro)
         yield from echo_plans(names, args.dialogues, args.seed, args.echo, args.speech)
+    if args.overlap:
+        yield from draw_overlaps(args.dialogues, args.seed, cache=args.speech, kokoro=kokoro)
 
 
 async def hold_dialogues(args: argparse.Namespace) -> list[Dialogue]:
@@ -175,13 +183,17 @@ def make_report(args: argparse.Namespace, dialogues: list[Dialogue]) -> Report:
         knows_world=knows_world(args),
     )
     for index, dialogue in enumerate(dialogues):
-        report.outcomes += measure(dialogue, index, knows_world=report.knows_world)
+        if dialogue.group == OVERLAP:
+            report.overlaps += reactions(dialogue, knows_words=report.knows_world)
+        else:
+            report.outcomes += measure(dialogue, index, knows_world=report.knows_world)
         report.compute_secs += dialogue.compute_secs
         report.late_steps += dialogue.late_steps
         report.dropped_steps += dialogue.dropped_steps
         if dialogue.failure:
             report.failures.append(dialogue.failure)
-    for group in dict.fromkeys(dialogue.group for dialogue in dialogues):
+    groups = dict.fromkeys(dialogue.group for dialogue in dialogues)
+    for group in (name for name in groups if name != OVERLAP):
         report.groups[group] = summarise([o for o in report.outcomes if o.group == group])
     if args.smart_turn:
         smart_turn = SmartTurn()

@@ -10,7 +10,8 @@ from pipecat_duplex.session import SAMPLE_RATE_HZ, STEP_SAMPLES, STEP_SECS
 SOUND_LEVEL = 0.01
 """Root mean square above which a voice is heard: -40 dB of full scale."""
 
-_HEARD_SECS = 0.25
+QUIET_SECS = 0.25
+"""Silence after which a listener takes the agent to have finished."""
 
 
 @dataclass
@@ -19,7 +20,7 @@ class Moment:
 
     Attributes:
         kind: ``opening``, ``ask``, ``pause``, ``barge_in``, ``backchannel``, ``story``,
-            ``sound`` or ``sound_over``.
+            ``sound``, ``sound_over`` or ``overlap``.
         text: What the user said.
         text_kind: Its kind in the embedded model's world.
         owed: The answer it wants there.
@@ -47,7 +48,7 @@ class Dialogue:
 
     Attributes:
         voice: The user's.
-        group: ``unseen`` or ``seen``, ``people``, ``sounds`` or ``echo``.
+        group: ``unseen`` or ``seen``, ``people``, ``sounds``, ``echo`` or ``overlap``.
         user_pcm: What the microphone picked up, float32, 24 kHz.
         agent_pcm: What the user heard, likewise, on the same time line.
         words: The agent's, each with the second at which it began to be heard.
@@ -73,8 +74,13 @@ class Dialogue:
 class Ear:
     """What the user hears of the agent, as it comes out of a loudspeaker."""
 
-    def __init__(self):
-        """Initialize with silence."""
+    def __init__(self, quiet_secs: float = QUIET_SECS):
+        """Initialize with silence.
+
+        Args:
+            quiet_secs: Silence after which the agent is not heard any more.
+        """
+        self._quiet_secs = quiet_secs
         self._pieces: list[tuple[int, np.ndarray]] = []  # first sample, audio
         self._loud_secs: list[tuple[float, float]] = []
         self._played_until = 0
@@ -122,7 +128,7 @@ class Ear:
 
     def is_heard(self, now_secs: float) -> bool:
         """Whether the agent speaks, or has just spoken."""
-        return self.heard_since(now_secs - _HEARD_SECS)
+        return self.heard_since(now_secs - self._quiet_secs)
 
     def heard_since(self, secs: float) -> bool:
         """Whether the agent was heard after this moment."""

@@ -91,12 +91,15 @@ class Outcome:
     whole: bool | None = None
 
 
-def utterances(pcm: np.ndarray, answers_secs: Sequence[float] = ()) -> list[Utterance]:
+def utterances(
+    pcm: np.ndarray, answers_secs: Sequence[float] = (), gap_secs: float = GAP_SECS
+) -> list[Utterance]:
     """Return the stretches of sound in a voice.
 
     Args:
         pcm: Float32, 24 kHz.
         answers_secs: Words known to begin something new: before them a short silence will do.
+        gap_secs: Silence between two.
     """
     block = round(BLOCK_SECS * SAMPLE_RATE_HZ)
     blocks = pcm[: len(pcm) // block * block].reshape(-1, block)
@@ -104,9 +107,9 @@ def utterances(pcm: np.ndarray, answers_secs: Sequence[float] = ()) -> list[Utte
     found: list[Utterance] = []
     for index in loud.tolist():
         start_secs, end_secs = index * BLOCK_SECS, (index + 1) * BLOCK_SECS
-        gap_secs = start_secs - found[-1].end_secs if found else math.inf
+        silence_secs = start_secs - found[-1].end_secs if found else math.inf
         new = any(-0.05 <= start_secs - word <= WORD_LEAD_SECS for word in answers_secs)
-        if gap_secs > (NEW_ANSWER_GAP_SECS if new else GAP_SECS):
+        if silence_secs > (NEW_ANSWER_GAP_SECS if new else gap_secs):
             found.append(Utterance(start_secs, end_secs))
         else:
             found[-1] = Utterance(found[-1].start_secs, end_secs)

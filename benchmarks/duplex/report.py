@@ -18,6 +18,7 @@ from benchmarks.duplex.figures import (
     utterances,
 )
 from benchmarks.duplex.intelligibility import Intelligibility
+from benchmarks.duplex.overlap import Reaction, overlap_lines
 from benchmarks.duplex.smart_turn import Decisions
 from benchmarks.duplex.speech import SEEN, UNSEEN
 from pipecat_duplex.commands.converse.recording import Recording
@@ -44,6 +45,7 @@ class Report:
         understood: Word errors, by grammar.
         failures: Why dialogues ended early.
         smart_turn: What Pipecat's smart-turn decides beside it, by group.
+        overlaps: What the agent does when somebody speaks while it does.
     """
 
     target: str
@@ -59,6 +61,7 @@ class Report:
     understood: dict[str, Intelligibility] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
     smart_turn: dict[str, Decisions] = field(default_factory=dict)
+    overlaps: list[Reaction] = field(default_factory=list)
 
     @property
     def late_share(self) -> float:
@@ -81,9 +84,21 @@ def markdown(report: Report) -> str:
             "machine as of the model. Take fewer at once.**",
             "",
         ]
+    if report.groups:
+        lines += _group_lines(report)
+    if report.overlaps:
+        lines += [*overlap_lines({report.target: report.overlaps}), ""]
+    lines += [*_step_lines(report), ""]
+    if report.groups:
+        lines += _answer_lines(report)
+    lines += [f"- a dialogue ended early: {reason}" for reason in report.failures]
+    return "\n".join(lines) + "\n"
+
+
+def _group_lines(report: Report) -> list[str]:
     names = list(report.groups)
     groups = list(report.groups.values())
-    lines += [f"| | wanted | {' | '.join(map(_title, names))} |"]
+    lines = [f"| | wanted | {' | '.join(map(_title, names))} |"]
     lines += [f"| --- | --- |{' --- |' * len(names)}"]
     for label, wanted, cell in _ROWS:
         cells = [cell(item) for item in groups]
@@ -95,14 +110,18 @@ def markdown(report: Report) -> str:
             for item in groups
         ]
         lines.append(f"| {label} | {wanted} | {' | '.join(cells)} |")
-    lines += _smart_turn_lines(report)
-    lines += ["", *_step_lines(report), "", *_word_lines(report), ""]
+    return [*lines, *_smart_turn_lines(report), ""]
+
+
+def _answer_lines(report: Report) -> list[str]:
+    names = list(report.groups)
+    groups = list(report.groups.values())
+    lines = [*_word_lines(report), ""]
     if report.knows_world:
         lines += _by_lines("kind of question", names, [g.right_by_kind for g in groups])
         lines += _by_lines("voice", names, [g.right_by_voice for g in groups])
         lines += _wrong_lines(report.outcomes)
-    lines += [f"- a dialogue ended early: {reason}" for reason in report.failures]
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def _title(group: str) -> str:

@@ -49,7 +49,7 @@ def sound_plans(
         (story, *_) = exchanges()["story"]
         turns = []
         for kind in rng.permutation(SOUND_TURNS):
-            line, over = _line(*draw(rng), speaker, rng), None
+            line, over = sound_line(*draw(rng), speaker, rng), None
             if kind == "sound_over":
                 line, over = speaker.say(story), line
             waits = rng.uniform(0.6, 1.5), rng.uniform(0.6, 3.0)
@@ -77,8 +77,15 @@ def _from_folder(folder: Path) -> Callable[[np.random.Generator], tuple[str, np.
     return draw
 
 
-def _line(kind: str, samples: np.ndarray, speaker: Speaker, rng: np.random.Generator) -> Line:
-    """A sound as the speaker's microphone picks it up."""
+def sound_line(kind: str, samples: np.ndarray, speaker: Speaker, rng: np.random.Generator) -> Line:
+    """Return a sound as the speaker's microphone picks it up.
+
+    Args:
+        kind: Its name.
+        samples: Float32, 24 kHz.
+        speaker: Whose microphone.
+        rng: Draws its level and where in a step it begins.
+    """
     lead = int(rng.integers(STEP_SAMPLES))
     level = acoustics.speech_level(samples) / 10 ** (rng.uniform(*SOUND_DB) / 20)
     pcm = acoustics.through_room(np.pad(samples, (lead, 0)), speaker.microphone, level)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.duplex import speech
-from benchmarks.duplex.dialogue import Dialogue, Ear, Moment, padded, steps
+from benchmarks.duplex.dialogue import QUIET_SECS, Dialogue, Ear, Moment, padded, steps
 from benchmarks.duplex.speech import Line, Speaker
 from pipecat_duplex.session import STEP_SAMPLES, STEP_SECS
 from training import world
@@ -23,7 +23,9 @@ LONG_WORDS = 10
 """Words of an answer that is long enough to be talked over."""
 
 _MAX_ANSWER_SECS = 14.0
-_MAX_SECS = 240.0
+MAX_SECS = 240.0
+"""A user begins nothing new after this time, unless a plan says otherwise."""
+
 _BACKGROUND_SECS = 60.0
 _DECK = {"sum": 5, "count": 1, "day": 2, "place": 3, "outside": 2}  # other kinds: 1
 
@@ -35,8 +37,8 @@ class Turn:
     """What a user does next.
 
     Attributes:
-        kind: ``ask``, ``pause``, ``barge_in``, ``backchannel``, ``story``, ``sound`` or
-            ``sound_over``.
+        kind: ``ask``, ``pause``, ``barge_in``, ``backchannel``, ``story``, ``sound``,
+            ``sound_over`` or ``overlap``.
         line: What they say first.
         over: What they say over the answer.
         wait_secs: Silence before.
@@ -69,11 +71,14 @@ class Plan:
 
     Attributes:
         voice: See ``training.speech.synthesise``.
-        group: ``unseen`` or ``seen``, ``people``, ``sounds`` or ``echo``.
+        group: ``unseen`` or ``seen``, ``people``, ``sounds``, ``echo`` or ``overlap``.
         background: The microphone's noise, over and over.
         opens: Whether the user begins, or waits for the agent to.
         turns: What they do.
         echo: Whether and how the user's microphone hears the agent.
+        max_secs: After this time the user begins nothing new.
+        patience_secs: How long the user waits for an answer.
+        quiet_secs: Silence after which the user takes the agent to have finished.
     """
 
     voice: str
@@ -82,6 +87,9 @@ class Plan:
     opens: bool
     turns: tuple[Turn, ...]
     echo: Echo | None = None
+    max_secs: float = MAX_SECS
+    patience_secs: float = ANSWER_SECS
+    quiet_secs: float = QUIET_SECS
 
 
 def draw_plans(
@@ -105,19 +113,27 @@ def draw_plans(
         turns: Turns of each, if fewer are wanted.
         kinds: What they do in each, in any order.
     """
-    decks = _Decks(np.random.default_rng([seed, len(group)]))
+    decks = Decks(np.random.default_rng([seed, len(group)]))
     for index in range(dialogues):
         rng = np.random.default_rng([seed, len(group), index])
         speaker = Speaker(names[index % len(names)], rng, cache)
         drawn = rng.permutation(kinds)[:turns]
-        plan = tuple(_draw_turn(str(kind), speaker, decks, rng) for kind in drawn)
+        plan = tuple(draw_turn(str(kind), speaker, decks, rng) for kind in drawn)
         background = speaker.background(_BACKGROUND_SECS)
         # Silence at the start in every other round over the voices, so that each gets its share.
         opens = (index // len(names) + index % len(names)) % 2 == 1
         yield Plan(speaker.voice, group, background, opens, plan)
 
 
-def _draw_turn(kind: str, speaker: Speaker, decks: "_Decks", rng: np.random.Generator) -> Turn:
+def draw_turn(kind: str, speaker: Speaker, decks: "Decks", rng: np.random.Generator) -> Turn:
+    """Draw what a user does next.
+
+    Args:
+        kind: See :class:`Turn`; no sound.
+        speaker: Who speaks.
+        decks: What can be said.
+        rng: Draws the waits.
+    """
     wait_secs, into_secs = rng.uniform(0.4, 1.5), rng.uniform(0.5, 1.2)
     over = None
     if kind == "ask":
@@ -132,10 +148,15 @@ def _draw_turn(kind: str, speaker: Speaker, decks: "_Decks", rng: np.random.Gene
     return Turn(kind, line, over, wait_secs, into_secs)
 
 
-class _Decks:
+class Decks:
     """Questions in random order, each kind as often as it should come."""
 
     def __init__(self, rng: np.random.Generator):
+        """Shuffle.
+
+        Args:
+            rng: Shuffles.
+        """
         by_kind = speech.exchanges()
         asked = {kind: items for kind, items in by_kind.items() if kind not in ("stop", "story")}
         self.questions = _deal(asked, rng)
@@ -182,7 +203,7 @@ class User:
             plan: What the user does.
         """
         self.plan = plan
-        self.ear = Ear()
+        self.ear = Ear(plan.quiet_secs)
         self.moments: list[Moment] = []
         self._spoken: list[np.ndarray] = []
 
@@ -198,7 +219,7 @@ class User:
         else:
             yield from self._opening()
         for turn in self.plan.turns:
-            if self.now_secs > _MAX_SECS:
+            if self.now_secs > self.plan.max_secs:
                 return
             yield from self._silent(turn.wait_secs)
             yield from getattr(self, f"_{turn.kind}")(turn)
@@ -238,7 +259,7 @@ class User:
         """Nobody speaks, and something is heard."""
         yield from self._silent_until_quiet()
         moment = yield from self._speak("sound", turn.line)
-        yield from self._silent(ANSWER_SECS)
+        yield from self._silent(self.plan.patience_secs)
         moment.until_secs = self.now_secs
         yield from self._silent_until_quiet()
 
@@ -262,6 +283,13 @@ class User:
 
     _sound_over = _backchannel
 
+    def _overlap(self, turn: Turn) -> Frames:
+        """Let something be heard over a long answer, then listen to what follows."""
+        over = yield from self._long_answer(turn)
+        moment = yield from self._speak("overlap", turn.over)
+        moment.over = over
+        yield from self._listen(moment)
+
     def _long_answer(self, turn: Turn) -> Generator[np.ndarray, None, tuple[float, str] | None]:
         """Ask for a long answer, and let it begin.
 
@@ -284,7 +312,9 @@ class User:
         moment.until_secs = self.now_secs
 
     def _wait_for_answer(self, end_secs: float) -> Frames:
-        while self.now_secs < end_secs + ANSWER_SECS and not self._answers_since(end_secs):
+        while self.now_secs < end_secs + self.plan.patience_secs and not self._answers_since(
+            end_secs
+        ):
             yield self._frame()
 
     def _answers_since(self, end_secs: float) -> bool:

@@ -12,8 +12,8 @@ Place it right behind the service, where the agent's audio still carries its pla
         assistant_aggregator,
     ])
 
-The model does not transcribe the user: their turns have times and no words. An STT service between
-the two nodes (the user aggregator would swallow its transcriptions) gives them words.
+The model does not transcribe the user: their turns have times and no words. An STT service in front
+of the user aggregator, or between the two nodes, gives them words.
 """
 
 import asyncio
@@ -92,7 +92,7 @@ class TranscriptWriter(FrameProcessor):
 
     - ``speech``: a turn or utterance that is over, with ``end_secs`` and, for the agent, ``text``,
       ``words`` (each with ``time_secs``) and ``yielded``.
-    - ``text``: what an STT service understood of the user's turn that began at ``start_secs``.
+    - ``text``: what an STT service understood of the user's speech that began at ``start_secs``.
     - ``yield``: the agent gave up the floor, ``delay_secs`` after the user's first sound over it.
     - ``backchannel``: the user spoke over the agent until ``end_secs``, and the agent went on.
 
@@ -126,6 +126,7 @@ class TranscriptWriter(FrameProcessor):
         service.add_event_handler("on_session_started", self._on_session_started)
         service.add_event_handler("on_user_started", self._on_user_started)
         service.add_event_handler("on_user_stopped", self._on_user_stopped)
+        service.add_event_handler("on_user_transcript", self._on_user_transcript)
 
     async def process_frame(self, frame: Frame, direction: FrameDirection):
         """Note what the frame tells, and pass it on.
@@ -234,6 +235,27 @@ class TranscriptWriter(FrameProcessor):
         assert self._user is not None
         self._user.text = f"{self._user.text} {text}".strip()
         self._line("user", "text", self._user.start_secs, text=text)
+
+    async def _on_user_transcript(
+        self, _service: DuplexLLMService, text: str, start_secs: float, end_secs: float, _kind: str
+    ):
+        offset_secs = self._session_start_secs
+        speech = self._user_speech(offset_secs + start_secs, offset_secs + end_secs)
+        speech.text = f"{speech.text} {text}".strip()
+        self._line("user", "text", speech.start_secs, text=text)
+
+    def _user_speech(self, start_secs: float, end_secs: float) -> Speech:
+        """Return the user's speech that shares most of a stretch of time, or a new one."""
+        best, most_secs = None, 0.0
+        for speech in self._speeches:
+            ended_secs = self._now_secs if speech.end_secs == speech.start_secs else speech.end_secs
+            shared_secs = min(end_secs, ended_secs) - max(start_secs, speech.start_secs)
+            if speech.who == "user" and shared_secs > most_secs:
+                best, most_secs = speech, shared_secs
+        if best is None:
+            best = Speech("user", start_secs, end_secs)
+            self._speeches.append(best)
+        return best
 
     async def _on_session_started(self, _service: DuplexLLMService, _session_id: str):
         self._sessions += 1

@@ -69,6 +69,7 @@ class ServeOptions:
         log_format: One line a session, in words or in JSON.
         device: Where the model runs, in torch's words. ``None`` is CUDA if there is a GPU.
         quantize: Keeps the model's weights in fewer bits, on torch.
+        long_calls: What becomes of calls longer than the model's context.
         voices: A folder of recordings that callers may name as the agent's voice.
         default_voice: The voice of callers who name one that is not there: one of the folder, or
             ``""`` for the model's own. ``None`` refuses them.
@@ -89,6 +90,7 @@ class ServeOptions:
     log_format: Literal["text", "json"] = "text"
     device: str | None = None
     quantize: Literal["int8", "int4"] | None = None
+    long_calls: Literal["ring", "rebuild"] = "ring"
     voices: Path | None = None
     default_voice: str | None = None
     static: Path | None = None
@@ -215,6 +217,7 @@ async def _serve(
             slots=options.slots,
             device=options.device,
             quantize=options.quantize,
+            long_calls=options.long_calls,
             voices=options.voices,
         )
     server = DuplexServer(

@@ -29,6 +29,11 @@ class UserEar:
         self._quiet_steps = 0 if speaks else self._quiet_steps + 1
 
     @property
+    def quiet_steps(self) -> int:
+        """For how many steps the user has not spoken."""
+        return self._quiet_steps
+
+    @property
     def hears_user(self) -> bool:
         """Whether the user speaks, or did a moment ago."""
         return self._quiet_steps < USER_RECENT_STEPS

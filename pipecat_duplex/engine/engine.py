@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 from loguru import logger
 
 from pipecat_duplex.engine.checkpoint import find_folder, has_graphs, split_hub_name
+from pipecat_duplex.engine.long_calls import LONG_CALLS, Limits, LongCalls
 from pipecat_duplex.engine.loop import StepLoop
 from pipecat_duplex.engine.machine import count_cores
 from pipecat_duplex.engine.model import Loaded, ModelSummary, StepModel
@@ -51,8 +52,16 @@ class Engine(DuplexBackend):
 
     _shared: ClassVar[dict[tuple, "asyncio.Future[Engine]"]] = {}
 
-    def __init__(self, step_loop: StepLoop, loaded: Loaded, slots: int, voices: Voices):
+    def __init__(
+        self,
+        step_loop: StepLoop,
+        loaded: Loaded,
+        slots: int,
+        voices: Voices,
+        long_calls: LongCalls = "ring",
+    ):
         """Initialize around a running loop; use :meth:`load`."""
+        self._long_calls: LongCalls = long_calls
         self._step_loop = step_loop
         self._loaded = loaded
         self._voices = voices
@@ -74,6 +83,7 @@ class Engine(DuplexBackend):
         voices: str | Path | None = None,
         dtype: str | None = None,
         quantize: Quantization | None = None,
+        long_calls: LongCalls = "ring",
     ) -> "Engine":
         """Load a checkpoint, without holding up the asyncio loop.
 
@@ -99,13 +109,19 @@ class Engine(DuplexBackend):
                 is bfloat16 on CUDA and float32 on the CPU.
             quantize: Keeps the language model's weights in fewer bits, on torch: ``int8``, or
                 ``int4``. ``docs/gpu.md`` says what that saves and costs.
+            long_calls: What becomes of conversations longer than the model's context. With
+                ``ring`` it forgets its oldest steps one by one, and a persona with them. With
+                ``rebuild`` it reads the persona and the last steps anew in time, beside the running
+                conversation; a persona may then take half of the context.
+                ``docs/long-calls.md`` says what that gains and costs.
 
         Raises:
             CheckpointError: The checkpoint cannot be found or loaded.
             DuplexError: There is no such folder of voices.
             MissingExtra: The checkpoint needs torch, which is not installed.
-            ValueError: ``slots`` or ``cpu_threads`` is not positive, ``gather_ms`` is negative, or
-                ONNX Runtime is asked for another device than the CPU.
+            ValueError: ``slots`` or ``cpu_threads`` is not positive, ``gather_ms`` is negative,
+                ONNX Runtime is asked for another device than the CPU, or there is no such way with
+                long calls.
         """
         if slots < 1 or (cpu_threads is not None and cpu_threads < 1):
             raise ValueError("an engine needs at least one slot and one thread")
@@ -116,6 +132,8 @@ class Engine(DuplexBackend):
 
         if quantize not in (None, *QUANTIZATIONS):
             raise ValueError(f"quantize={quantize!r}: there are {', '.join(QUANTIZATIONS)}")
+        if long_calls not in LONG_CALLS:
+            raise ValueError(f"long_calls={long_calls!r}: there are {', '.join(LONG_CALLS)}")
         if dtype is not None or quantize is not None:
             if runtime == "onnx":
                 raise ValueError("dtype and quantize are for torch: a graph has one number format")
@@ -140,7 +158,7 @@ class Engine(DuplexBackend):
                 quantization=quantize,
             )
 
-        step_loop = StepLoop(load_model, slots, gather_ms / 1000)
+        step_loop = StepLoop(load_model, slots, gather_ms / 1000, long_calls)
         try:
             loaded = await asyncio.wrap_future(step_loop.start())
         except asyncio.CancelledError:
@@ -152,7 +170,7 @@ class Engine(DuplexBackend):
             f"{'' if summary.trained else ', random weights'}) on {summary.device} in "
             f"{summary.quantization or summary.dtype} by {summary.runtime}, slots: {slots}"
         )
-        return cls(step_loop, loaded, slots, found)
+        return cls(step_loop, loaded, slots, found, long_calls)
 
     @classmethod
     async def shared(
@@ -250,7 +268,11 @@ class Engine(DuplexBackend):
             )
         if config.text_prompt or config.voice_prompt:
             try:
-                await session.prepare(await self._read_persona(config))
+                persona = await self._read_persona(config)
+                if config.restores:
+                    session.be_late(persona)
+                else:
+                    await session.prepare(persona)
             except BaseException:
                 await session.close()
                 raise
@@ -266,6 +288,12 @@ class Engine(DuplexBackend):
             raise InvalidPrompt(
                 f"the persona takes {persona.frames} steps, and the model looks back on {context}: "
                 "give it a shorter role or voice"
+            )
+        longest = Limits.of(context).persona
+        if self._long_calls == "rebuild" and persona.frames > longest:
+            raise InvalidPrompt(
+                f"the persona takes {persona.frames} steps; with long_calls='rebuild' it may take "
+                f"{longest}: give it a shorter role or voice"
             )
         return persona
 

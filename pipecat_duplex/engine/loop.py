@@ -12,8 +12,15 @@ from loguru import logger
 
 from pipecat_duplex.conversation.pcm import level_db
 from pipecat_duplex.engine.faults import step_apart
+from pipecat_duplex.engine.long_calls import (
+    Candidate,
+    Limits,
+    LongCalls,
+    Rebuilds,
+    Recollection,
+)
 from pipecat_duplex.engine.model import Loaded, SlotOutput, StepModel
-from pipecat_duplex.engine.preparation import Preparation, Preparations
+from pipecat_duplex.engine.preparation import PARTS_SECS, Preparation, Preparations
 from pipecat_duplex.engine.session import EngineSession, Frame
 from pipecat_duplex.engine.stats import StepRecorder
 from pipecat_duplex.session import (
@@ -93,6 +100,7 @@ class StepLoop:
         load_model: Callable[[], StepModel],
         slots: int,
         gather_secs: float,
+        long_calls: LongCalls = "ring",
     ):
         """Initialize; ``start`` begins.
 
@@ -100,11 +108,13 @@ class StepLoop:
             load_model: Loads the model, called in the thread.
             slots: Number of seats.
             gather_secs: How long a step waits for neighbours that have no frame yet.
+            long_calls: What becomes of calls longer than the model's context.
         """
         self.recorder = StepRecorder()
         self.failure: str | None = None
         self._load_model = load_model
         self._gather_secs = gather_secs
+        self._long_calls: LongCalls = long_calls
         self._condition = threading.Condition()
         self._seats: list[EngineSession | None] = [None] * slots
         self._stopping = False
@@ -116,6 +126,7 @@ class StepLoop:
         # The rest belongs to the thread.
         self._seated: list[EngineSession | None] = [None] * slots
         self._failures_in_a_row = 0
+        self._recollections: dict[int, Recollection] = {}
 
     def start(self) -> Future[Loaded]:
         """Start the thread; the future tells what was loaded, once steps can begin."""
@@ -208,13 +219,17 @@ class StepLoop:
                 self._loaded.set_exception(_load_error(error))
                 return
             self._loaded.set_result(Loaded(model.summary, model.vocabulary))
-            self._preparations = Preparations(model)
+            context = model.summary.context_steps
+            self._limits = Limits.of(context) if self._long_calls == "rebuild" else None
+            self._preparations = Preparations(model, self._limits)
+            self._rebuilds = Rebuilds(model)
             try:
                 while (batch := self._gather()) is not None:
                     if batch:
                         self._step(model, batch)
                         self._step_began_secs = None
                     self._prepare(model)
+                    self._rebuild()
             except Exception as error:
                 logger.exception("The engine's loop failed")
                 self._give_up(f"the engine failed: {_describe(error)}")
@@ -223,12 +238,12 @@ class StepLoop:
         """Wait for frames and take one from each session that has one; None is the end."""
         with self._condition:
             while not self._condition.wait_for(
-                lambda: self._is_over() or self._has_preparation() or self._has_frame(any),
+                lambda: self._is_over() or self._has_work() or self._has_frame(any),
                 timeout=BEAT_SECS,
             ):
                 self._beat_at_secs = time.perf_counter()
             self._beat_at_secs = time.perf_counter()
-            if self._gather_secs and not self._has_preparation():
+            if self._gather_secs and self._has_frame(any) and not self._has_preparation():
                 self._condition.wait_for(
                     lambda: self._is_over() or self._has_frame(all), timeout=self._gather_secs
                 )
@@ -278,6 +293,8 @@ class StepLoop:
                     spoken[slot].wish,
                 )
                 letters.append(Letter(session, session.deliver, step))
+                if slot in self._recollections:
+                    self._recollections[slot].take(step.tokens)
             except Exception as error:
                 faults[slot] = error
         if outputs:
@@ -297,14 +314,16 @@ class StepLoop:
             Exception: The model fails for every session.
         """
         frames = {slot: frame.pcm for slot, (_, frame) in batch.items()}
+        tokens = {s: frame.tokens for s, (_, frame) in batch.items() if frame.tokens is not None}
+        known = {"known": tokens} if tokens else {}
         choose_word = words if words.is_needed else None
         try:
-            return model.step(frames, choose_word), {}
+            return model.step(frames, choose_word, **known), {}
         except Exception as error:
             logger.warning(f"A step of the engine failed and is taken again: {_describe(error)}")
             self.recorder.add_failure()
         model.undo()
-        return step_apart(model, frames, choose_word)
+        return step_apart(model, frames, choose_word, **known)
 
     def _prepare(self, model: StepModel) -> None:
         """Do a part of what is to be done in slots before their first step, and let others step."""
@@ -316,12 +335,26 @@ class StepLoop:
             if preparation is not None and self._join(model, slot, session):
                 wanted[slot] = preparation
         finished = self._preparations.run(wanted, self._is_nobody_talking)
-        sessions = {id(preparation): waiting[slot] for slot, preparation in wanted.items()}
+        slots = {id(preparation): slot for slot, preparation in wanted.items()}
         letters: list[Letter] = []
         for preparation in finished:
-            session = sessions[id(preparation)]
+            slot = slots[id(preparation)]
+            session = waiting[slot]
             letters.append(Letter(session, session.finish_preparation, preparation))
+            if slot in self._recollections and preparation.error is None:
+                self._recollections[slot].begin(preparation.frames, preparation.history)
         self._post(letters)
+
+    def _rebuild(self) -> None:
+        """Do a part of what long calls need, unless a call waits for its beginning."""
+        if self._limits is None or self._has_preparation():
+            return
+        candidates = {
+            slot: Candidate(session.id, self._recollections[slot], session.speaker.silent_steps)
+            for slot, session in enumerate(self._seated)
+            if session is not None and self._seats[slot] is session and slot in self._recollections
+        }
+        self.recorder.add_rebuilds(self._rebuilds.run(candidates, PARTS_SECS))
 
     def _join(self, model: StepModel, slot: int, session: EngineSession) -> bool:
         """Let a session's conversation begin in its slot, if it has not yet.
@@ -336,6 +369,8 @@ class StepLoop:
                 self._expel(model, slot, session, error)
                 return False
             self._seated[slot] = session
+            if self._limits is not None:
+                self._recollections[slot] = Recollection(self._limits)
         return True
 
     def _follow_seats(self, model: StepModel, batch: Batch) -> None:
@@ -382,6 +417,7 @@ class StepLoop:
             sessions = self._clear_seats()
         self._seated = [None] * len(self._seats)
         self._preparations.clear()
+        self._rebuilds.clear()
         self._post([Letter(session, session.end, reason) for session in sessions])
 
     def _post(self, letters: list[Letter]) -> None:
@@ -410,6 +446,9 @@ class StepLoop:
 
     def _has_preparation(self) -> bool:
         return any(s is not None and s.is_preparing for s in self._seats)
+
+    def _has_work(self) -> bool:
+        return self._has_preparation() or self._rebuilds.is_busy
 
     def _is_nobody_talking(self) -> bool:
         talking = (s for s in self._seats if s is not None and not s.is_preparing)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -21,6 +22,11 @@ T = TypeVar("T")
 
 Parts = Generator[None, None, T]
 """Work done in parts of some milliseconds, one at each ``next``; it returns the result."""
+
+KnownTokens = Mapping[int, np.ndarray]
+"""By slot, what a step gives that was taken elsewhere: monologue and agent, int, from the first."""
+
+NONE_KNOWN: KnownTokens = MappingProxyType({})
 
 ChooseWord = Callable[[int, int], int]
 """From a slot and the text token that was sampled in it to the token that the agent says."""
@@ -171,12 +177,31 @@ class StepModel(Protocol):
         """
         ...
 
+    def rebuild(self, slot: int, known: Callable[[], Prefix]) -> Iterator[None]:
+        """Let a conversation's language model forget all but what is given, while it goes on.
+
+        The frames are read beside the slot, a part of some milliseconds at each ``next``; the slot
+        and others may be stepped in between. With the last part what was read takes the place of
+        what the language model remembers: the next step reads its tokens with it. Codec, random
+        numbers and the tokens sampled last stay as they are. Nothing happens to a slot if the
+        iterator is dropped.
+
+        Args:
+            slot: The slot, whose conversation has begun.
+            known: Returns what is to be remembered, at least two frames, whenever it is asked: the
+                same beginning each time, and the frames of all steps that were taken since.
+        """
+        ...
+
     def leave(self, slot: int) -> None:
         """End the conversation in a slot."""
         ...
 
     def step(
-        self, frames: Mapping[int, np.ndarray], choose_word: ChooseWord | None = None
+        self,
+        frames: Mapping[int, np.ndarray],
+        choose_word: ChooseWord | None = None,
+        known: KnownTokens = NONE_KNOWN,
     ) -> dict[int, SlotOutput]:
         """Run one step for the slots that have a frame; the others do not notice.
 
@@ -184,6 +209,8 @@ class StepModel(Protocol):
             frames: The user's audio by slot, float32, shape ``(STEP_SAMPLES,)``, 24 kHz.
             choose_word: Called for each of those slots once the text token is sampled, and before
                 the agent's audio is; what it returns is said.
+            known: Slots in which this step was taken elsewhere, after a ``prefill``: it gives these
+                tokens, of streams that are at most one step late, and their sound.
 
         Returns:
             The output of each of those slots. A conversation's first step, before the acoustic

@@ -9,8 +9,10 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 from loguru import logger
 
+from pipecat_duplex.engine.long_calls import Limits
 from pipecat_duplex.engine.model import StepModel
 from pipecat_duplex.engine.persona import Casting, Persona
 from pipecat_duplex.engine.prefix import Prefix
@@ -33,6 +35,7 @@ class Preparation:
         done: Resolved on the session's asyncio loop.
         error: Why it could not be done.
         finished: Set by the engine's thread.
+        frames: Those of the persona, once they are made.
     """
 
     session_id: str
@@ -42,6 +45,7 @@ class Preparation:
     done: asyncio.Future[None]
     error: Exception | None = None
     finished: bool = False
+    frames: np.ndarray | None = None
 
 
 @dataclass(eq=False)
@@ -53,13 +57,15 @@ class _Job:
 class Preparations:
     """All slots that are being prepared. Belongs to the engine's thread."""
 
-    def __init__(self, model: StepModel):
+    def __init__(self, model: StepModel, limits: Limits | None = None):
         """Initialize with nothing to do.
 
         Args:
             model: Whose slots are prepared.
+            limits: What calls that are rebuilt begin with; ``None`` if they are not.
         """
         self._model = model
+        self._limits = limits
         self._casting = Casting()
         self._jobs: dict[int, _Job] = {}  # the next one comes first
 
@@ -129,9 +135,16 @@ class Preparations:
     ) -> Generator[None, None, None]:
         """Begin a slot's conversation and write what comes before its first step, in parts."""
         self._model.join(slot, preparation.config)
-        frames = None
-        if preparation.persona is not None:
-            frames = yield from self._casting.frames(preparation.persona, self._model.encode_parts)
-        prefix = Prefix.make(frames, preparation.history)
+        history = preparation.history
+        # What does not reach back to the beginning has a persona behind it that was forgotten,
+        # unless calls are rebuilt.
+        is_remembered = history is None or history.complete or self._limits is not None
+        if preparation.persona is not None and is_remembered:
+            preparation.frames = yield from self._casting.frames(
+                preparation.persona, self._model.encode_parts
+            )
+        if self._limits is not None and history is not None:
+            preparation.history = self._limits.shorten(preparation.frames, history)
+        prefix = Prefix.make(preparation.frames, preparation.history)
         if prefix is not None:
             yield from self._model.prefill(slot, prefix, is_alone)

@@ -152,6 +152,11 @@ class Speaker:
         """Utterances that have ended, which no step has told yet."""
         return len(self._ended)
 
+    @property
+    def silent_steps(self) -> int:
+        """For how many steps neither side has spoken."""
+        return min(self._quiet_steps, self._ear.quiet_steps)
+
     def say(self, utterance: Utterance, *, cut_in: bool = False) -> None:
         """Queue an utterance.
 

@@ -22,6 +22,7 @@ class EngineStats:
         batch_mean: Mean number of slots that ran in a step.
         batch_steps: Steps by number of slots that ran in them.
         batch_ms: Median time of a step, by number of slots that ran in it.
+        rebuilds: Long calls that were rebuilt, as often as they were.
     """
 
     steps: int
@@ -34,6 +35,7 @@ class EngineStats:
     batch_mean: float
     batch_steps: dict[int, int]
     batch_ms: dict[int, float]
+    rebuilds: int = 0
 
 
 class StepRecorder:
@@ -46,6 +48,7 @@ class StepRecorder:
         self._steps = 0
         self._frames = 0
         self._failed = 0
+        self._rebuilds = 0
 
     def add_step(self, compute_secs: float, batch: int) -> None:
         """Record a step that went well."""
@@ -58,6 +61,10 @@ class StepRecorder:
     def add_failure(self) -> None:
         """Record a step that raised."""
         self._failed += 1
+
+    def add_rebuilds(self, count: int) -> None:
+        """Record long calls that were rebuilt."""
+        self._rebuilds += count
 
     def snapshot(self, last_steps: int = WINDOW_STEPS) -> EngineStats:
         """Return the figures as they are now; all times are 0 before the first step.
@@ -83,4 +90,5 @@ class StepRecorder:
             batch_mean=float(batches.mean()),
             batch_steps=dict(zip(sizes.tolist(), counts.tolist(), strict=True)),
             batch_ms=dict(zip(sizes.tolist(), medians_ms, strict=True)),
+            rebuilds=self._rebuilds,
         )

@@ -24,6 +24,7 @@ from pipecat.frames.frames import (
     LLMContextFrame,
     LLMFullResponseEndFrame,
     LLMFullResponseStartFrame,
+    LLMMessagesAppendFrame,
     LLMServiceMetadataFrame,
     MetricsFrame,
     ProposedUserStartedSpeakingFrame,
@@ -64,7 +65,6 @@ from pipecat_duplex.conversation.turns import (
 from pipecat_duplex.conversation.user_audio import UserAudio, UserStep
 from pipecat_duplex.service.activity import UserActivity
 from pipecat_duplex.service.arguments import (
-    FRONTEND_OBJECTION,
     NO_TOOLS,
     UNSUPPORTED_SETTINGS,
     check_backend,
@@ -75,6 +75,7 @@ from pipecat_duplex.service.arguments import (
     warn_of_unsupported_settings,
 )
 from pipecat_duplex.service.captions import caption_frames
+from pipecat_duplex.service.delegation import NO_BACKEND, SILENT_FRONTEND, Delegation
 from pipecat_duplex.service.foreign_voice import ForeignVoice, tts_downstream_of
 from pipecat_duplex.service.frames import (
     AgentYieldedFrame,
@@ -283,6 +284,7 @@ class DuplexLLMService(TracedConversation, LLMService):
         times = turns or TurnSettings()
         self._voice = ForeignVoice(self, max(1, round(times.mime_stop_secs / STEP_SECS)))
         self._upstream = LlmUpstream(self, times.wish_patience_secs)
+        self._delegation = Delegation()
         self._hold_secs: float | None = None
         self._held = False
         self._take_word_settings()
@@ -551,12 +553,16 @@ class DuplexLLMService(TracedConversation, LLMService):
     def register_function(self, function_name, handler, **options):
         """Register a function, which is never called: the model has no tools.
 
+        The one by which an ``LLMWithBackend`` is asked for work is called for each message of the
+        user's.
+
         Args:
             function_name: Its name.
             handler: What would be called.
             **options: See :class:`LLMService`.
         """
-        logger.warning(f"{self}: {function_name!r} will never be called: {NO_TOOLS}")
+        if not self._delegation.installs(function_name):
+            logger.warning(f"{self}: {function_name!r} will never be called: {NO_TOOLS}")
         super().register_function(function_name, handler, **options)
 
     def register_direct_function(self, handler, **options):
@@ -570,8 +576,18 @@ class DuplexLLMService(TracedConversation, LLMService):
         super().register_direct_function(handler, **options)
 
     def llm_with_backend_role_objection(self, role: str) -> str | None:
-        """Return why the service cannot take a role in Pipecat's ``LLMWithBackend``."""
-        return FRONTEND_OBJECTION
+        """Return why the service cannot take a role in Pipecat's ``LLMWithBackend``.
+
+        As a frontend it hands each message of the user's to the backend, and says what the backend
+        wants told.
+        """
+        if role != "frontend":
+            return NO_BACKEND
+        if self._settings.words == "own":
+            return SILENT_FRONTEND
+        self._delegation.is_frontend = True
+        self._take_word_settings()
+        return None
 
     async def _stop_tasks(self):
         tasks = (self._input_task, self._session_task)
@@ -762,7 +778,8 @@ class DuplexLLMService(TracedConversation, LLMService):
     def _take_word_settings(self):
         words, voice = assert_given(self._settings.words), assert_given(self._settings.voice)
         if words is None:
-            words = "given" if llm_upstream_of(self) or voice == "tts" else "own"
+            has_llm = self._delegation.is_frontend or llm_upstream_of(self)
+            words = "given" if has_llm or voice == "tts" else "own"
         if voice is None:
             voice = "tts" if words == "given" and tts_downstream_of(self) else "own"
         self._voice.is_on = voice == "tts"
@@ -846,8 +863,12 @@ class DuplexLLMService(TracedConversation, LLMService):
         if direction is FrameDirection.DOWNSTREAM and await self._upstream.take(frame):
             return
         if isinstance(frame, LLMContextFrame) and direction is FrameDirection.DOWNSTREAM:
-            self._leave_context(frame.context)
+            await self._take_context(frame.context)
             return
+        if isinstance(frame, LLMContextFrame) and self._delegation.is_frontend:
+            return  # The backend has been asked: nobody else is to be run.
+        if isinstance(frame, LLMMessagesAppendFrame) and self._delegation.is_frontend:
+            self._upstream.given.take_whole(self._delegation.take(frame))
         if isinstance(frame, TTSSpeakFrame) and direction is FrameDirection.DOWNSTREAM:
             # Also for a TTS: before anybody listens, it waits.
             await self._try_to_say(Saying(frame.text, bool(frame.append_to_context)))
@@ -875,6 +896,15 @@ class DuplexLLMService(TracedConversation, LLMService):
         elif isinstance(frame, UserStartedSpeakingFrame):
             self._user_turn_opened.set()
         await self.push_frame(frame, direction)
+
+    async def _take_context(self, context: LLMContext):
+        """Hand what the user has said to the backend, if there is one."""
+        if not self._delegation.is_frontend:
+            self._leave_context(context)
+            return
+        call = self._delegation.call_of(context)
+        if call is not None:
+            await self.run_function_calls([call])
 
     def _leave_context(self, context: LLMContext):
         """Read no context: the model keeps its own memory. Say so if that loses something."""

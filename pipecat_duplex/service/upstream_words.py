@@ -14,6 +14,7 @@ from pipecat.frames.frames import (
     InterimTranscriptionFrame,
     LLMFullResponseEndFrame,
     LLMFullResponseStartFrame,
+    LLMTextFrame,
     TextFrame,
     TranscriptionFrame,
     TranslationFrame,
@@ -80,11 +81,11 @@ class Response:
 class UpstreamWords:
     """Hands the words of an LLM to who speaks them, from the first one on.
 
-    Parameters:
-        mouth: Who speaks them.
-
     Frames are taken in at once; a task hands them over, so that an interruption never tears a
     request. While the user has the floor, a response that has not begun waits.
+
+    Parameters:
+        mouth: Who speaks them.
     """
 
     def __init__(self, mouth: Mouth, on_error: Callable[[str, Exception], Awaitable[None]]):
@@ -147,6 +148,13 @@ class UpstreamWords:
             return False
         self._add(frame)
         return True
+
+    def take_whole(self, text: str) -> None:
+        """Take a response that is complete; an empty one is none."""
+        if not text:
+            return
+        for frame in (LLMFullResponseStartFrame(), LLMTextFrame(text), LLMFullResponseEndFrame()):
+            self.take(frame)
 
     def drop(self) -> list[str]:
         """Drop all that was not handed over, and what the LLM still writes.

@@ -45,6 +45,7 @@ async def test_callers_of_a_quick_model_hear_every_step_in_time():
     assert len(log.lags_secs) == log.steps and min(log.lags_secs) >= 0
 
 
+@pytest.mark.slow
 @by_the_clock
 async def test_a_stall_is_late_and_a_slow_model_is_ever_later():
     stalled = await talk(Script(step_secs=0.005, stalls={5: 0.5}), 1)
@@ -60,12 +61,14 @@ def test_late_is_late_by_the_clock_whatever_came_first():
     assert log.late_share(0.09) == 4 / 5
 
 
+@pytest.mark.slow
 @by_the_clock
 async def test_the_beginning_is_not_counted():
     log = await talk(Script(step_secs=0.005, stalls={0: 0.5}), 1, warm_up=1.0)
     assert 15 < log.steps <= 25 and log.late_share(0.4) == 0
 
 
+@pytest.mark.slow
 async def test_refusals_and_failures_are_told():
     log = await talk(Script(step_secs=0.005), 3, slots=1)
     assert log.calls == 1 and log.refused >= 2

@@ -90,6 +90,7 @@ def test_graphs_in_the_package_are_what_the_builder_makes(tmp_path: Path) -> Non
         assert list(made.metadata_props) == list(packaged.metadata_props), name
 
 
+@pytest.mark.slow
 def test_graphs_of_other_weights_are_refused(tmp_path: Path, checkpoint_folder: Path) -> None:
     folder = Path(shutil.copytree(checkpoint_folder, tmp_path / "mixed"))
     shutil.copy(EMBEDDED_FOLDER / "encoder.onnx", folder)

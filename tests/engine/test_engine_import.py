@@ -16,6 +16,7 @@ def run_python(code: str, **environment: str) -> str:
     return done.stdout.strip()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("missing", ["torch", "moshi"])
 def test_missing_extra_says_what_to_install(missing: str) -> None:
     output = run_python(
@@ -61,6 +62,7 @@ def test_loading_a_checkpoint_asks_for_the_extra(tiny_checkpoint) -> None:
     assert "pip install 'pipecat-duplex[moshi]'" in output
 
 
+@pytest.mark.slow
 def test_onnx_runtime_sends_nothing_and_writes_nothing_into_the_home_folder(tmp_path) -> None:
     """Unless it is asked to, by a variable that the user sets."""
     code = (

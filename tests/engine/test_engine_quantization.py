@@ -56,6 +56,7 @@ def test_weights_in_fewer_bits_give_nearly_the_same(checkpoint_folder: Path, mod
     assert error < (0.03 if mode == "int8" else 0.25)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "memory", "steps"),
     [

@@ -363,6 +363,7 @@ async def watching_the_loop() -> AsyncIterator[list[float]]:
     task.cancel()
 
 
+@pytest.mark.slow
 async def test_asyncio_is_never_held_up(
     checkpoint_folder: Path, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:

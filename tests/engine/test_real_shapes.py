@@ -31,6 +31,7 @@ def sizes() -> dict[str, int]:
     return {"lm_parameters": count(lm), "mimi_parameters": count(mimi), "kv_bytes": memory}
 
 
+@pytest.mark.slow
 def test_the_published_sizes(sizes: dict[str, int]) -> None:
     assert round(sizes["lm_parameters"] / 1e9, 2) == 7.69
     assert round(sizes["mimi_parameters"] / 1e6) == 79

@@ -37,6 +37,7 @@ async def test_a_conversation():
         await backend.close()
 
 
+@pytest.mark.slow
 async def test_the_bot_is_told_that_its_server_failed():
     async with serving(ScriptedBackend(Script(fail_step=10), slots=1)) as server:
         conversation = await converse(RemoteBackend(chat_url(server)), silence(2))
@@ -70,6 +71,7 @@ async def test_a_bot_outlives_its_server():
     assert said[0].startswith("word0 word1") and said[-1] == "here again"
 
 
+@pytest.mark.slow
 @by_the_clock
 async def test_the_greeting_waits_for_the_caller_however_long_nobody_comes():
     """The server ends sessions in which nobody is heard; another one is opened for the caller."""

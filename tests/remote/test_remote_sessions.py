@@ -192,6 +192,7 @@ async def test_a_failure_leaves_the_backend_able_to_go_on(audio_format):
             await wait_until(lambda: server.sessions_open == 0)
 
 
+@pytest.mark.slow
 async def test_a_server_killed_in_mid_sentence(audio_format):
     words = " ".join(f"word{n}" for n in range(100))
     async with scripted_server(words) as (process, url):
@@ -216,6 +217,7 @@ async def test_a_server_killed_in_mid_sentence(audio_format):
             await fresh.close()
 
 
+@pytest.mark.slow
 async def test_a_server_that_freezes_is_noticed():
     async with scripted_server("one two three") as (process, url):
         session = await RemoteBackend(url).open(CONFIG)

@@ -158,6 +158,7 @@ def test_a_key_that_was_not_filled_in_is_no_server_without_one(value):
         read_api_keys([value], {})
 
 
+@pytest.mark.slow
 async def test_a_server_with_an_empty_key_lets_nobody_in_and_ends():
     environment = {"PIPECAT_DUPLEX_API_KEY": ""}
     arguments = ("-m", "pipecat_duplex.cli", "serve", "--host", "127.0.0.1", "--port", "0")

@@ -283,6 +283,7 @@ async def feed(messages: list[str | bytes]) -> tuple[int, str] | None:
     return socket.closed
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(st.lists(MESSAGES, max_size=6))
 def test_nothing_that_a_peer_sends_raises(messages: list[str | bytes]):

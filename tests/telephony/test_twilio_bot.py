@@ -49,6 +49,7 @@ def barge_in() -> np.ndarray:
     return np.concatenate([silence(1.5, RATE_HZ), speech("barge_in", RATE_HZ), silence(3, RATE_HZ)])
 
 
+@pytest.mark.slow
 async def test_a_call(logs):
     """The agent speaks, yields, and nothing of it is heard after the clear; keys come through."""
     script = Script(opening=STORY, replies=["all right"], yield_steps=8, step_secs=0)

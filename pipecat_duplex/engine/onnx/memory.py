@@ -22,6 +22,10 @@ class Ring:
         """Size of one slot's part."""
         return self._data[:, :, 0].nbytes
 
+    def copy_from(self, other: "Ring", slot: int) -> None:
+        """Let a slot remember what the only slot of another ring of the same graph does."""
+        self._data[:, :, slot] = other._data[:, :, 0]
+
     def inputs(self) -> dict[str, np.ndarray]:
         """The graph's inputs, over all slots."""
         layers = range(len(self._data))
@@ -113,9 +117,28 @@ class TokenRing:
         streams = self._streams[: tokens.shape[1]]
         self._put(slots, streams, np.zeros_like(streams), tokens)
 
+    def replace(self, slot: int, frame: np.ndarray, *, late: bool) -> None:
+        """Put a known frame in the place of the one that is given out in this step.
+
+        Args:
+            slot: The slot.
+            frame: Monologue and agent, shape ``(1 + codebooks,)``.
+            late: Whether this is after the step's ``say``, and about the streams that it gave;
+                else before it, and about those that were given in the step before.
+        """
+        streams = self._streams[: len(frame)]
+        chosen = streams[(self.delays[streams] > 0) == late]
+        self._tokens[slot, chosen, self.offsets[slot] % self._length] = frame[chosen]
+
     def skip(self, slot: int, steps: int) -> None:
         """Let time go on by steps whose tokens are known, and not asked for again."""
         self.offsets[slot] += steps
+
+    def move(self, slot: int, offset: int) -> None:
+        """Let a slot's time be another, with the same tokens before and after it."""
+        shift = int(offset - self.offsets[slot]) % self._length
+        self._tokens[slot] = np.roll(self._tokens[slot], shift, axis=-1)
+        self.offsets[slot] = offset
 
     def next_input(self, slots: np.ndarray) -> np.ndarray:
         """What the language model is given in this step, shape ``(m, streams)``."""

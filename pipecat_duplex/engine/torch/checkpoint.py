@@ -65,7 +65,7 @@ def load_checkpoint(
     vocabulary = files.vocabulary()
     try:
         mimi = loaders.get_mimi(files.mimi_weights, info.mimi_config, target, CODEBOOKS)
-        lm = _load_language(files, target, number_format)
+        lm = _load_language(files, info, target, number_format)
         lm_parameters = _count_parameters(lm)
         if quantization is not None and not files.config.get("quantize"):
             quantize(lm, quantization)
@@ -116,14 +116,15 @@ def open_with_moshi(files: CheckpointFiles) -> loaders.CheckpointInfo:
     )
 
 
-def _load_language(files: CheckpointFiles, device: torch.device, dtype: torch.dtype) -> LMModel:
+def _load_language(
+    files: CheckpointFiles, info: loaders.CheckpointInfo, device: torch.device, dtype: torch.dtype
+) -> LMModel:
     """Load the language model, weight by weight, so that nothing is in memory twice.
 
     Of a model that predicts the user as well, what it predicts the user with is left out: the
     agent's codebooks come first, and each is predicted from those before it. The scales of 8-bit
     weights stay in float32, which moshi's loader rounds and then refuses.
     """
-    info = open_with_moshi(files)
     if info.lora_weights is not None:
         return info.get_moshi(device, dtype)
     config = info.lm_config

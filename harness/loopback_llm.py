@@ -2,17 +2,23 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from aiohttp import web
 
+Reply = str | dict
+"""A text, or ``{"call": name, "arguments": {…}}``."""
+
+Answers = Sequence[Reply] | Callable[[list[dict]], Reply]
+"""Replies one after another, or what makes one from the messages."""
+
 
 class LoopbackLlm:
-    """Streams one reply after another: a text, or ``{"call": name, "arguments": {…}}``."""
+    """Streams replies, a word at a time."""
 
-    def __init__(self, replies: Sequence[str | dict], *, first_secs: float, token_secs: float):
-        self._replies = list(replies)
+    def __init__(self, replies: Answers, *, first_secs: float, token_secs: float):
+        self._answer = replies if callable(replies) else _one_after_another(replies)
         self._first_secs = first_secs
         self._token_secs = token_secs
         self.requests: list[dict] = []
@@ -20,12 +26,12 @@ class LoopbackLlm:
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         self.requests.append(await request.json())
-        reply = self._replies.pop(0) if self._replies else "fine"
+        reply = self._answer(self.requests[-1]["messages"])
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         try:
             await asyncio.sleep(self._first_secs)
-            for delta in _deltas(reply):
+            for delta in _deltas(reply, len(self.requests)):
                 await response.write(_event({"index": 0, "delta": delta, "finish_reason": None}))
                 await asyncio.sleep(self._token_secs)
             done = "stop" if isinstance(reply, str) else "tool_calls"
@@ -37,14 +43,18 @@ class LoopbackLlm:
         return response
 
 
-def _deltas(reply: str | dict) -> list[dict]:
+def _one_after_another(replies: Sequence[Reply]) -> Callable[[list[dict]], Reply]:
+    left = list(replies)
+    return lambda messages: left.pop(0) if left else "fine"
+
+
+def _deltas(reply: Reply, number: int) -> list[dict]:
     if isinstance(reply, str):
         words = reply.split(" ")
         return [{"content": word if at == 0 else f" {word}"} for at, word in enumerate(words)]
     function = {"name": reply["call"], "arguments": json.dumps(reply.get("arguments", {}))}
-    return [
-        {"tool_calls": [{"index": 0, "id": "call-1", "type": "function", "function": function}]}
-    ]
+    call = {"index": 0, "id": f"call-{number}", "type": "function", "function": function}
+    return [{"tool_calls": [call]}]
 
 
 def _event(choice: dict) -> bytes:
@@ -60,7 +70,7 @@ def _event(choice: dict) -> bytes:
 
 @asynccontextmanager
 async def serving_llm(
-    replies: Sequence[str | dict], *, first_secs: float = 0.0, token_secs: float = 0.0
+    replies: Answers, *, first_secs: float = 0.0, token_secs: float = 0.0
 ) -> AsyncIterator[tuple[LoopbackLlm, str]]:
     """Serve on loopback; gives the server and its address."""
     llm = LoopbackLlm(replies, first_secs=first_secs, token_secs=token_secs)
