@@ -152,6 +152,8 @@ def write(args: argparse.Namespace, report: Report, held: dict[str, list[Call]])
     (args.out / "cascade.md").write_text(reports.markdown(report))
     (args.out / "cascade.json").write_text(reports.as_json(report))
     reports.plot(report, args.out / "cascade.png")
+    for kind, calls in held.items():
+        (args.out / f"{kind}.json").write_text(reports.calls_as_json(calls))
     if args.sound:
         for kind, calls in held.items():
             for index, call in enumerate(calls):
@@ -171,6 +173,7 @@ def main() -> None:
     except (DuplexError, MissingParts) as error:
         sys.exit(str(error))
     print(reports.markdown(report))
+    print(f"For the README:\n\n{reports.short_markdown(report)}")
     write(args, report, held)
 
 

@@ -204,7 +204,9 @@ class EngineSession(DuplexSession):
         if self._sent or self.preparation is not None or self._restored:
             raise DuplexError("a history is taken up before the first step, and once")
         await self._prepare(persona, history)
-        self._follows = history is not None
+        if history is not None:
+            self._follows = True
+            self.speaker.go_on()
 
     def be_late(self, persona: Persona) -> None:
         """Take up a persona with the history, or with the first step if no history comes."""

@@ -264,7 +264,8 @@ def test_onnx_passes_of_any_length_equal_single_steps(
     audio = noise(12, seed=13)
 
     def go_on(columns: int) -> tuple[np.ndarray, np.ndarray]:
-        monkeypatch.setattr(onnx_model, "PREFILL_COLUMNS", columns)
+        monkeypatch.setattr(onnx_model, "LEAST_COLUMNS", columns)
+        monkeypatch.setattr(onnx_model, "MOST_COLUMNS", columns)
         model = load_onnx_model(checkpoint_folder, 2)
         begin(model, 1, prefix)
         kept = model._memory.ring.inputs().values()

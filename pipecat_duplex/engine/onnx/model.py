@@ -23,19 +23,18 @@ from pipecat_duplex.engine.onnx.checkpoint import open_graphs
 from pipecat_duplex.engine.onnx.graph import Graph
 from pipecat_duplex.engine.onnx.memory import CodecMemory, Ring, TokenRing
 from pipecat_duplex.engine.onnx.sampling import Sampler, SlotSampling
+from pipecat_duplex.engine.pace import Pace
 from pipecat_duplex.engine.prefix import Prefix
 from pipecat_duplex.engine.vocabulary import Vocabulary
 from pipecat_duplex.session import SessionConfig
 
-PREFILL_CODEC_STEPS = 8
-"""Known steps that the codec takes, one by one, before neighbours have their turn: 5 ms."""
+PASS_SECS = 0.008
+"""How long a pass over known columns should take; neighbours wait so long."""
 
-PREFILL_COLUMNS = 16
-"""Known columns that the language model takes in one pass, before neighbours have their turn: 6 ms
-on a quiet machine."""
-
-PREFILL_COLUMNS_ALONE = 64
-"""The same while there are no neighbours: half the time in all, but 13 ms a pass."""
+LEAST_COLUMNS = 16
+MOST_COLUMNS = 64
+"""Known columns that the language model takes in one pass: as many while there are no neighbours,
+with half the time in all, but 13 ms a pass."""
 
 REBUILD_COLUMNS = 24
 """Known columns that are read in one pass for a conversation that goes on: 6 ms."""
@@ -328,6 +327,7 @@ class OnnxModel(StepModel):
         self._sessions = sessions
         self._config = config
         self._cpu_threads = cpu_threads
+        self._pace = Pace(LEAST_COLUMNS, MOST_COLUMNS, PASS_SECS)
         self._pool: ThreadPoolExecutor | None = None
         self.restart()
 
@@ -355,10 +355,9 @@ class OnnxModel(StepModel):
         alone = SlotMemory(self._sessions, self._config, 1)
         lane = Lane(self._sessions, alone, self._sampler, 1)
         codes: list[np.ndarray] = []
-        for step, pcm in enumerate(audio, start=1):
+        for pcm in audio:
             codes.append(lane.encode_alone(0, pcm))
-            if step % PREFILL_CODEC_STEPS == 0:
-                yield
+            yield  # Whoever asks knows how many of these parts fit into a turn.
         return np.stack(codes, axis=1)
 
     def prefill(
@@ -376,21 +375,20 @@ class OnnxModel(StepModel):
 
     def _prefill(self, slot: int, prefix: Prefix, is_alone: Callable[[], bool]) -> Iterator[None]:
         lane, memory = self._lanes[0], self._memory
-        for step, pcm in enumerate(prefix.audio, start=1):
+        for pcm in prefix.audio:
             lane.encode_alone(slot, pcm)
-            if step % PREFILL_CODEC_STEPS == 0:
-                yield
-        for step, codes in enumerate(prefix.heard.T, start=1):
+            yield
+        for codes in prefix.heard.T:
             lane.decode_alone(slot, codes)
-            if step % PREFILL_CODEC_STEPS == 0:
-                yield
+            yield
         columns = prefix.columns(self._config["delays"], memory.token_ring.initial.tolist())
         known, begin = columns[:, :-1], 0
         while begin < known.shape[1]:
-            at_once = PREFILL_COLUMNS_ALONE if is_alone() else PREFILL_COLUMNS
-            at_once = min(at_once, memory.ring.context)
-            lane.read(slot, known[:, begin : begin + at_once])
-            begin += at_once
+            at_once = MOST_COLUMNS if is_alone() else self._pace.steps
+            part = known[:, begin : begin + min(at_once, memory.ring.context)]
+            with self._pace.part(part.shape[1]):
+                lane.read(slot, part)
+            begin += part.shape[1]
             yield
         lane.sample_after(slot, columns[:, -1], prefix.codes[:, -1])
 
