@@ -42,7 +42,8 @@ class Engine(DuplexBackend):
 
     Weights are read once a step for all conversations. A conversation produces the same tokens
     alone or beside others. A conversation may outlast the model's context window; the model then
-    forgets its oldest steps one by one.
+    forgets its oldest steps one by one, or is rebuilt (``long_calls``), at a moment that depends on
+    how busy the machine is.
 
     Example::
 
