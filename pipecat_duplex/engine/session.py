@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pipecat_duplex.conversation.echo import EchoSuppressor
 from pipecat_duplex.engine.model import Loaded
 from pipecat_duplex.engine.persona import Persona
 from pipecat_duplex.engine.preparation import Preparation
@@ -51,8 +52,8 @@ class EngineSession(DuplexSession):
     """A conversation in one slot of an engine.
 
     Belongs to the asyncio loop in which it was opened: call its methods there. The engine's thread
-    only takes frames out of ``waiting``, asks ``speaker`` for words, and posts steps back to that
-    loop.
+    only takes frames out of ``waiting``, takes the agent's voice out of them with ``echo``, asks
+    ``speaker`` for words, and posts steps back to that loop.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class EngineSession(DuplexSession):
         share: LoopShare,
         wake_engine: Callable[[], None],
         leave_slot: Callable[["EngineSession"], None],
+        suppress_echo: bool = True,
     ):
         """Initialize a session. Use ``Engine.open`` instead.
 
@@ -72,6 +74,7 @@ class EngineSession(DuplexSession):
             share: In which texts are spelled, beside those of other sessions.
             wake_engine: Called after a frame was put into ``waiting``.
             leave_slot: Called once, when the session is over.
+            suppress_echo: Keep the agent's own voice from what the model hears.
         """
         if config.seed is None:
             config = config.model_copy(update={"seed": secrets.randbits(63)})
@@ -79,6 +82,7 @@ class EngineSession(DuplexSession):
         self.loop = asyncio.get_running_loop()
         self.waiting: deque[Frame] = deque()
         self.speaker = Speaker()
+        self.echo = EchoSuppressor() if suppress_echo else None
         self.preparation: Preparation | None = None
         self._persona: Persona | None = None
         self._restored = False
