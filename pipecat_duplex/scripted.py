@@ -33,7 +33,7 @@ from pipecat_duplex.session import (
     StepTiming,
     check_step_audio,
 )
-from pipecat_duplex.session.history import STREAMS, History, ResumeKey
+from pipecat_duplex.session.history import STREAMS, History, ResumeKey, check_tokens
 from pipecat_duplex.session.streams import TextStreams, WordCutter
 
 WORD_STEPS = 3
@@ -126,7 +126,9 @@ class ScriptedSession:
         self._agent = _ScriptedAgent(script)
         self._max_secs = self._config.max_secs
         self._sent = 0
-        self._frames: asyncio.Queue[tuple[float, np.ndarray] | None] = asyncio.Queue()
+        self._frames: asyncio.Queue[tuple[float, np.ndarray, np.ndarray | None] | None]
+        self._frames = asyncio.Queue()
+        self._follows = False
         self._cutters: dict[int, WordCutter] = {}
         self._streams = TextStreams()
         self.closed = False
@@ -155,7 +157,23 @@ class ScriptedSession:
         """Take the next step of user audio; see :class:`~pipecat_duplex.session.DuplexSession`."""
         self._check_open()
         check_step_audio(pcm)
-        self._frames.put_nowait((time.monotonic(), pcm.copy()))
+        self._follows = False
+        return self._queue(pcm)
+
+    def follow(self, pcm: np.ndarray, tokens: np.ndarray) -> int:
+        """Take a step that was taken elsewhere.
+
+        See :class:`~pipecat_duplex.session.DuplexSession`.
+        """
+        self._check_open()
+        check_step_audio(pcm)
+        if not self._follows:
+            raise DuplexError("steps that were taken elsewhere come after a history")
+        check_tokens(tokens, text_tokens=100, audio_tokens=1000)
+        return self._queue(pcm, tokens)
+
+    def _queue(self, pcm: np.ndarray, tokens: np.ndarray | None = None) -> int:
+        self._frames.put_nowait((time.monotonic(), pcm.copy(), tokens))
         self._sent += 1
         return self._sent - 1
 
@@ -165,7 +183,7 @@ class ScriptedSession:
             item = await self._frames.get()
             if item is None:
                 return
-            sent_secs, pcm = item
+            sent_secs, pcm, known = item
             if self._max_secs is not None and index * STEP_SECS >= self._max_secs:
                 self.closed = True
                 raise SessionEnded(self._id, f"it reached its limit of {self._max_secs:g} s")
@@ -175,6 +193,8 @@ class ScriptedSession:
             started_secs = time.monotonic()
             await asyncio.sleep(self._script.step_secs + self._script.stalls.get(index, 0.0))
             spoken = self._agent.step(index, pcm)
+            if known is not None:
+                self._agent.restore(known.tolist())
             timing = StepTiming(
                 waited_secs=started_secs - sent_secs, compute_secs=time.monotonic() - started_secs
             )
@@ -197,6 +217,7 @@ class ScriptedSession:
             raise DuplexError("a history is taken up before the first step, and once")
         history.check(FINGERPRINT, text_tokens=100, audio_tokens=1000)
         self._agent.restore(history.codes[:, -1].tolist())
+        self._follows = True
 
     async def say(
         self, text: str | AsyncIterable[str], *, cut_in: bool = False, more: bool = False
@@ -347,6 +368,7 @@ class _ScriptedAgent:
         """Go on after a step with these tokens."""
         self._restored = True
         _, number, spoken, self._word_step, self._replied, self._quiet_steps, *_ = tokens
+        self._now = None
         if number:
             self._now = self._scripted(number)
             self._now.spoken = spoken

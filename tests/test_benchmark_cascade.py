@@ -12,7 +12,7 @@ from benchmarks.cascade.figures import measure
 from benchmarks.cascade.librarian import STORY, answer_to, plain
 from benchmarks.cascade.report import Column, Report, make_column, markdown
 from benchmarks.cascade.scenes import KINDS, draw_scenes
-from benchmarks.cascade.stage import ASKED, DECIDED, WROTE, Call, Note
+from benchmarks.cascade.stage import ASKED, DECIDED, INTERRUPTED, WROTE, Call, Note
 from benchmarks.cascade.tool_call import (
     CALM,
     FILLER,
@@ -174,7 +174,7 @@ def test_a_right_context_has_no_faults():
     ("messages", "fault"),
     [
         ([agent(ANSWER), user("What is 2 plus 3?")], "stands after"),
-        ([user("What is 2 plus 3?"), agent(f"{ANSWER} exactly")], "the context goes on with"),
+        ([user("What is 2 plus 3?"), agent(f"{ANSWER} exactly")], 'nobody heard "exactly"'),
         ([user("What is 2 plus 3?"), agent("two plus three")], "what was heard with"),
         ([agent(ANSWER)], "is in no message"),
         ([user("Hello."), user("What is 2 plus 3?"), agent(ANSWER)], "nobody said"),
@@ -202,6 +202,17 @@ def test_words_said_while_the_user_talks_over_them_stand_before():
     messages = [agent("one two three four"), user("Stop."), agent("okay")]
     said = [(3.0, 4.8, "one two three four"), (5.6, 6.0, "okay")]
     assert faults(call(moment, said=said, transcripts=[turn], messages=messages)) == []
+
+
+def test_only_the_word_at_a_cut_may_be_missing():
+    moment = asked("barge_in", start_secs=4.0, end_secs=5.0)
+    turn = (" Stop. ", 4.1, 5.0, "turn")
+    messages = [agent("one two three"), user("Stop.")]
+    parts = {"said": [(3.0, 5.0, "one two three four")], "transcripts": [turn]}
+    held = call(moment, messages=messages, **parts)
+    assert 'what was heard with "four"' in faults(held)[0]
+    held.notes.append(Note(INTERRUPTED, 4.8))
+    assert faults(held) == []
 
 
 def test_a_word_needs_a_sound_or_a_mark():
@@ -280,6 +291,7 @@ def test_the_tables_hold_what_was_measured(tmp_path):
     assert "| answers a question within 5 s | 1.00 of 1 | 0.00 of 1 |" in table
     assert "| contexts that are wrong | 1 of 1 | – |" in table
     assert "a context is wrong" in table and "stops at a cough" not in table
+    assert set(reports.short_markdown(report).splitlines()) < set(table.splitlines())
     rows = [line for line in table.splitlines() if line.startswith("| ")]
     assert rows and json.loads(reports.as_json(report))["columns"]["given"]["chunks"] == 1500
     pytest.importorskip("matplotlib")

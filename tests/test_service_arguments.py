@@ -1,7 +1,6 @@
 """Nothing that a service is given is ignored in silence; what is wrong fails at once, in words."""
 
 import contextlib
-import importlib.util
 import math
 
 import numpy as np
@@ -244,12 +243,3 @@ async def test_a_history_that_cannot_be_taken_up_is_warned_of():
         )
     assert [text for text in told if "begins afresh" in text]
     assert conversation.assistant_words() == ["hello"]
-
-
-def test_no_frontend_of_a_backend_worker():
-    if importlib.util.find_spec("pipecat.pipeline.llm_with_backend") is None:
-        pytest.skip("this version of Pipecat has no LLMWithBackend")
-    from pipecat.pipeline.llm_with_backend import LLMWithBackend
-
-    with pytest.raises(ValueError, match="calls no functions"):
-        LLMWithBackend(frontend=DuplexLLMService(backend=backend()), backend="worker")

@@ -42,7 +42,7 @@ def options() -> argparse.Namespace:
         prog="python -m benchmarks.cascade", description=__doc__.splitlines()[0]
     )
     parser.add_argument("--checkpoint", default="embedded", help="embedded, a folder, or a name")
-    parser.add_argument("--dialogues", type=int, default=4, help="with each agent")
+    parser.add_argument("--dialogues", type=int, default=2, help="with each agent")
     parser.add_argument("--agents", nargs="*", choices=KINDS, default=KINDS)
     parser.add_argument("--at-once", type=int, default=2, help="dialogues at a time")
     parser.add_argument("--tools", type=int, default=2, help="rounds of three calls of a function")
@@ -152,6 +152,8 @@ def write(args: argparse.Namespace, report: Report, held: dict[str, list[Call]])
     (args.out / "cascade.md").write_text(reports.markdown(report))
     (args.out / "cascade.json").write_text(reports.as_json(report))
     reports.plot(report, args.out / "cascade.png")
+    for kind, calls in held.items():
+        (args.out / f"{kind}.json").write_text(reports.calls_as_json(calls))
     if args.sound:
         for kind, calls in held.items():
             for index, call in enumerate(calls):
@@ -171,6 +173,7 @@ def main() -> None:
     except (DuplexError, MissingParts) as error:
         sys.exit(str(error))
     print(reports.markdown(report))
+    print(f"For the README:\n\n{reports.short_markdown(report)}")
     write(args, report, held)
 
 

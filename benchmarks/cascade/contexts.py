@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from benchmarks.cascade.librarian import plain
-from benchmarks.cascade.stage import Call
+from benchmarks.cascade.stage import INTERRUPTED, Call
 from benchmarks.duplex.dialogue import SOUND_LEVEL
 from benchmarks.duplex.figures import utterances
 from pipecat_duplex.session import SAMPLE_RATE_HZ
@@ -16,7 +16,7 @@ WORD_LEAD_SECS = 0.25
 
 _UNHEARD = re.compile(r"\[not heard: ([^\]]*)\]")
 _SOUND_SECS = 0.8
-_SPEECH = ("ask", "pause", "barge_in", "backchannel", "interruption", "tool")
+_CUT_SECS = 0.8
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def faults(call: Call) -> list[str]:
     """Return what is wrong with a context, in words; empty if it is right.
 
     - The agent's messages are the words that were heard, each once and in their order; what is
-      marked as not heard is no fault.
+      marked as not heard is no fault, nor is a missing word at which the agent was cut off.
     - Each message of the user's is made of transcripts, each transcript of a turn is in one.
     - It stands after what the agent had begun to say before the voice, and before the rest.
 
@@ -63,20 +63,25 @@ def hums_in_messages(call: Call) -> int:
 def _faults_of_words(call: Call) -> list[str]:
     told = " ".join(text for role, text in _messages(call) if role == "assistant")
     context = plain(_UNHEARD.sub(r"\1", told)).split()
-    heard = [word.text for word in _heard(call)]
-    if context != heard:
-        at = next(
-            (i for i, pair in enumerate(zip(context, heard, strict=False)) if pair[0] != pair[1]),
-            min(len(context), len(heard)),
-        )
-        in_context, out_loud = " ".join(context[at : at + 6]), " ".join(heard[at : at + 6])
-        return [f'the context goes on with "{in_context}", what was heard with "{out_loud}"']
     unheard = set(plain(" ".join(_UNHEARD.findall(told))).split())
-    return [
-        f'"{word.text}" at {word.at_secs:.1f} s has no sound'
-        for word in _heard(call)
-        if word.text not in unheard and not _sounds(call, word.at_secs)
-    ]
+    at, heard = 0, _heard(call)
+    for index, word in enumerate(heard):
+        if at < len(context) and word.text == context[at]:
+            at += 1
+            if word.text not in unheard and not _sounds(call, word.at_secs):
+                return [f'"{word.text}" at {word.at_secs:.1f} s has no sound']
+        elif not _is_cut(call, word):
+            in_context = " ".join(context[at : at + 6])
+            out_loud = " ".join(each.text for each in heard[index : index + 6])
+            where = f'at {word.at_secs:.1f} s the context goes on with "{in_context}"'
+            return [f'{where}, what was heard with "{out_loud}"']
+    return [f'nobody heard "{" ".join(context[at : at + 6])}"'] if at < len(context) else []
+
+
+def _is_cut(call: Call, word: _Heard) -> bool:
+    """Whether the agent gave up before the word was out: then it may be missing."""
+    gaps = (n.at_secs - word.at_secs for n in call.notes if n.what == INTERRUPTED)
+    return any(-_CUT_SECS <= gap <= _CUT_SECS for gap in gaps)
 
 
 def _faults_of_order(call: Call) -> list[str]:

@@ -18,6 +18,8 @@ from benchmarks.duplex.overlap import Reaction, overlap_lines
 
 MAX_LATE_SHARE = 0.01
 
+_Row = tuple[str, Callable[[str, "Column"], str]]
+
 
 @dataclass
 class Column:
@@ -104,14 +106,9 @@ def markdown(report: Report) -> str:
         "Shares with the number of cases; delays as median, 90th percentile.",
         "",
         *_late_lines(report),
-        f"| | {' | '.join(TITLES[kind] for kind in columns)} |",
-        f"| --- |{' --- |' * len(columns)}",
+        *_table(columns, _ROWS),
+        "",
     ]
-    for label, cell in _ROWS:
-        cells = [cell(kind, column) for kind, column in columns.items()]
-        if any(text != "–" for text in cells):
-            lines.append(f"| {label} | {' | '.join(cells)} |")
-    lines.append("")
     reactions = {TITLES[kind]: c.overlaps for kind, c in columns.items() if c.overlaps}
     if reactions:
         lines += [*overlap_lines(reactions), ""]
@@ -122,6 +119,23 @@ def markdown(report: Report) -> str:
         lines += [f"- {TITLES[kind]}: a context is wrong: {text}" for text in wrong]
         lines += [f"- {TITLES[kind]}: ended early: {text}" for text in column.failures]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def short_markdown(report: Report) -> str:
+    """Return the few rows that the README holds."""
+    return "\n".join(_table(report.columns, [row for row in _ROWS if row[0] in _SHORT])) + "\n"
+
+
+def _table(columns: dict[str, Column], rows: Sequence[_Row]) -> list[str]:
+    lines = [
+        f"| | {' | '.join(TITLES[kind] for kind in columns)} |",
+        f"| --- |{' --- |' * len(columns)}",
+    ]
+    for label, cell in rows:
+        cells = [cell(kind, column) for kind, column in columns.items()]
+        if any(text != "–" for text in cells):
+            lines.append(f"| {label} | {' | '.join(cells)} |")
+    return lines
 
 
 def _late_lines(report: Report) -> list[str]:
@@ -175,7 +189,7 @@ def _late(kind: str, column: Column) -> str:
     return f"{share_of_chunks}, {column.late_steps / column.steps:.1%}"
 
 
-_ROWS: tuple[tuple[str, Callable[[str, Column], str]], ...] = (
+_ROWS: tuple[_Row, ...] = (
     ("answers a question within 5 s", lambda kind, column: _share(share(column.figures.taken))),
     ("from the last word to the first sound", _part("whole")),
     ("– until the turn is taken to be over", _part("turn")),
@@ -212,6 +226,18 @@ _ROWS: tuple[tuple[str, Callable[[str, Column], str]], ...] = (
 )
 
 
+_SHORT = {
+    "answers a question within 5 s",
+    "from the last word to the first sound",
+    "speaks into a sentence with a pause of 0.4 to 1.2 s",
+    "asks the LLM before such a sentence is over",
+    "yields to a question within 1 s",
+    'stops at an "uh huh"',
+    "stops at a cough",
+    "stops at a noise",
+}
+
+
 def _tool_lines(tools: ToolFigures) -> list[str]:
     within = share(secs <= 0.8 for secs in tools.filler_secs)
     quick = share(secs <= YIELD_SECS[0] for secs in tools.yield_secs)
@@ -232,6 +258,18 @@ def _tool_lines(tools: ToolFigures) -> list[str]:
 def as_json(report: Report) -> str:
     """Return everything, for programs."""
     return json.dumps(_plain(asdict(report)), indent=1) + "\n"
+
+
+def calls_as_json(calls: Sequence[Call]) -> str:
+    """Return what happened in each dialogue, without its sound."""
+    found = []
+    for call in calls:
+        dialogue = call.dialogue
+        data = {field: getattr(call, field) for field in ("messages", "transcripts", "said")}
+        data |= {"voice": dialogue.voice, "words": dialogue.words}
+        data |= {"moments": [asdict(m) for m in dialogue.moments]}
+        found.append(data | {"notes": [asdict(note) for note in call.notes]})
+    return json.dumps(_plain(found), indent=1) + "\n"
 
 
 def _plain(value):

@@ -235,6 +235,8 @@ async def run(args: argparse.Namespace) -> tuple[list[Run], list[Left], float]:
     for way in args.ways:
         held, tokens = await hold(way, plans, args, window_secs)
         runs.append(held)
+        if args.json:
+            args.json.write_text(as_json(args, runs, []))  # one way may take minutes
         codes = tokens if codes is None else codes
     assert codes is not None
     shares = (0.25, 0.75, 1.0, 1.25, 1.5, 2, 3, 5, 9)

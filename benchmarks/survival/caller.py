@@ -32,9 +32,6 @@ from pipecat_duplex.session import (
     STEP_SAMPLES,
     STEP_SECS,
     WORD_START,
-    DuplexBackend,
-    DuplexSession,
-    SessionConfig,
 )
 
 NUMBERS = tuple("one two three four five six seven eight nine ten".split())
@@ -71,22 +68,6 @@ class CallResult:
     moves: int = 0
 
 
-class _WatchedFleet(DuplexBackend):
-    """Notes when sessions are opened: each after the first is a move."""
-
-    def __init__(self, urls: Sequence[str]):
-        self._fleet = RemoteFleet(urls)
-        self.opened_at_secs: list[float] = []
-
-    async def open(self, config: SessionConfig) -> DuplexSession:
-        session = await self._fleet.open(config)
-        self.opened_at_secs.append(asyncio.get_running_loop().time())
-        return session
-
-    async def close(self) -> None:
-        await self._fleet.close()
-
-
 class _Microphone(BaseInputTransport):
     def __init__(self):
         super().__init__(
@@ -114,7 +95,7 @@ class Caller:
                 caller asks it to count to ten, again and again.
         """
         self._task: Task = task
-        self._fleet = _WatchedFleet(urls)
+        self._fleet = RemoteFleet(urls)
         settings = DuplexLLMService.Settings(text_temperature=0, audio_temperature=0)
         self._service = DuplexLLMService(backend=self._fleet, settings=settings)
         self._microphone = _Microphone()
@@ -127,6 +108,7 @@ class Caller:
         self._over = asyncio.Event()
         self._requests_at_secs: list[float] = []
         self._problems: list[str] = []
+        self._moved_at_secs: list[float] = []
 
     async def run(self, secs: float) -> CallResult:
         """Hold the call.
@@ -161,6 +143,10 @@ class Caller:
         @self._service.event_handler("on_session_started")
         async def on_session_started(_, session_id):
             self.began.set()
+
+        @self._service.event_handler("on_session_moving")
+        async def on_session_moving(_, session_id, reason):
+            self._moved_at_secs.append(asyncio.get_running_loop().time())
 
         @self._service.event_handler("on_session_ended")
         async def on_session_ended(_, session_id, reason):
@@ -250,7 +236,7 @@ class Caller:
             lost=self._problems[0] if self._problems else None,
             context_is_right=self._context_words() == self._heard,
             silences_secs=self._silences(),
-            moves=max(0, len(self._fleet.opened_at_secs) - 1),
+            moves=len(self._moved_at_secs),
         )
 
     def _count_told(self) -> tuple[WordCount, int]:
@@ -288,7 +274,7 @@ class Caller:
         usual_secs = float(np.median([b - a for a, b in gaps]))
         within = [
             max(0.0, b - a - usual_secs)
-            for moved_at_secs in self._fleet.opened_at_secs[1:]
+            for moved_at_secs in self._moved_at_secs
             for a, b in gaps
             if a <= moved_at_secs < b and b - a < 10
         ]

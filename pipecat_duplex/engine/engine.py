@@ -274,7 +274,11 @@ class Engine(DuplexBackend):
             )
         if config.text_prompt or config.voice_prompt:
             try:
-                await session.prepare(await self._read_persona(config))
+                persona = await self._read_persona(config)
+                if config.restores:
+                    session.be_late(persona)
+                else:
+                    await session.prepare(persona)
             except BaseException:
                 await session.close()
                 raise

@@ -5,7 +5,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipecat_duplex.engine.model import ChooseWord, SlotOutput, StepModel
+from pipecat_duplex.engine.model import (
+    NONE_KNOWN,
+    ChooseWord,
+    KnownTokens,
+    SlotOutput,
+    StepModel,
+)
 from pipecat_duplex.session import STEP_SAMPLES, SessionConfig
 
 SILENCE = np.zeros(STEP_SAMPLES, np.float32)
@@ -24,7 +30,10 @@ class PartialStep(NamedTuple):
 
 
 def step_apart(
-    model: StepModel, frames: Mapping[int, np.ndarray], choose_word: ChooseWord | None
+    model: StepModel,
+    frames: Mapping[int, np.ndarray],
+    choose_word: ChooseWord | None,
+    known: KnownTokens = NONE_KNOWN,
 ) -> PartialStep:
     """Take a step again that has failed and was undone, in ever smaller parts.
 
@@ -36,6 +45,7 @@ def step_apart(
         model: The model, as it was before the step.
         frames: The user's audio by slot.
         choose_word: As in ``StepModel.step``; it is asked again and must repeat itself.
+        known: As in ``StepModel.step``.
 
     Raises:
         Exception: What the model raises for any conversation: none of them is at fault.
@@ -47,7 +57,9 @@ def step_apart(
     while parts:
         slots = parts.pop()
         try:
-            outputs |= model.step({slot: frames[slot] for slot in slots}, choose_word)
+            of_these = {slot: known[slot] for slot in slots if slot in known}
+            options = {"known": of_these} if of_these else {}
+            outputs |= model.step({slot: frames[slot] for slot in slots}, choose_word, **options)
         except Exception as error:
             model.undo()
             if len(slots) > 1:

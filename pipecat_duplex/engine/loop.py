@@ -270,7 +270,7 @@ class StepLoop:
         words = WordChooser(batch)
         heard = {slot: _hear(session, frame) for slot, (session, frame) in batch.items()}
         try:
-            outputs, faults = self._compute(model, heard, words)
+            outputs, faults = self._compute(model, batch, heard, words)
         except Exception as error:
             logger.opt(exception=error).error("A step of the engine failed")
             self._recover(model, error)
@@ -310,21 +310,23 @@ class StepLoop:
             self._expel(model, slot, batch[slot][0], error)
 
     def _compute(
-        self, model: StepModel, frames: dict[int, np.ndarray], words: WordChooser
+        self, model: StepModel, batch: Batch, frames: dict[int, np.ndarray], words: WordChooser
     ) -> tuple[dict[int, SlotOutput], dict[int, Exception]]:
         """Run the model; return its outputs, and what it raised for sessions that it fails for.
 
         Raises:
             Exception: The model fails for every session.
         """
+        tokens = {s: frame.tokens for s, (_, frame) in batch.items() if frame.tokens is not None}
+        known = {"known": tokens} if tokens else {}
         choose_word = words if words.is_needed else None
         try:
-            return model.step(frames, choose_word), {}
+            return model.step(frames, choose_word, **known), {}
         except Exception as error:
             logger.warning(f"A step of the engine failed and is taken again: {_describe(error)}")
             self.recorder.add_failure()
         model.undo()
-        return step_apart(model, frames, choose_word)
+        return step_apart(model, frames, choose_word, **known)
 
     def _prepare(self, model: StepModel) -> None:
         """Do a part of what is to be done in slots before their first step, and let others step."""

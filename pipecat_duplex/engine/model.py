@@ -3,6 +3,7 @@
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -21,6 +22,11 @@ T = TypeVar("T")
 
 Parts = Generator[None, None, T]
 """Work done in parts of some milliseconds, one at each ``next``; it returns the result."""
+
+KnownTokens = Mapping[int, np.ndarray]
+"""By slot, what a step gives that was taken elsewhere: monologue and agent, int, from the first."""
+
+NONE_KNOWN: KnownTokens = MappingProxyType({})
 
 ChooseWord = Callable[[int, int], int]
 """From a slot and the text token that was sampled in it to the token that the agent says."""
@@ -192,7 +198,10 @@ class StepModel(Protocol):
         ...
 
     def step(
-        self, frames: Mapping[int, np.ndarray], choose_word: ChooseWord | None = None
+        self,
+        frames: Mapping[int, np.ndarray],
+        choose_word: ChooseWord | None = None,
+        known: KnownTokens = NONE_KNOWN,
     ) -> dict[int, SlotOutput]:
         """Run one step for the slots that have a frame; the others do not notice.
 
@@ -200,6 +209,8 @@ class StepModel(Protocol):
             frames: The user's audio by slot, float32, shape ``(STEP_SAMPLES,)``, 24 kHz.
             choose_word: Called for each of those slots once the text token is sampled, and before
                 the agent's audio is; what it returns is said.
+            known: Slots in which this step was taken elsewhere, after a ``prefill``: it gives these
+                tokens, of streams that are at most one step late, and their sound.
 
         Returns:
             The output of each of those slots. A conversation's first step, before the acoustic

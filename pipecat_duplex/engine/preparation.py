@@ -135,12 +135,16 @@ class Preparations:
     ) -> Generator[None, None, None]:
         """Begin a slot's conversation and write what comes before its first step, in parts."""
         self._model.join(slot, preparation.config)
-        if preparation.persona is not None:
+        history = preparation.history
+        # What does not reach back to the beginning has a persona behind it that was forgotten,
+        # unless calls are rebuilt.
+        is_remembered = history is None or history.complete or self._limits is not None
+        if preparation.persona is not None and is_remembered:
             preparation.frames = yield from self._casting.frames(
                 preparation.persona, self._model.encode_parts
             )
-        if self._limits is not None and preparation.history is not None:
-            preparation.history = self._limits.shorten(preparation.frames, preparation.history)
+        if self._limits is not None and history is not None:
+            preparation.history = self._limits.shorten(preparation.frames, history)
         prefix = Prefix.make(preparation.frames, preparation.history)
         if prefix is not None:
             yield from self._model.prefill(slot, prefix, is_alone)

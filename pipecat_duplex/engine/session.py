@@ -28,7 +28,7 @@ from pipecat_duplex.session import (
     Step,
     check_step_audio,
 )
-from pipecat_duplex.session.history import History, ResumeKey
+from pipecat_duplex.session.history import CODEBOOKS, History, ResumeKey, check_tokens
 from pipecat_duplex.session.inbox import StepInbox
 from pipecat_duplex.session.saying import MAX_SAY_BYTES, check_words
 from pipecat_duplex.session.streams import TextStreams, WordCutter
@@ -46,6 +46,7 @@ class Frame(NamedTuple):
     step_index: int
     pcm: np.ndarray
     sent_at_secs: float
+    tokens: np.ndarray | None = None  # of monologue and agent, where they are known
 
 
 class EngineSession(DuplexSession):
@@ -85,7 +86,9 @@ class EngineSession(DuplexSession):
         self.echo = EchoSuppressor() if suppress_echo else None
         self.preparation: Preparation | None = None
         self._persona: Persona | None = None
+        self._late_persona: Persona | None = None
         self._restored = False
+        self._follows = False  # whether steps that were taken elsewhere may still come
         self._loaded = loaded
         self._utterances = 0
         self._share = share
@@ -149,13 +152,33 @@ class EngineSession(DuplexSession):
                 steps are pending.
         """
         check_step_audio(pcm)
+        self._follows = False
+        return self._queue(pcm)
+
+    def follow(self, pcm: np.ndarray, tokens: np.ndarray) -> int:
+        """Take a step that was taken elsewhere.
+
+        See :class:`~pipecat_duplex.session.DuplexSession`.
+        """
+        check_step_audio(pcm)
+        if not self._follows:
+            raise DuplexError(
+                "steps that were taken elsewhere come after a history, and before others"
+            )
+        summary = self._loaded.summary
+        check_tokens(tokens, summary.text_tokens, summary.audio_tokens)
+        return self._queue(pcm, tokens[: 1 + CODEBOOKS].astype(np.int64))
+
+    def _queue(self, pcm: np.ndarray, tokens: np.ndarray | None = None) -> int:
         self._inbox.check_open()
         if self._sent == self._max_steps:
             raise SessionEnded(self._id, self._limit_reason())
         self._inbox.accept(self._sent)
+        if self._late_persona is not None:
+            self._prepare_late(self._late_persona)
         index = self._sent
         self._sent += 1
-        self.waiting.append(Frame(index, pcm.copy(), time.perf_counter()))
+        self.waiting.append(Frame(index, pcm.copy(), time.perf_counter(), tokens))
         self._wake_engine()
         return index
 
@@ -180,11 +203,28 @@ class EngineSession(DuplexSession):
         self._inbox.check_open()
         if self._sent or self.preparation is not None or self._restored:
             raise DuplexError("a history is taken up before the first step, and once")
-        self._persona, self._restored = persona, history is not None
-        done = self.loop.create_future()
+        await self._prepare(persona, history)
+        self._follows = history is not None
+
+    def be_late(self, persona: Persona) -> None:
+        """Take up a persona with the history, or with the first step if no history comes."""
+        self._persona = self._late_persona = persona
+
+    def _prepare(self, persona: Persona | None, history: History | None) -> "asyncio.Future[None]":
+        self._persona, self._late_persona = persona, None
+        self._restored = history is not None
+        done: asyncio.Future[None] = self.loop.create_future()
         self.preparation = Preparation(self._id, self.config, persona, history, done)
         self._wake_engine()
-        await done
+        return done
+
+    def _prepare_late(self, persona: Persona) -> None:
+        def finish(done: "asyncio.Future[None]") -> None:
+            error = None if done.cancelled() else done.exception()
+            if error is not None:
+                self.end(str(error))
+
+        self._prepare(persona, None).add_done_callback(finish)
 
     async def restore(self, history: History) -> None:
         """Go on with a conversation; see :class:`~pipecat_duplex.session.DuplexSession`.

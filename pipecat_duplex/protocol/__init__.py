@@ -11,7 +11,7 @@ from pipecat_duplex.protocol.encoding import (
     parse,
     shorten,
 )
-from pipecat_duplex.protocol.greeting import CAN_SAY, RESTORE, SAY, STREAM, Greeting
+from pipecat_duplex.protocol.greeting import CAN_SAY, FOLLOW, RESTORE, SAY, STREAM, Greeting
 from pipecat_duplex.protocol.messages import (
     MAX_PIECE_BYTES,
     AgentStep,
@@ -44,6 +44,7 @@ from pipecat_duplex.protocol.query import (
 
 __all__ = [
     "CAN_SAY",
+    "FOLLOW",
     "MAX_MESSAGE_BYTES",
     "MAX_PIECE_BYTES",
     "MAX_SEED",

@@ -23,6 +23,9 @@ CAN_SAY = "can-say"
 RESTORE = "restore"
 """Feature of a server that gives out tokens, and goes on with conversations held elsewhere."""
 
+FOLLOW = "follow"
+"""Feature of a server that takes steps which were taken elsewhere, after a history."""
+
 FORMER_SAY_BYTES = 4096
 """Longest words that servers before 0.4 took."""
 

@@ -72,6 +72,8 @@ def build_query(
     if audio_format != "opus":
         query["format"] = audio_format
         query["tokens"] = "move" if moves else "1"
+    if config.restores:
+        query["restores"] = "1"
     return query
 
 
@@ -100,7 +102,11 @@ def parse_query(query: Mapping[str, str]) -> SessionRequest:
     tokens = query.get("tokens") or "0"
     if tokens not in ("0", "1", "move"):
         raise WireError(f"tokens={tokens[:40]!r}: there are '0', '1' and 'move'")
-    others = {"text_seed", "audio_seed", "seed", "max_steps", "format", "tokens"}
+    restores = query.get("restores") or "0"
+    if restores not in ("0", "1"):
+        raise WireError(f"restores={restores[:40]!r}: there are '0' and '1'")
+    fields["restores"] = restores == "1"
+    others = {"text_seed", "audio_seed", "seed", "max_steps", "format", "tokens", "restores"}
     known = {*_CONFIG_NAMES, *_ACCESS_NAMES, *others}
     try:
         config = SessionConfig(**fields)

@@ -162,7 +162,8 @@ class RemoteBackend(DuplexBackend):
         if self._closed:
             raise DuplexError(f"the connection to {self.host} was closed")
         prompts = self._prompts_of(config)
-        prompted = bool(prompts)
+        # A session that is to be restored reads its prompts with the history.
+        prompted = bool(prompts) and not config.restores
         if len(prompts) == 1 and not await self._is_one_of_ours():
             (given,) = prompts
             missing = ({"voice_prompt", "text_prompt"} - {given}).pop()

@@ -33,6 +33,9 @@ MAX_TRIES = 32
 FAILED_SECS = 3.0
 """How long a server that failed comes last."""
 
+SILENT_SECS = 0.35
+"""A server that gives no sign of life for so long comes last, too: there may be others."""
+
 WITH_ROOM, UNKNOWN, FULL, FAILED, DRAINING = range(5)
 """The order in which servers are tried. Servers of others do not tell how full they are."""
 
@@ -169,7 +172,9 @@ class RemoteFleet(DuplexBackend):
 
     def _note_failures(self) -> None:
         for member, session in self._sessions:
-            if session.failed:
+            outlook = session.outlook()
+            silent = (outlook.silent_secs or 0.0) > SILENT_SECS
+            if session.failed or (not session.ended and (outlook.leave or silent)):
                 member.failed_at_secs = time.monotonic()
         self._sessions = [each for each in self._sessions if not each[1].ended]
 

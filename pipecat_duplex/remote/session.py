@@ -34,8 +34,10 @@ from pipecat_duplex.session import (
     StepTiming,
     check_step_audio,
 )
+from pipecat_duplex.session.fair_clock import FairClock
 from pipecat_duplex.session.history import History, ResumeKey
 from pipecat_duplex.session.inbox import StepInbox
+from pipecat_duplex.session.outlook import Outlook
 from pipecat_duplex.session.saying import check_words
 from pipecat_duplex.session.streams import TextStreams
 
@@ -47,6 +49,12 @@ _MISSING = {
     protocol.STREAM: "takes whole texts only, and does not keep the model's own words back",
     protocol.CAN_SAY: "does not tell which words its model has",
 }
+
+LOOK_SECS = 0.1
+"""How often a session looks whether its server is alive."""
+
+MAX_TICK_SECS = 0.2
+"""Between two looks, more time than this went by because this process stood still."""
 
 INTRODUCTION_SECS = 1.0
 """How long after the handshake a server of ours takes at most to say what it is."""
@@ -65,7 +73,7 @@ class RemoteLimits:
         restore_secs: How long a server may take to go on with a conversation held elsewhere.
     """
 
-    ping_secs: float = 0.4
+    ping_secs: float = 0.2
     dead_secs: float = 1.5
     stall_secs: float = 5.0
     close_secs: float = 0.5
@@ -118,6 +126,8 @@ class RemoteSession(DuplexSession):
         self._inbox = StepInbox(self._id, self._end)
         self._max_secs = max_secs
         self._hangs_up_secs: float | None = None
+        if greeting is not None and greeting.secs_left is not None:
+            self._hangs_up_secs = time.monotonic() + greeting.secs_left
         self._sent = 0
         self._failed = False
         self._config = config
@@ -127,7 +137,9 @@ class RemoteSession(DuplexSession):
             self._introduction.set()
         self._extensions = Extensions(self._id)
         self._streams = TextStreams()
-        self._alive_secs = self._answered_secs = time.monotonic()
+        self._clock = FairClock(max_tick_secs=MAX_TICK_SECS)
+        self._alive_secs = self._clock.now_secs()
+        self._progress_secs = self._alive_secs
         self._out: asyncio.Queue[bytes] = asyncio.Queue()
         self._tasks = [
             asyncio.create_task(self._run(work), name=f"{self._id}-{work.__name__}")
@@ -161,6 +173,11 @@ class RemoteSession(DuplexSession):
             left_secs.append(self._hangs_up_secs - time.monotonic())
         return max(0.0, min(left_secs)) if left_secs else None
 
+    def outlook(self) -> Outlook:
+        """Return whether the server goes away, or has not been heard of."""
+        leave = "" if self._hangs_up_secs is None else f"{self._host} is shutting down"
+        return Outlook(leave, self._clock.now_secs() - self._alive_secs)
+
     @property
     def audio_format(self) -> protocol.AudioFormat:
         """How audio travels."""
@@ -190,13 +207,29 @@ class RemoteSession(DuplexSession):
             SessionEnded: The session is closed, has failed, or nobody takes its steps.
         """
         check_step_audio(pcm)
+        return self._send(pcm)
+
+    def follow(self, pcm: np.ndarray, tokens: np.ndarray) -> int:
+        """Send a step that was taken elsewhere.
+
+        See :class:`~pipecat_duplex.session.DuplexSession`.
+        """
+        check_step_audio(pcm)
+        if protocol.FOLLOW not in self._greeting.features:
+            raise DuplexError(f"{self._host} takes no steps that were taken elsewhere")
+        self._inbox.check_open()
+        self._out.put_nowait(protocol.encode(protocol.Tokens(self._sent, tokens)))
+        return self._send(pcm)
+
+    def _send(self, pcm: np.ndarray) -> int:
         self._inbox.accept(self._sent)
         if self._encoder is None:
             self._out.put_nowait(protocol.encode(protocol.Pcm(pcm)))
         else:
             self._out.put_nowait(protocol.encode(protocol.Audio(self._encoder.encode(pcm))))
-        now_secs = time.monotonic()
-        index, silent = self._pairing.send(now_secs)
+        if not self._pairing.waiting:
+            self._progress_secs = self._clock.now_secs()
+        index, silent = self._pairing.send(time.monotonic())
         self._sent += 1
         if silent:
             self._deliver_silence(index, 0.0)
@@ -338,7 +371,7 @@ class RemoteSession(DuplexSession):
     async def _read(self) -> str:
         while True:
             message = protocol.parse(await self._connection.recv())
-            self._alive_secs = time.monotonic()
+            self._alive_secs = self._clock.now_secs()
             if isinstance(message, protocol.Audio):
                 self._take_audio(message.data)
             elif isinstance(message, protocol.AgentStep):
@@ -361,20 +394,24 @@ class RemoteSession(DuplexSession):
     async def _watch(self) -> str:
         """Ping the server, and notice when it is gone or stuck."""
         limits = self._limits
+        pinged_secs = float("-inf")
         while True:
-            with contextlib.suppress(TimeoutError):  # The buffers are full: nobody reads.
-                async with asyncio.timeout(limits.dead_secs):
-                    pong = asyncio.ensure_future(await self._connection.ping(self._ping_payload()))
-                    pong.add_done_callback(self._note_pong)
-            await asyncio.sleep(limits.ping_secs)
-            now_secs = time.monotonic()
+            self._clock.tick()
+            now_secs = self._clock.now_secs()
             if now_secs - self._alive_secs > limits.dead_secs:
                 return f"{self._host} has given no sign of life for {limits.dead_secs:g} s"
-            oldest_secs = self._pairing.oldest_sent_secs
-            if oldest_secs is None:
-                continue
-            if now_secs - max(oldest_secs, self._answered_secs) > limits.stall_secs:
+            if self._pairing.waiting and now_secs - self._progress_secs > limits.stall_secs:
                 return f"{self._host} has answered no audio for {limits.stall_secs:g} s"
+            if now_secs - pinged_secs >= limits.ping_secs:
+                pinged_secs = now_secs
+                await self._ping()
+            await asyncio.sleep(min(LOOK_SECS, limits.ping_secs))
+
+    async def _ping(self) -> None:
+        with contextlib.suppress(TimeoutError):  # The buffers are full: nobody reads.
+            async with asyncio.timeout(LOOK_SECS):
+                pong = asyncio.ensure_future(await self._connection.ping(self._ping_payload()))
+                pong.add_done_callback(self._note_pong)
 
     def _ping_payload(self) -> bytes:
         """Return a payload that is a ping of Moshi's protocol too.
@@ -386,7 +423,7 @@ class RemoteSession(DuplexSession):
 
     def _note_pong(self, pong: asyncio.Future) -> None:
         if not pong.cancelled() and pong.exception() is None:
-            self._alive_secs = time.monotonic()
+            self._alive_secs = self._clock.now_secs()
 
     #
     # from the server
@@ -409,8 +446,7 @@ class RemoteSession(DuplexSession):
         mine = self._pairing.answer_oldest()
         if self._audio_format != "pcm" or mine is None or mine[0] != step.index:
             raise protocol.WireError(f"a step {step.index} that answers no frame")
-        self._answered_secs = time.monotonic()
-        under_way_secs = self._answered_secs - mine[1]
+        under_way_secs = time.monotonic() - mine[1]
         compute_secs = step.timing.compute_secs
         timing = StepTiming(max(0.0, under_way_secs - compute_secs), compute_secs)
         self._deliver(replace(step, timing=timing))
@@ -422,7 +458,7 @@ class RemoteSession(DuplexSession):
             self._take_block(pcm)
 
     def _take_block(self, pcm: np.ndarray) -> None:
-        self._answered_secs = now_secs = time.monotonic()
+        now_secs = time.monotonic()
         lost, mine = self._pairing.answer(now_secs)
         for index, sent_secs in lost:
             self._deliver_silence(index, now_secs - sent_secs)
@@ -445,6 +481,7 @@ class RemoteSession(DuplexSession):
         self._deliver(Step(index, pcm, token, piece, StepTiming(under_way_secs, 0.0)))
 
     def _deliver(self, step: Step) -> None:
+        self._progress_secs = self._clock.now_secs()
         self._inbox.put(self._extensions.annotate(step))
 
     #

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
 from loguru import logger
 
@@ -15,7 +16,6 @@ from pipecat_duplex.protocol.opus import OpusEncoder
 from pipecat_duplex.server.call_log import CallDelays, CallRecord
 from pipecat_duplex.server.caller_audio import CallerAudio, TooFast, lag_beyond_step
 from pipecat_duplex.server.connections import Connection, Meter
-from pipecat_duplex.server.fair_clock import FairClock
 from pipecat_duplex.server.limit import RateLimit
 from pipecat_duplex.server.metrics import Metrics
 from pipecat_duplex.server.settings import ServerSettings
@@ -28,6 +28,7 @@ from pipecat_duplex.session import (
     SessionEnded,
     Step,
 )
+from pipecat_duplex.session.fair_clock import FairClock
 from pipecat_duplex.session.history import History
 from pipecat_duplex.session.saying import MAX_SAY_BYTES, Saying, check_words, give
 
@@ -121,17 +122,14 @@ class Call:
         self._delays = CallDelays()
         self._requests: asyncio.Queue[protocol.Say | protocol.Hold | bytes] = asyncio.Queue()
         self._history = bytearray()
+        self._known: np.ndarray | None = None
+        self._followed = 0
         self._is_restoring = False
         self._greeted = False
         self._text_told = False
         self._ends_at_secs: float | None = None
         # When each of the messages that are being sent was begun.
         self._sending: dict[object, float] = {}
-
-    @property
-    def moves(self) -> bool:
-        """Whether the caller would rather go elsewhere at once than stay while we shut down."""
-        return self._asked.moves
 
     @property
     def waiting_secs(self) -> float:
@@ -225,6 +223,8 @@ class Call:
             message = protocol.parse(data)
             if isinstance(message, protocol.Audio | protocol.Pcm):
                 self._take_audio(message)
+            elif isinstance(message, protocol.Tokens):
+                self._take_tokens(message)
             elif isinstance(message, protocol.Say | protocol.Hold):
                 self._put_request(message)
             elif isinstance(message, protocol.HistoryPiece):
@@ -237,13 +237,25 @@ class Call:
             return None  # The steps that are still on their way come first, then the reason.
         except TooFast as e:
             return Ending("rate", WSCloseCode.POLICY_VIOLATION, str(e))
+        except DuplexError as e:  # No tokens of this model, or not now.
+            return Ending("protocol", WSCloseCode.INVALID_TEXT, str(e))
         return None
 
     def _take_audio(self, message: protocol.Audio | protocol.Pcm) -> None:
         now_secs = self._clock.now_secs()
+        known, self._known = self._known, None
         for pcm in self._audio.take(message, now_secs):
-            self._session.send(pcm)
+            if known is None:
+                self._session.send(pcm)
+            else:
+                self._followed = 1 + self._session.follow(pcm, known)
             self._audio.note_sent(now_secs)
+
+    def _take_tokens(self, message: protocol.Tokens) -> None:
+        """Keep the tokens of the step that comes next, which was taken elsewhere."""
+        if self._encoder is not None:
+            raise protocol.WireError("tokens of a step beside Opus: they go with raw audio")
+        self._known = message.tokens
 
     def _take_history(self, piece: bytes) -> None:
         if piece:
@@ -345,7 +357,8 @@ class Call:
 
     def _session_ending(self, error: SessionEnded) -> Ending:
         max_secs = self._asked.config.max_secs
-        if max_secs is not None and self._delays.steps * STEP_SECS > max_secs - 1e-6:
+        steps = self._delays.steps + self._followed
+        if max_secs is not None and steps * STEP_SECS > max_secs - 1e-6:
             return Ending("limit", WSCloseCode.OK, error.reason)
         return Ending("error", WSCloseCode.INTERNAL_ERROR, error.reason)
 
@@ -358,8 +371,8 @@ class Call:
         self._greeted = True
 
     async def _send_step(self, step: Step) -> None:
-        delay_secs = self._metrics.add_step(step.timing)
-        self._delays.add(delay_secs)
+        if step.index >= self._followed:  # Those before came faster than anybody speaks.
+            self._delays.add(self._metrics.add_step(step.timing))
         tokens = protocol.Tokens.of(step) if self._asked.tokens else []
         for note in (*protocol.SpeechNote.of(step), *tokens):
             await self._send_message(note)
@@ -392,7 +405,7 @@ class Call:
         secs_left = None
         if self._ends_at_secs is not None:
             secs_left = round(max(0.0, self._ends_at_secs - time.monotonic()), 1)
-        can_restore = {protocol.RESTORE} if memory is not None else set()
+        can_restore = {protocol.RESTORE, protocol.FOLLOW} if memory is not None else set()
         return protocol.Greeting(
             session=self._session.id,
             audio_format=self._asked.audio_format,

@@ -4,6 +4,7 @@ import asyncio
 import math
 import socket as sockets
 import ssl
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,7 +20,6 @@ from pipecat_duplex.server.access import has_key, is_allowed_origin, is_local_ho
 from pipecat_duplex.server.call import Call, Ending
 from pipecat_duplex.server.call_log import HttpLogger, ServerLog
 from pipecat_duplex.server.connections import BACKLOG, Connection, Connections
-from pipecat_duplex.server.fair_clock import FairClock
 from pipecat_duplex.server.listen import bind, is_loopback
 from pipecat_duplex.server.metrics import CONTENT_TYPE, Metrics
 from pipecat_duplex.server.settings import ServerSettings
@@ -33,6 +33,7 @@ from pipecat_duplex.session import (
     ReportsHealth,
     SessionConfig,
 )
+from pipecat_duplex.session.fair_clock import FairClock
 
 DRAINED = Ending(
     "drained", WSCloseCode.TRY_AGAIN_LATER, "the server is shutting down: please call again"
@@ -120,6 +121,7 @@ class DuplexServer:
         self._nobody.set()
         self._draining = False
         self._drain_secs = 0.0
+        self._drained_at_secs = 0.0
         self._sending_away = False
         self._runner: web.AppRunner | None = None
 
@@ -212,16 +214,14 @@ class DuplexServer:
     async def drain(self, timeout_secs: float) -> None:
         """Refuse new callers, tell those who are there, and wait until they have gone.
 
-        Callers that can go on elsewhere are sent away at once.
+        Callers that can go on elsewhere leave by themselves, as soon as another server has them.
 
         Args:
             timeout_secs: Callers who are still there after this time are sent away with code 1013.
         """
         self._draining = True
         self._drain_secs = timeout_secs
-        for call in self._calls:
-            if call.moves:
-                call.stop(DRAINED)
+        self._drained_at_secs = time.monotonic() + timeout_secs
         try:
             async with asyncio.timeout(timeout_secs):
                 await asyncio.gather(*(call.warn(timeout_secs) for call in self._calls))
@@ -356,6 +356,8 @@ class DuplexServer:
         self._calls.add(call)
         if self._sending_away:
             call.stop(DRAINED)
+        elif self._draining:  # It was let in just before.
+            await call.warn(max(0.0, self._drained_at_secs - time.monotonic()))
         try:
             record = await call.run()
         finally:
@@ -371,6 +373,10 @@ class DuplexServer:
     def _check(self, request: web.Request) -> protocol.SessionRequest:
         """Decide what can be decided without a slot, the cheapest first."""
         settings = self._settings
+        health = self._health()
+        if not health.ok:
+            kind = "stuck" if health.stuck else "failed"
+            raise Refusal(kind, 503, health.reason, {"Retry-After": str(settings.retry_secs)})
         if self._draining:
             after = {"Retry-After": str(max(1, math.ceil(self._drain_secs)))}
             raise Refusal("draining", 503, "the server is shutting down", after)

@@ -26,11 +26,6 @@ UNSUPPORTED_SETTINGS: dict[str, str] = {
 
 NO_TOOLS = "a full-duplex model calls no functions"
 
-FRONTEND_OBJECTION = (
-    "DuplexLLMService cannot take part in LLMWithBackend: the model calls no functions, so it "
-    "never delegates, and it answers no requests"
-)
-
 
 def warn_of_unsupported_settings(service: object, settings: LLMSettings) -> None:
     """Log a warning for each setting that was given and has no effect.

@@ -4,36 +4,32 @@ import asyncio
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from loguru import logger
 
 from pipecat_duplex.session.contract import DuplexBackend, DuplexSession, SessionConfig
+from pipecat_duplex.session.doubt import Doubt
 from pipecat_duplex.session.errors import DuplexError, SessionEnded
+from pipecat_duplex.session.fair_clock import FairClock
 from pipecat_duplex.session.history import History, HistoryKeeper, ResumeKey
 from pipecat_duplex.session.inbox import StepInbox
-from pipecat_duplex.session.retry import Pauses, Retry
-from pipecat_duplex.session.saying import Saying, Sayings, give
+from pipecat_duplex.session.outlook import outlook_of
+from pipecat_duplex.session.saying import Saying, give
 from pipecat_duplex.session.step import (
     STEP_SAMPLES,
     STEP_SECS,
     TEXT_PADDING,
     CanSay,
-    Said,
     Step,
     StepTiming,
     check_step_audio,
 )
 from pipecat_duplex.session.streams import TextStreams
+from pipecat_duplex.session.successor import Successor, Taken, hold_back
 from pipecat_duplex.session.unheard import UnheardAudio
-
-RETRY = Pauses(first_secs=0.1, max_secs=1.0)
-
-TRY_SECS = 10.0
-"""How long a session may take to be open and to have taken up the conversation."""
-
-MAX_ANEW = 5
-"""How often the time to give up is counted anew, after a try that had found a session."""
+from pipecat_duplex.session.utterances import Utterances
 
 NO_TIME = StepTiming(0.0, 0.0)
 
@@ -42,6 +38,27 @@ ASK_AGAIN_SECS = 0.05
 
 DELAY_NOTICE_SECS = 1.5
 """A move that takes longer is told as delayed, even if no try has failed so far."""
+
+LOOK_SECS = 0.05
+"""How often a session is looked at, whether it is about to end."""
+
+MAX_LOOK_SECS = 0.15
+"""Between two looks, more time than this went by because this process stood still."""
+
+HAND_OVER_SECS = 1.0
+"""How long steps wait for a successor that is about to be level."""
+
+MAX_BEHIND = 2
+"""Steps that a successor may be behind when nobody listens to the session before it any more."""
+
+MAX_PAUSE_STEPS = 25
+"""Steps that a successor that is ready waits for a pause between two words."""
+
+MAX_BARREN = 8
+"""Sessions in a row that may fail at once, before the conversation is at fault."""
+
+STEADY_STEPS = 12
+"""A session that has answered so many steps did not fail at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +74,18 @@ class MoveNews:
     moving: Callable[[str], Awaitable[None]]
     delayed: Callable[[str], Awaitable[None]]
     moved: Callable[[float], Awaitable[None]]
+
+
+class Leaving(NamedTuple):
+    """That it is time to leave a session.
+
+    Parameters:
+        reason: Why.
+        smooth: Whether the successor is about to be level, so that every step waits for it.
+    """
+
+    reason: str
+    smooth: bool = False
 
 
 async def restore_or_close(session: DuplexSession, history: History) -> None:
@@ -79,9 +108,13 @@ async def restore_or_close(session: DuplexSession, history: History) -> None:
 class ContinuedSession(DuplexSession):
     """A session that is moved when it fails, is drained or loses its server.
 
-    A move takes about a second. Meanwhile the agent is silent: steps of that time are answered with
-    silence at once. The user's audio of that time is kept, and the next model hears it first. Then
-    the agent continues where it stopped, and so do given words.
+    A server that shuts down says so before. The conversation then goes on there until another
+    session is where it is, and changes over between two steps: nothing is lost.
+
+    Of a server that has died nothing is left. Meanwhile the agent is silent, for about a second:
+    steps of that time are answered with silence at once. The user's audio of that time is kept, and
+    the next model hears it first. Then the agent continues where it stopped, and so do given words.
+    For a server that is not heard of, another session is prepared; it goes on if it is ready first.
     """
 
     def __init__(
@@ -94,6 +127,7 @@ class ContinuedSession(DuplexSession):
         give_up_secs: float,
         history: History | None = None,
         news: MoveNews | None = None,
+        monotonic_secs: Callable[[], float] = time.monotonic,
     ):
         """Initialize around an open session.
 
@@ -105,12 +139,14 @@ class ContinuedSession(DuplexSession):
             give_up_secs: How long another one is tried for.
             history: What it was restored from.
             news: Who is told of its moves.
+            monotonic_secs: The time, for tests.
         """
         self._news = news
         self._delay_told = False
         self._backend = backend
         self._config = config
         self._session: DuplexSession | None = session
+        self._steps = session.steps()
         self._keeper = HistoryKeeper(memory, history)
         self._give_up_secs = give_up_secs
         self._inbox = StepInbox(session.id)
@@ -119,16 +155,22 @@ class ContinuedSession(DuplexSession):
         self._answered = 0
         self._first = 0
         self._unheard = UnheardAudio()
-        self._late_steps = 0  # of the session, whose sound belongs into the gap
+        self._heard_from = 0  # steps of the session before this one belong into the gap
+        self._heard_steps = 0
+        self._barren = 0
         self._leaving: set[asyncio.Task[None]] = set()
-        self._sayings = Sayings()
-        self._numbers: dict[int, int] = {}
-        self._utterances = 0
-        self._waiting_words: list[tuple[int, Saying]] = []  # until it has moved
+        self._utterances = Utterances()
+        self._count = 0
         self._giving_words = asyncio.Lock()
         self._streams = TextStreams()
         self._held = False
-        self._ended_here: list[Said] = []  # told with the next step
+        self._successor: Successor | None = None
+        self._doubted = False  # whether the successor is there only in case
+        self._waits = False  # whether steps wait for a successor that is about to be level
+        self._leave_reason = ""
+        self._ready_steps = 0
+        self._clock = FairClock(monotonic_secs, max_tick_secs=MAX_LOOK_SECS)
+        self._doubt = Doubt()
         self.moves = 0
         self._task = asyncio.create_task(self._run(), name=f"{self._id}-continued")
 
@@ -152,7 +194,12 @@ class ContinuedSession(DuplexSession):
         """Seconds until the conversation ends; None if no end is known."""
         if self._config.max_secs is not None:
             return self._config.max_secs - self._sent * STEP_SECS
-        return None if self._session is None else self._session.secs_left
+        if self._session is None:
+            return None
+        is_going = bool(outlook_of(self._session).leave)
+        if is_going and (self._successor is None or not self._successor.has_failed):
+            return None  # The session ends, the conversation does not.
+        return self._session.secs_left
 
     def history(self) -> History | None:
         """Return the state from which the conversation can be rebuilt, also after its end."""
@@ -165,10 +212,12 @@ class ContinuedSession(DuplexSession):
         index = self._sent
         self._sent += 1
         if self._session is not None:
+            self._doubt.send(self._clock.now_secs())
             try:
                 self._session.send(pcm)
             except SessionEnded:
                 pass  # Answered as soon as the end is noticed.
+        if self._session is not None or self._waits:
             self._keeper.send(pcm.copy())
         else:
             self._unheard.add(pcm.copy())
@@ -179,6 +228,10 @@ class ContinuedSession(DuplexSession):
         """Iterate over the agent's steps, one for each ``send``, in order."""
         return self._inbox.steps()
 
+    #
+    # words
+    #
+
     async def say(
         self, text: str | AsyncIterable[str], *, cut_in: bool = False, more: bool = False
     ) -> int:
@@ -188,16 +241,28 @@ class ContinuedSession(DuplexSession):
         async with self._giving_words:
             self._inbox.check_open()
             saying = Saying(text, more=more)
-            number = self._utterances + 1
+            number = self._count + 1
             inner = await self._say_now(saying, cut_in=cut_in)
             if inner is None:
                 if cut_in:
-                    self._drop_waiting_words()
-                self._waiting_words.append((number, saying))
+                    self._utterances.drop_waiting()
+                self._utterances.wait(number, saying)
             else:
-                self._note_saying(inner, number, saying)
-            self._utterances = number
+                self._utterances.give(inner, number, saying)
+            self._count = number
             return number
+
+    async def _say_now(self, saying: Saying, *, cut_in: bool) -> int | None:
+        """Hand a saying to the session; None if it is moving."""
+        session = self._session
+        if session is None or self._is_in_gap:
+            return None
+        try:
+            inner = await give(session, saying, cut_in=cut_in)
+        except SessionEnded:
+            self._inbox.check_open()
+            return None
+        return inner if session is self._session else None  # It has moved meanwhile.
 
     async def can_say(self, text: str) -> CanSay:
         """Tell whether the model has the words; while it moves, this waits for the next session."""
@@ -214,14 +279,14 @@ class ContinuedSession(DuplexSession):
         """Add to an utterance; while it moves, it waits."""
         async with self._giving_words:
             self._inbox.check_open()
-            for number, saying in self._waiting_words:
-                if number == utterance_id:
-                    saying.add(text, more=more)
-                    return
-            inner = next((i for i, n in self._numbers.items() if n == utterance_id), None)
-            saying = None if inner is None else self._sayings.get(inner)
-            if inner is None or saying is None or self._session is None:
+            waiting = self._utterances.waiting(utterance_id)
+            if waiting is not None:
+                waiting.add(text, more=more)
+                return
+            given = self._utterances.given(utterance_id)
+            if given is None or self._session is None:
                 return  # It is over.
+            inner, saying = given
             saying.add(text, more=more)
             try:
                 await self._session.say_more(inner, text, more=more)
@@ -238,22 +303,44 @@ class ContinuedSession(DuplexSession):
                 self._inbox.check_open()
         self._held = held
 
-    async def _say_now(self, saying: Saying, *, cut_in: bool) -> int | None:
-        """Hand a saying to the session; None if it is moving."""
-        if self._session is None or self._late_steps:
-            return None
-        try:
-            return await give(self._session, saying, cut_in=cut_in)
-        except SessionEnded:
-            self._inbox.check_open()
-            return None
-
     async def hush(self) -> None:
         """Drop the rest of all given words."""
-        self._inbox.check_open()
-        self._drop_waiting_words()
-        if self._session is not None:
-            await self._session.hush()
+        async with self._giving_words:
+            self._inbox.check_open()
+            self._utterances.drop_waiting()
+            if self._session is not None:
+                try:
+                    await self._session.hush()
+                except SessionEnded:
+                    self._inbox.check_open()
+
+    async def _say_again(self, session: DuplexSession) -> None:
+        """Give the new session what the old one had not said."""
+        async with self._giving_words:
+            waiting = self._utterances.take_waiting()
+            while waiting:
+                number, rest = waiting.pop(0)
+                if not rest.text and not rest.more:
+                    self._utterances.refuse(number, rest)
+                    continue
+                try:
+                    # What was being said goes on at once, at the next word.
+                    inner = await give(session, rest, cut_in=bool(rest.before))
+                    self._utterances.give(inner, number, rest)
+                except BaseException as error:
+                    if isinstance(error, DuplexError) and not isinstance(error, SessionEnded):
+                        logger.warning(f"Session {self._id}: {rest.text!r} is not said: {error}")
+                        self._utterances.refuse(number, rest)
+                        continue
+                    for each in ((number, rest), *waiting):
+                        self._utterances.wait(*each)
+                    if isinstance(error, SessionEnded):
+                        return  # It moves again.
+                    raise
+
+    #
+    # the end
+    #
 
     async def restore(self, history: History) -> None:
         """Refuse: a session is restored before it is continued.
@@ -272,132 +359,217 @@ class ContinuedSession(DuplexSession):
         session, self._session = self._session, None
         if session is not None:
             await session.close()
+        if self._successor is not None:
+            await self._successor.close()
         await asyncio.gather(*self._leaving, return_exceptions=True)
 
-    async def _run(self) -> None:
-        while self._session is not None:
-            session = self._session
-            try:
-                await self._hear(session)
-                return
-            except SessionEnded as error:
-                await self._move(session, error)
-            except Exception as error:
-                logger.opt(exception=error).error(f"Session {self._id} failed")
-                self._inbox.end(f"it failed: {error}")
-                return
+    #
+    # the session of the moment
+    #
 
-    async def _hear(self, session: DuplexSession) -> None:
-        """Take the steps of a session."""
-        async for step in session.steps():
-            if step.index >= self._late_steps:
+    async def _run(self) -> None:
+        try:
+            while self._session is not None:
+                leaving = await self._stay(self._session)
+                if leaving is None:
+                    return
+                await self._move(self._session, leaving)
+        except Exception as error:
+            logger.opt(exception=error).error(f"Session {self._id} failed")
+            self._inbox.end(f"it failed: {error}")
+
+    async def _stay(self, session: DuplexSession) -> Leaving | None:
+        """Take a session's steps until it is to be left; None if it was closed."""
+        hearing = asyncio.create_task(self._hear(session))
+        looking = asyncio.create_task(self._look_out(session))
+        try:
+            await asyncio.wait([hearing, looking], return_when=asyncio.FIRST_COMPLETED)
+            return hearing.result() if hearing.done() else looking.result()
+        finally:
+            hearing.cancel()
+            looking.cancel()
+            await asyncio.gather(hearing, looking, return_exceptions=True)
+
+    async def _hear(self, session: DuplexSession) -> Leaving | None:
+        """Take the steps of a session until it ends, or can hand over."""
+        try:
+            async for step in self._steps:
                 self._take(step)
-                continue
-            self._keeper.take(step)
-            if step.index + 1 == self._late_steps:
-                self._late_steps = 0
-                await self._say_again(session)
+                if step.index + 1 == self._heard_from:
+                    self._heard_from = 0
+                    await self._say_again(session)
+                if self._can_hand_over(step):
+                    return Leaving(self._leave_reason, smooth=True)
+        except SessionEnded as error:
+            return Leaving(error.reason)
+        return None
 
     def _take(self, step: Step) -> None:
-        self._keeper.take(step)
-        number = self._numbers.get(step.utterance_id) if step.utterance_id else None
-        if step.utterance_id is not None:
-            self._sayings.hear(step.utterance_id, step.text_piece)
-        said = (*self._take_ended(), *(self._end_saying(each) for each in step.said))
+        pcm = self._keeper.take(step)
+        self._heard_steps += 1
+        self._doubt.hear(self._clock.now_secs(), waits=bool(self._keeper.unanswered))
+        self._tell_successor(pcm, step)
+        if step.index < self._heard_from:
+            return
+        number, said = self._utterances.hear(step)
         self._answered += 1
         index = self._first + step.index
         self._inbox.put(replace(step, index=index, utterance_id=number, said=said))
 
-    def _note_saying(self, inner: int, number: int, saying: Saying) -> None:
-        self._sayings.add(inner, saying)
-        self._numbers[inner] = number
+    def _tell_successor(self, pcm: np.ndarray | None, step: Step) -> None:
+        if self._successor is None:
+            return
+        if self._doubted:  # For nothing.
+            self._doubt.raise_caution(self._clock.now_secs())
+            self._drop_successor()
+        elif pcm is not None and step.tokens is not None:
+            self._successor.add(pcm, step.tokens)
 
-    def _end_saying(self, said: Said) -> Said:
-        saying = self._sayings.get(said.utterance_id)
-        self._sayings.end(said)
-        number = self._numbers.pop(said.utterance_id, said.utterance_id)
-        before = saying.before if saying is not None else ""
-        return replace(said, utterance_id=number, spoken=f"{before} {said.spoken}".strip())
+    def _can_hand_over(self, step: Step) -> bool:
+        """Whether the successor is close behind, and no word is in the middle."""
+        successor = self._successor
+        if successor is None or not successor.is_restored or step.index < self._heard_from:
+            return False
+        if successor.behind > MAX_BEHIND:
+            return False
+        self._ready_steps += 1
+        return step.text_token == TEXT_PADDING or self._ready_steps > MAX_PAUSE_STEPS
 
-    def _drop_waiting_words(self) -> None:
-        for number, saying in self._waiting_words:
-            self._ended_here.append(saying.ended(number))
-        self._waiting_words.clear()
-
-    def _take_ended(self) -> tuple[Said, ...]:
-        ended, self._ended_here = self._ended_here, []
-        return tuple(ended)
+    async def _look_out(self, session: DuplexSession) -> Leaving:
+        """Prepare for the end of a session; return when another is ready and this one is silent."""
+        while True:
+            await asyncio.sleep(LOOK_SECS)
+            self._clock.tick()
+            outlook, now_secs = outlook_of(session), self._clock.now_secs()
+            doubt = self._doubt.why(outlook.silent_secs, now_secs)
+            successor = self._successor
+            if successor is None and self.history() is not None and (doubt or outlook.leave):
+                logger.info(f"Session {self._id}: {outlook.leave or doubt}; another is prepared")
+                self._doubted = not outlook.leave
+                self._leave_reason = outlook.leave
+                self._successor = self._seek()
+            elif successor is not None and doubt and successor.is_level:
+                return Leaving(doubt)
 
     def _answer_with_silence(self) -> None:
         """Answer what was sent and will not be heard."""
         while self._answered < self._sent:
-            pcm, said = np.zeros(STEP_SAMPLES, np.float32), self._take_ended()
+            pcm, said = np.zeros(STEP_SAMPLES, np.float32), self._utterances.take_ended()
             self._inbox.put(Step(self._answered, pcm, TEXT_PADDING, None, NO_TIME, said=said))
             self._answered += 1
 
-    def _keep_words(self) -> None:
-        """Let what was not said wait for the next session."""
-        self._waiting_words += [
-            (self._numbers[inner], saying.continued()) for inner, saying in self._sayings.items()
-        ]
-        self._sayings.clear()
-        self._numbers.clear()
+    @property
+    def _is_in_gap(self) -> bool:
+        """Whether the session still hears what the user said to nobody."""
+        return self._heard_from > 0
 
-    async def _move(self, session: DuplexSession, error: SessionEnded) -> None:
+    #
+    # the next one
+    #
+    async def _move(self, session: DuplexSession, leaving: Leaving) -> None:
         """Go on in another session; end with a reason if there is none."""
         self._session = None
-        self._late_steps = 0
-        self._unheard.add(*self._keeper.take_unanswered())
-        self._keep_words()
-        self._answer_with_silence()
-        started_secs = time.monotonic()
-        logger.info(f"Session {self._id}: {error.reason}; it moves")
+        self._utterances.take_back()
+        self._waits = leaving.smooth
+        if not leaving.smooth:
+            self._open_gap()
         self._leave(session)
-        history, reason = self.history(), error.reason
-        if self._is_at_its_limit() or history is None:
-            self._inbox.end(reason)
+        started_secs = time.monotonic()
+        logger.info(f"Session {self._id}: {leaving.reason}; it moves")
+        if not self._may_go_on():
+            self._inbox.end(leaving.reason)
             return
         self._delay_told = False
-        waiting = f"{reason}; no other has answered yet"
+        waiting = f"{leaving.reason}; no other has answered yet"
         late = asyncio.create_task(self._tell_of_delay(waiting, DELAY_NOTICE_SECS))
         try:
             if self._news is not None:
-                await self._news.moving(reason)
-            fresh = await self._open_elsewhere(history, Retry(self._give_up_secs, RETRY))
+                await self._news.moving(leaving.reason)
+            fresh = await self._find_next()
         except DuplexError as problem:
-            self._inbox.end(f"{reason}; it cannot go on elsewhere: {problem}")
+            self._inbox.end(f"{leaving.reason}; it cannot go on elsewhere: {problem}")
             return
         finally:
             late.cancel()
         await self._go_on(fresh)
         secs = time.monotonic() - started_secs
-        logger.info(f"Session {self._id} goes on as {fresh.id} after {secs:.2f} s")
+        logger.info(f"Session {self._id} goes on as {fresh.session.id} after {secs:.2f} s")
         if self._news is not None:
             await self._news.moved(secs)
 
-    async def _tell_of_delay(self, problem: str, after_secs: float) -> None:
-        await asyncio.sleep(after_secs)
-        if self._news is not None and not self._delay_told:
-            self._delay_told = True
-            await self._news.delayed(problem)
+    def _may_go_on(self) -> bool:
+        """Whether the conversation is neither at its limit nor at fault."""
+        self._barren = self._barren + 1 if self._heard_steps < STEADY_STEPS else 0
+        return not self._is_at_its_limit() and self._barren < MAX_BARREN
 
-    async def _go_on(self, session: DuplexSession) -> None:
-        """Let a session go on: with what the user said to nobody, then with what comes."""
-        if self._held:
-            await self._hold_again(session)
-        speech = self._unheard.take_speech(self._keeper.audio)
-        self._late_steps = len(speech)
-        self._first = self._sent - len(speech)
-        self._session = session
+    def _open_gap(self) -> None:
+        """From here on nobody listens, until another session does."""
+        self._waits = False
+        self._unheard.add(*self._keeper.take_unanswered())
+        self._answer_with_silence()
+
+    async def _find_next(self) -> Taken:
+        """Return the next session, as soon as it is where the conversation is."""
+        successor = self._successor or self._seek()
+        self._successor, self._doubted = successor, False
+        successor.give_up_after(self._give_up_secs)
+        if self._waits:
+            try:
+                async with asyncio.timeout(HAND_OVER_SECS):
+                    await successor.level()
+            except TimeoutError:
+                self._open_gap()
+        await successor.level()
+        self._successor = None
+        return successor.take()
+
+    async def _go_on(self, fresh: Taken) -> None:
+        """Let a session go on with what nobody has answered, then with what comes."""
+        session = fresh.session
+        self._steps = fresh.steps
+        self._heard_steps = 0
+        self._doubt.begin()
+        try:
+            if fresh.held != self._held:
+                await hold_back(session, self._held)
+        except SessionEnded:
+            pass  # Noticed by those who take its steps: it moves again.
+        smooth = self._waits
+        if smooth:
+            await self._say_again(session)
+            self._first, waiting = self._answered - fresh.followed, self._keeper.unanswered
+        else:
+            waiting = self._unheard.take_speech(self._keeper.audio)
+            self._first = self._sent - len(waiting) - fresh.followed
+            self._heard_from = fresh.followed + len(waiting) if waiting else 0
+            for pcm in waiting:
+                self._keeper.send(pcm)
+        self._session, self._waits = session, False
         self.moves += 1
         try:
-            for pcm in speech:
-                self._keeper.send(pcm)
+            for pcm in waiting:
+                self._doubt.send(self._clock.now_secs())
                 session.send(pcm)
         except SessionEnded:
-            return  # Noticed by those who take its steps: it moves again.
-        if not speech:
+            return  # As above.
+        if not smooth and not waiting:
             await self._say_again(session)
+
+    def _seek(self) -> Successor:
+        self._ready_steps = 0
+        return Successor(
+            self._backend,
+            self._rest_of_config,
+            self.history,
+            hold=lambda: self._held,
+            leave=self._leave,
+            problem=self._note_problem,
+        )
+
+    def _drop_successor(self) -> None:
+        if self._successor is not None:
+            self._successor.drop()
+        self._successor, self._doubted = None, False
 
     def _leave(self, session: DuplexSession) -> None:
         """Close a session in the background: its server may be slow to say goodbye."""
@@ -405,65 +577,21 @@ class ContinuedSession(DuplexSession):
         self._leaving.add(leaving)
         leaving.add_done_callback(self._leaving.discard)
 
-    async def _open_elsewhere(self, history: History, retry: Retry) -> DuplexSession:
-        anew = MAX_ANEW
-        while True:
-            opened: list[DuplexSession] = []
-            try:
-                return await self._try_elsewhere(history, opened)
-            except DuplexError as problem:
-                await self._tell_of_delay(str(problem), after_secs=0)
-                if opened and anew:
-                    anew -= 1
-                    retry.restart()
-                if not await retry.pause():
-                    raise
+    async def _note_problem(self, problem: DuplexError) -> None:
+        logger.debug(f"Session {self._id}: no other yet: {problem}")
+        if self._session is None:
+            await self._tell_of_delay(str(problem), after_secs=0)
 
-    async def _try_elsewhere(self, history: History, opened: list[DuplexSession]) -> DuplexSession:
-        """Open a session and restore it; what was opened is noted, however it ends."""
-        try:
-            async with asyncio.timeout(TRY_SECS):
-                fresh = await self._backend.open(self._rest_of_config())
-                opened.append(fresh)
-                await fresh.restore(history)
-                return fresh
-        except TimeoutError as error:
-            self._leave_all(opened)
-            raise DuplexError(f"it took longer than {TRY_SECS:g} s") from error
-        except BaseException:
-            self._leave_all(opened)
-            raise
-
-    def _leave_all(self, sessions: list[DuplexSession]) -> None:
-        for session in sessions:
-            self._leave(session)
-
-    async def _say_again(self, session: DuplexSession) -> None:
-        """Give the new session what the old one had not said."""
-        async with self._giving_words:
-            waiting, self._waiting_words = self._waiting_words, []
-            for number, rest in waiting:
-                if not rest.text and not rest.more:
-                    self._ended_here.append(rest.ended(number))
-                    continue
-                try:
-                    # What was being said goes on at once, at the next word.
-                    inner = await give(session, rest, cut_in=bool(rest.before))
-                    self._note_saying(inner, number, rest)
-                except DuplexError as error:
-                    logger.warning(f"Session {self._id}: {rest.text!r} will not be said: {error}")
-                    self._ended_here.append(rest.ended(number))
-
-    async def _hold_again(self, session: DuplexSession) -> None:
-        try:
-            await session.hold()
-        except DuplexError as error:
-            logger.error(f"Session {self._id}: the model's own words are not kept back: {error}")
+    async def _tell_of_delay(self, problem: str, after_secs: float) -> None:
+        await asyncio.sleep(after_secs)
+        if self._news is not None and not self._delay_told:
+            self._delay_told = True
+            await self._news.delayed(problem)
 
     def _rest_of_config(self) -> SessionConfig:
         if self._config.max_secs is None:
             return self._config
-        left_steps = self._config.max_secs / STEP_SECS - self._sent + len(self._unheard)
+        left_steps = self._config.max_secs / STEP_SECS - self._answered + len(self._unheard)
         left_secs = max(1, left_steps) * STEP_SECS
         return self._config.model_copy(update={"max_secs": left_secs})
 

@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from pipecat_duplex.session.errors import DuplexError
 from pipecat_duplex.session.history import History, ResumeKey
 from pipecat_duplex.session.step import CanSay, Step
 
@@ -55,6 +56,8 @@ class SessionConfig(BaseModel):
         audio_top_k: Each codebook samples among this many most likely entries.
         seed: Makes the conversation repeatable. ``None`` draws a new one.
         max_secs: The session ends, with a reason, after this much audio. ``None`` is no limit.
+        restores: A history follows, by :meth:`DuplexSession.restore`: the persona is taken up with
+            it, and not before.
         text_prompt: Who the agent is, for models that were trained to take a role.
         voice_prompt: The agent's voice, by its key among those that the engine was given.
     """
@@ -69,6 +72,7 @@ class SessionConfig(BaseModel):
     max_secs: float | None = Field(default=None, gt=0, le=MAX_SECS)
     text_prompt: str | None = Field(default=None, max_length=8000)
     voice_prompt: str | None = Field(default=None, max_length=200)
+    restores: bool = False
 
     @field_validator("text_prompt", "voice_prompt")
     @classmethod
@@ -232,6 +236,26 @@ class DuplexSession(Protocol):
             SessionEnded: The session is over.
         """
         ...
+
+    def follow(self, pcm: np.ndarray, tokens: np.ndarray) -> int:
+        """Take a step that was taken elsewhere, as part of the conversation that was restored.
+
+        After :meth:`restore` and before the first :meth:`send`. It is answered as any other, by the
+        step that was given elsewhere. It may come faster than real time.
+
+        Args:
+            pcm: The user's audio, as in :meth:`send`.
+            tokens: :attr:`Step.tokens` of the step, int, shape ``(17,)``.
+
+        Returns:
+            The index of the step.
+
+        Raises:
+            InvalidHistory: These are no tokens of the checkpoint.
+            DuplexError: The session cannot do this, or not any more.
+            SessionEnded: The session is over.
+        """
+        raise DuplexError(f"session {self.id} takes no steps that were taken elsewhere")
 
     async def hush(self) -> None:
         """Drop the rest of all given words. The model's own words go on.

@@ -15,7 +15,10 @@ import numpy as np
 from pipecat_duplex.session.errors import InvalidHistory
 from pipecat_duplex.session.step import STEP_SAMPLES, Step
 
-STREAMS = 17
+CODEBOOKS = 8
+"""Numbers of a step for one voice."""
+
+STREAMS = 1 + 2 * CODEBOOKS
 """Numbers in a step: the monologue, the agent's codebooks, the user's."""
 
 AUDIO_STEPS = 50
@@ -99,10 +102,7 @@ class History:
         """
         if self.fingerprint != fingerprint:
             raise InvalidHistory("the history was made with another checkpoint")
-        if self.codes.min() < 0:
-            raise InvalidHistory("the history holds numbers below 0")
-        if self.codes[0].max() >= text_tokens or self.codes[1:].max() >= audio_tokens:
-            raise InvalidHistory("the history holds numbers that are no tokens of the checkpoint")
+        _check_range(self.codes, text_tokens, audio_tokens)
 
     def last(self, steps: int) -> "History":
         """Return the last part of it; a conversation cannot go on from more than a model's context.
@@ -156,6 +156,32 @@ class History:
         )
 
 
+def check_tokens(tokens: np.ndarray, text_tokens: int, audio_tokens: int) -> None:
+    """Check the tokens of a step that was taken elsewhere.
+
+    Args:
+        tokens: Should be whole numbers, shape ``(17,)``.
+        text_tokens: The checkpoint's monologue has tokens below this.
+        audio_tokens: Its codebooks have entries below this.
+
+    Raises:
+        InvalidHistory: They are none.
+    """
+    if not isinstance(tokens, np.ndarray) or tokens.shape != (STREAMS,):
+        raise InvalidHistory(f"a step has {STREAMS} tokens")
+    if not np.issubdtype(tokens.dtype, np.integer):
+        raise InvalidHistory(f"tokens are whole numbers, not of {tokens.dtype}")
+    _check_range(tokens, text_tokens, audio_tokens)
+
+
+def _check_range(codes: np.ndarray, text_tokens: int, audio_tokens: int) -> None:
+    """Check tokens of all streams, the monologue's first."""
+    if codes.min() < 0:
+        raise InvalidHistory("the history holds numbers below 0")
+    if codes[0].max() >= text_tokens or codes[1:].max() >= audio_tokens:
+        raise InvalidHistory("the history holds numbers that are no tokens of the checkpoint")
+
+
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_STEPS
 
@@ -184,15 +210,22 @@ class HistoryKeeper:
         """Take a step of the user's audio that was sent to the session."""
         self._pending.append(pcm)
 
-    def take(self, step: Step) -> None:
-        """Take the step that answers the oldest audio without an answer."""
-        if self._pending:
-            self._audio.append(self._pending.popleft())
+    @property
+    def unanswered(self) -> list[np.ndarray]:
+        """The audio that was sent and has no answer yet."""
+        return list(self._pending)
+
+    def take(self, step: Step) -> np.ndarray | None:
+        """Take the step that answers the oldest audio without an answer, and return that audio."""
+        answered = self._pending.popleft() if self._pending else None
+        if answered is not None:
+            self._audio.append(answered)
         if step.tokens is None:
             self._audio.clear()  # The first frame: the encoder begins afresh after it.
         else:
             self._complete = self._complete and len(self._codes) < self.memory.context_steps
             self._codes.append(step.tokens)
+        return answered
 
     def take_unanswered(self) -> list[np.ndarray]:
         """Return the audio that was sent and will not be answered, and forget it."""

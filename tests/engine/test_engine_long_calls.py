@@ -1,5 +1,6 @@
 """Calls longer than the context: rebuilt in time, without a step lost, and given up cleanly."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -115,11 +116,13 @@ class Swaps:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch):
         self.steps: list[range] = []
-        finish = Recollection.finish_rebuild
+        self.happened = asyncio.Event()
+        finish, loop = Recollection.finish_rebuild, asyncio.get_running_loop()
 
         def finish_and_note(kept: Recollection) -> None:
             self.steps.append(range(kept._first, kept._count))
             finish(kept)
+            loop.call_soon_threadsafe(self.happened.set)
 
         monkeypatch.setattr(Recollection, "finish_rebuild", finish_and_note)
 
@@ -146,6 +149,36 @@ async def test_a_rebuilt_session_loses_no_step_and_goes_on_as_a_restored_one(
     np.testing.assert_array_equal(agent, codes[:9, end:])
     await session.close()
     await restored.close()
+
+
+async def test_a_rebuild_needs_no_further_frames(load, monkeypatch: pytest.MonkeyPatch) -> None:
+    swaps = Swaps(monkeypatch)
+    engine = await load(long_calls="rebuild")
+    session = await engine.open(GREEDY)
+    await talk(session, noise(LIMITS.latest, seed=2))
+    await asyncio.wait_for(swaps.happened.wait(), 20)
+    steps = await talk(session, noise(5, seed=3))
+    assert [step.index for step in steps] == list(range(LIMITS.latest, LIMITS.latest + 5))
+
+
+async def test_a_call_that_ends_in_its_rebuild_leaves_a_clean_slot(
+    load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipecat_duplex.engine.onnx.model.REBUILD_COLUMNS", 1)
+    monkeypatch.setattr("pipecat_duplex.engine.torch.model.REBUILD_PASS_STEPS", 1)
+    engine = await load(long_calls="rebuild")
+    audio = noise(40, seed=4)
+    alone = await engine.open(GREEDY)
+    fresh = await talk(alone, audio)
+    await alone.close()
+    long = await engine.open(GREEDY)
+    await talk(long, noise(LIMITS.latest, seed=2))
+    await long.close()
+    sessions = [await engine.open(GREEDY) for _ in range(2)]
+    for session in sessions:
+        said = [step.text_token for step in await talk(session, audio)]
+        assert said == [step.text_token for step in fresh]
+    assert engine.stats().rebuilds <= 1
 
 
 async def test_a_neighbour_says_the_same_beside_a_rebuild(load) -> None:

@@ -264,7 +264,8 @@ def test_onnx_passes_of_any_length_equal_single_steps(
     audio = noise(12, seed=13)
 
     def go_on(columns: int) -> tuple[np.ndarray, np.ndarray]:
-        monkeypatch.setattr(onnx_model, "PREFILL_COLUMNS", columns)
+        monkeypatch.setattr(onnx_model, "LEAST_COLUMNS", columns)
+        monkeypatch.setattr(onnx_model, "MOST_COLUMNS", columns)
         model = load_onnx_model(checkpoint_folder, 2)
         begin(model, 1, prefix)
         kept = model._memory.ring.inputs().values()
@@ -296,3 +297,31 @@ def test_the_onnx_room_goes_on_with_the_same_tokens_and_sound(complete: bool) ->
             np.testing.assert_allclose(one.pcm, other.pcm, atol=1e-5)
     else:  # Nothing before the window is known: it goes on, and not exactly as before.
         assert (tokens_of(rest) >= 0).all()
+
+
+def test_steps_that_were_taken_elsewhere_are_followed(make_model: Models) -> None:
+    """The place where the history ends and the known steps begin makes no difference."""
+    audio = noise(40, seed=21) * np.float32(0.2)
+    elsewhere = SessionConfig(seed=7, audio_temperature=2.0, text_temperature=2.0)
+    model = make_model(3)
+    model.join(0, elsewhere)
+    whole = [model.step({0: frame})[0] for frame in audio[:30]]
+    codes = np.stack([output.tokens for output in whole[1:]], axis=1)
+
+    def go_on(slot: int, restored: int) -> list[SlotOutput]:
+        prefix = Prefix(codes[:, :restored], True, restored, audio[1 : 1 + restored])
+        begin(model, slot, prefix)
+        for step in range(1 + restored, 30):
+            frames, known = {slot: audio[step]}, {slot: whole[step].tokens[:9].astype(np.int64)}
+            if step == 20:  # Failed and taken again.
+                model.step(frames, known=known)
+                model.undo()
+            output = model.step(frames, known=known)[slot]
+            np.testing.assert_array_equal(output.tokens, whole[step].tokens)
+            np.testing.assert_allclose(output.pcm, whole[step].pcm, atol=1e-4)
+        return [model.step({slot: frame})[slot] for frame in audio[30:]]
+
+    at_once, after_steps = go_on(1, 29), go_on(2, 12)
+    np.testing.assert_array_equal(tokens_of(after_steps), tokens_of(at_once))
+    for one, other in zip(at_once, after_steps, strict=True):
+        np.testing.assert_allclose(one.pcm, other.pcm, atol=1e-4)

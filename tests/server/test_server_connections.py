@@ -15,10 +15,10 @@ from pipecat_duplex import protocol
 from pipecat_duplex.scripted import Script, ScriptedBackend
 from pipecat_duplex.server.access import is_local_host
 from pipecat_duplex.server.connections import FrameCounter
-from pipecat_duplex.server.fair_clock import MAX_TICK_SECS, FairClock
 from pipecat_duplex.server.limit import AudioDebt, LineLimit
 from pipecat_duplex.server.listen import bind, is_loopback, url_of
 from pipecat_duplex.session import BackendHealth, DuplexError
+from pipecat_duplex.session.fair_clock import MAX_TICK_SECS, FairClock
 from tests.server.callers import FAST, SILENCE, calling, chat_url, read_until, serving, wait_until
 
 

@@ -117,6 +117,19 @@ class TokenRing:
         streams = self._streams[: tokens.shape[1]]
         self._put(slots, streams, np.zeros_like(streams), tokens)
 
+    def replace(self, slot: int, frame: np.ndarray, *, late: bool) -> None:
+        """Put a known frame in the place of the one that is given out in this step.
+
+        Args:
+            slot: The slot.
+            frame: Monologue and agent, shape ``(1 + codebooks,)``.
+            late: Whether this is after the step's ``say``, and about the streams that it gave;
+                else before it, and about those that were given in the step before.
+        """
+        streams = self._streams[: len(frame)]
+        chosen = streams[(self.delays[streams] > 0) == late]
+        self._tokens[slot, chosen, self.offsets[slot] % self._length] = frame[chosen]
+
     def skip(self, slot: int, steps: int) -> None:
         """Let time go on by steps whose tokens are known, and not asked for again."""
         self.offsets[slot] += steps

@@ -10,24 +10,31 @@ import numpy as np
 import onnxruntime
 
 from pipecat_duplex.engine.checkpoint import CODEBOOKS, count_parameters, find_checkpoint
-from pipecat_duplex.engine.model import ChooseWord, ModelSummary, Parts, SlotOutput, StepModel
+from pipecat_duplex.engine.model import (
+    NONE_KNOWN,
+    ChooseWord,
+    KnownTokens,
+    ModelSummary,
+    Parts,
+    SlotOutput,
+    StepModel,
+)
 from pipecat_duplex.engine.onnx.checkpoint import open_graphs
 from pipecat_duplex.engine.onnx.graph import Graph
 from pipecat_duplex.engine.onnx.memory import CodecMemory, Ring, TokenRing
 from pipecat_duplex.engine.onnx.sampling import Sampler, SlotSampling
+from pipecat_duplex.engine.pace import Pace
 from pipecat_duplex.engine.prefix import Prefix
 from pipecat_duplex.engine.vocabulary import Vocabulary
 from pipecat_duplex.session import SessionConfig
 
-PREFILL_CODEC_STEPS = 8
-"""Known steps that the codec takes, one by one, before neighbours have their turn: 5 ms."""
+PASS_SECS = 0.008
+"""How long a pass over known columns should take; neighbours wait so long."""
 
-PREFILL_COLUMNS = 16
-"""Known columns that the language model takes in one pass, before neighbours have their turn: 6 ms
-on a quiet machine."""
-
-PREFILL_COLUMNS_ALONE = 64
-"""The same while there are no neighbours: half the time in all, but 13 ms a pass."""
+LEAST_COLUMNS = 16
+MOST_COLUMNS = 64
+"""Known columns that the language model takes in one pass: as many while there are no neighbours,
+with half the time in all, but 13 ms a pass."""
 
 REBUILD_COLUMNS = 24
 """Known columns that are read in one pass for a conversation that goes on: 6 ms."""
@@ -207,11 +214,12 @@ class Lane:
         self._decode(np.array([slot]), codes[None])
         self._keep_decoded()
 
-    def speak(self, words: Mapping[int, int]) -> dict[int, SlotOutput]:
+    def speak(self, words: Mapping[int, int], known: KnownTokens) -> dict[int, SlotOutput]:
         """Give the agent's answer to the frames of ``listen``.
 
         Args:
             words: What each slot says, as text tokens.
+            known: By slot, the frame that is given out, where it was given out elsewhere.
         """
         slots, recent, count = self._slots, self._memory.token_ring, len(self._slots)
         text = self._depformer.inputs["text_token"]
@@ -221,6 +229,9 @@ class Lane:
         self._depformer.run(count)
         codes = self._depformer.outputs["codes"][:count]
         recent.say(slots, np.concatenate([text[:count, None], codes], axis=1))
+        for slot in slots.tolist():
+            if slot in known:
+                recent.replace(slot, known[slot], late=True)
 
         spoken = recent.spoken(slots, 1 + CODEBOOKS)
         speaks = recent.offsets[slots] > recent.max_delay
@@ -316,6 +327,7 @@ class OnnxModel(StepModel):
         self._sessions = sessions
         self._config = config
         self._cpu_threads = cpu_threads
+        self._pace = Pace(LEAST_COLUMNS, MOST_COLUMNS, PASS_SECS)
         self._pool: ThreadPoolExecutor | None = None
         self.restart()
 
@@ -343,10 +355,9 @@ class OnnxModel(StepModel):
         alone = SlotMemory(self._sessions, self._config, 1)
         lane = Lane(self._sessions, alone, self._sampler, 1)
         codes: list[np.ndarray] = []
-        for step, pcm in enumerate(audio, start=1):
+        for pcm in audio:
             codes.append(lane.encode_alone(0, pcm))
-            if step % PREFILL_CODEC_STEPS == 0:
-                yield
+            yield  # Whoever asks knows how many of these parts fit into a turn.
         return np.stack(codes, axis=1)
 
     def prefill(
@@ -364,21 +375,20 @@ class OnnxModel(StepModel):
 
     def _prefill(self, slot: int, prefix: Prefix, is_alone: Callable[[], bool]) -> Iterator[None]:
         lane, memory = self._lanes[0], self._memory
-        for step, pcm in enumerate(prefix.audio, start=1):
+        for pcm in prefix.audio:
             lane.encode_alone(slot, pcm)
-            if step % PREFILL_CODEC_STEPS == 0:
-                yield
-        for step, codes in enumerate(prefix.heard.T, start=1):
+            yield
+        for codes in prefix.heard.T:
             lane.decode_alone(slot, codes)
-            if step % PREFILL_CODEC_STEPS == 0:
-                yield
+            yield
         columns = prefix.columns(self._config["delays"], memory.token_ring.initial.tolist())
         known, begin = columns[:, :-1], 0
         while begin < known.shape[1]:
-            at_once = PREFILL_COLUMNS_ALONE if is_alone() else PREFILL_COLUMNS
-            at_once = min(at_once, memory.ring.context)
-            lane.read(slot, known[:, begin : begin + at_once])
-            begin += at_once
+            at_once = MOST_COLUMNS if is_alone() else self._pace.steps
+            part = known[:, begin : begin + min(at_once, memory.ring.context)]
+            with self._pace.part(part.shape[1]):
+                lane.read(slot, part)
+            begin += part.shape[1]
             yield
         lane.sample_after(slot, columns[:, -1], prefix.codes[:, -1])
 
@@ -403,12 +413,17 @@ class OnnxModel(StepModel):
         self._sampler.set_slot(slot, SessionConfig.greedy())
 
     def step(
-        self, frames: Mapping[int, np.ndarray], choose_word: ChooseWord | None = None
+        self,
+        frames: Mapping[int, np.ndarray],
+        choose_word: ChooseWord | None = None,
+        known: KnownTokens = NONE_KNOWN,
     ) -> dict[int, SlotOutput]:
         """Run one step for the slots that have a frame; the others do not notice."""
         self.keep()
         if not frames:
             return {}
+        for slot, tokens in known.items():
+            self._memory.token_ring.replace(slot, tokens, late=False)
         shares = [
             {slot: frames[slot] for slot in slots.tolist()}
             for slots in np.array_split(sorted(frames), self._count_shares(len(frames)))
@@ -418,7 +433,8 @@ class OnnxModel(StepModel):
         if choose_word is not None:
             words = [{slot: choose_word(slot, w) for slot, w in share.items()} for share in words]
         outputs: dict[int, SlotOutput] = {}
-        for share in self._each(lanes, Lane.speak, words):
+        speaking = [(share, known) for share in words]
+        for share in self._each(lanes, lambda lane, given: lane.speak(*given), speaking):
             outputs.update(share)
         return outputs
 

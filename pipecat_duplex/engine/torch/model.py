@@ -1,7 +1,7 @@
 """The model with its slots: one step for every conversation whose frame is there."""
 
 import gc
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -11,7 +11,16 @@ from moshi.models.compression import MimiModel
 from moshi.modules.streaming import StreamingModule
 
 from pipecat_duplex.engine.checkpoint import CODEBOOKS
-from pipecat_duplex.engine.model import ChooseWord, ModelSummary, Parts, SlotOutput, StepModel
+from pipecat_duplex.engine.model import (
+    NONE_KNOWN,
+    ChooseWord,
+    KnownTokens,
+    ModelSummary,
+    Parts,
+    SlotOutput,
+    StepModel,
+)
+from pipecat_duplex.engine.pace import Pace
 from pipecat_duplex.engine.prefix import Prefix
 from pipecat_duplex.engine.torch.checkpoint import Checkpoint, load_checkpoint
 from pipecat_duplex.engine.torch.prefill import SoloStates
@@ -20,11 +29,18 @@ from pipecat_duplex.engine.torch.sampling import SlotLMGen
 from pipecat_duplex.engine.torch.undo import StateCopy
 from pipecat_duplex.session import STEP_SAMPLES, SessionConfig
 
+PASS_SECS = 0.008
+"""How long a pass over known steps should take on a CPU; neighbours wait so long."""
+
 LANGUAGE_PASS_STEPS = 128
-"""Known steps that the language model reads at once; neighbours wait so long."""
+"""Known steps that the language model reads at once at most, and on a GPU."""
+
+LEAST_LANGUAGE_PASS_STEPS = 16
 
 CODEC_PASS_STEPS = 25
 """The same of the codec."""
+
+LEAST_CODEC_PASS_STEPS = 4
 
 CODEC_LAST_STEPS = 2
 """Known steps that the encoder takes one by one: in a stream of single steps, every other query of
@@ -116,6 +132,9 @@ class BatchedModel(StepModel):
         self._delay_steps = self._lm_gen.max_delay
         self._codec_hops = round(checkpoint.mimi.encoder_frame_rate / checkpoint.mimi.frame_rate)
         self._steps_done = [0] * slots
+        self._language_pace = self._make_pace(LEAST_LANGUAGE_PASS_STEPS, LANGUAGE_PASS_STEPS)
+        self._encoder_pace = self._make_pace(LEAST_CODEC_PASS_STEPS, CODEC_PASS_STEPS)
+        self._decoder_pace = self._make_pace(LEAST_CODEC_PASS_STEPS, CODEC_PASS_STEPS)
         self._allocate_buffers(1 + 2 * CODEBOOKS)
         self._streaming = ExitStack()
         with torch.inference_mode():
@@ -143,7 +162,7 @@ class BatchedModel(StepModel):
         """Encode audio by itself, in no slot, a part at each ``next``."""
         solo = SoloStates(self._mimi, CODEC_PASS_STEPS * self._codec_hops)
         codes: list[np.ndarray] = []
-        for pcm in _passes(torch.from_numpy(audio), CODEC_PASS_STEPS):
+        for pcm in _passes(torch.from_numpy(audio), self._encoder_pace):
             codes.append(self._encode_solo(solo, pcm))
             yield
         return np.concatenate(codes, axis=1)
@@ -157,17 +176,17 @@ class BatchedModel(StepModel):
         initial = lm._get_initial_token()[0, :, 0].tolist()
         columns = torch.from_numpy(prefix.columns(lm.delays, initial)).to(self._device)
         solo = SoloStates(lm, LANGUAGE_PASS_STEPS)
-        for part in columns[:, :-1].split(LANGUAGE_PASS_STEPS, dim=1):
-            with solo.swapped_in():
-                lm.forward_text(part[None])
+        for part in _passes(columns[:, :-1].T, self._language_pace):
+            with solo.swapped_in(), self._language_pace.part(len(part)):
+                lm.forward_text(part.T[None])
             yield
         codec = SoloStates(self._mimi, CODEC_PASS_STEPS * self._codec_hops)
         early, late = np.split(prefix.audio, [max(0, len(prefix.audio) - CODEC_LAST_STEPS)])
-        for pcm in _passes(torch.from_numpy(early), CODEC_PASS_STEPS):
+        for pcm in _passes(torch.from_numpy(early), self._encoder_pace):
             self._encode_solo(codec, pcm)
             yield
-        for part in _passes(torch.from_numpy(prefix.heard.T.copy()), CODEC_PASS_STEPS):
-            with codec.swapped_in():
+        for part in _passes(torch.from_numpy(prefix.heard.T.copy()), self._decoder_pace):
+            with codec.swapped_in(), self._decoder_pace.part(len(part)):
                 self._mimi.decode(part.T[None].to(self._device))
             yield
         self.keep()
@@ -202,9 +221,13 @@ class BatchedModel(StepModel):
         state.cache[slot, delayed, (prefix.frames + 1) % ring] = last[delayed]
         self._steps_done[slot] = prefix.frames + 1
 
+    def _make_pace(self, least: int, most: int) -> Pace:
+        # On a GPU, what the host can measure is not the work, and a long pass is as quick.
+        return Pace(most if self._on_gpu else least, most, PASS_SECS)
+
     def _encode_solo(self, codec: SoloStates, pcm: torch.Tensor) -> np.ndarray:
         """Encode steps of shape ``(steps, STEP_SAMPLES)`` to codes, shape ``(8, steps)``."""
-        with codec.swapped_in():
+        with codec.swapped_in(), self._encoder_pace.part(len(pcm)):
             return self._mimi.encode(pcm.reshape(1, 1, -1).to(self._device))[0].cpu().numpy()
 
     def rebuild(self, slot: int, known: Callable[[], Prefix]) -> Iterator[None]:
@@ -241,7 +264,10 @@ class BatchedModel(StepModel):
         self._lm_gen.sampler.clear_slot(slot)
 
     def step(
-        self, frames: Mapping[int, np.ndarray], choose_word: ChooseWord | None = None
+        self,
+        frames: Mapping[int, np.ndarray],
+        choose_word: ChooseWord | None = None,
+        known: KnownTokens = NONE_KNOWN,
     ) -> dict[int, SlotOutput]:
         """Run one step for the slots that have a frame; the others do not notice."""
         self._save()
@@ -262,13 +288,26 @@ class BatchedModel(StepModel):
         self._lm_gen.sampler.draw(frames)
         self._language.run_only(running)
         self._lm_gen.choose_words_for(frames, choose_word)
+        given = {slot: torch.from_numpy(each).to(self._device) for slot, each in known.items()}
+        for slot, frame in given.items():
+            self._put_known(slot, frame, self._steps_done[slot], late=False)
         tokens = self._lm_gen.step(codes)
         assert tokens is not None  # out-of-sync generation always answers
+        for slot, frame in given.items():
+            self._put_known(slot, frame, self._steps_done[slot] + 1, late=True)
+            tokens[slot, :, 0] = frame
         self._bring_to_host(tokens, codes, speaking)
         outputs = {slot: self._output(slot, speaking[slot]) for slot in frames}
         for slot in frames:
             self._steps_done[slot] += 1
         return outputs
+
+    def _put_known(self, slot: int, frame: torch.Tensor, place: int, *, late: bool) -> None:
+        """Put the late streams of a known frame, or the others, into a slot's last tokens."""
+        cache = self._lm_gen.get_streaming_state()[""].cache
+        delays = torch.tensor(self._lm_gen.lm_model.delays[: len(frame)], device=self._device)
+        streams = torch.nonzero((delays > 0) == late)[:, 0]
+        cache[slot, streams, place % cache.shape[2]] = frame[streams]
 
     def keep(self) -> None:
         """Make the last step final."""
@@ -375,9 +414,13 @@ class BatchedModel(StepModel):
         return SlotOutput(tokens, self._pcm_array[slot].copy())
 
 
-def _passes(steps: torch.Tensor, length: int) -> Sequence[torch.Tensor]:
-    """Split along the first dimension; nothing comes of no steps."""
-    return steps.split(length) if len(steps) else ()
+def _passes(steps: torch.Tensor, pace: Pace) -> Iterator[torch.Tensor]:
+    """Split along the first dimension, as far as the pace allows at each moment."""
+    done = 0
+    while done < len(steps):
+        part = steps[done : done + pace.steps]
+        done += len(part)
+        yield part
 
 
 def load_model(

@@ -14,25 +14,32 @@ MAX_TICK_SECS = 0.4
 class FairClock:
     """Time in which the event loop ran.
 
-    A caller is not blamed for answers that wait in our own buffers. After a stall, timers fire
-    before what came in the meantime has been read, so deadlines by the wall clock would hang up on
-    everybody.
+    Another machine is not blamed for answers that wait in our own buffers. After a stall, timers
+    fire before what came in the meantime has been read, so deadlines by the wall clock would hang
+    up on everybody.
     """
 
-    def __init__(self, monotonic_secs: Callable[[], float] = time.monotonic):
+    def __init__(
+        self,
+        monotonic_secs: Callable[[], float] = time.monotonic,
+        *,
+        max_tick_secs: float = MAX_TICK_SECS,
+    ):
         """Initialize; :meth:`running` lets it go.
 
         Args:
             monotonic_secs: The wall clock, for tests.
+            max_tick_secs: The most by which it goes on between two ticks.
         """
         self._monotonic_secs = monotonic_secs
+        self._max_tick_secs = max_tick_secs
         self._ticked_secs = monotonic_secs()
         self._fair_secs = self._ticked_secs
 
     def now_secs(self) -> float:
         """Return the time, in seconds from some moment on."""
         since_secs = self._monotonic_secs() - self._ticked_secs
-        return self._fair_secs + min(since_secs, MAX_TICK_SECS)
+        return self._fair_secs + min(since_secs, self._max_tick_secs)
 
     def tick(self) -> None:
         """Let the time go on: the event loop runs."""
