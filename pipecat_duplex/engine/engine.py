@@ -258,6 +258,7 @@ class Engine(DuplexBackend):
             share=self._share,
             wake_engine=self._step_loop.wake,
             leave_slot=self._leave_slot,
+            keeps_persona=self._long_calls == "rebuild",
         )
         if not self._step_loop.take_seat(session):
             self._check_running()
