@@ -264,6 +264,7 @@ class Engine(DuplexBackend):
             wake_engine=self._step_loop.wake,
             leave_slot=self._leave_slot,
             suppress_echo=self._suppress_echo,
+            keeps_persona=self._long_calls == "rebuild",
         )
         if not self._step_loop.take_seat(session):
             self._check_running()

@@ -199,6 +199,11 @@ class Speaker:
                     return True
             return False
 
+    def go_on(self) -> None:
+        """Take note that the conversation did not begin here: words may come at once."""
+        with self._lock:
+            self._first_steps = 0
+
     def hold(self, held: bool) -> None:
         """Keep the model's own words back, or no longer."""
         with self._lock:
