@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks.cascade import report as reports
-from benchmarks.cascade.contexts import faults, hums_in_messages
+from benchmarks.cascade.contexts import faults, messages_of
 from benchmarks.cascade.figures import measure
 from benchmarks.cascade.librarian import STORY, answer_to, plain
 from benchmarks.cascade.report import Column, Report, make_column, markdown
@@ -230,7 +230,9 @@ def test_a_word_needs_a_sound_or_a_mark():
 def test_hums_that_became_messages_are_counted():
     hum = over("backchannel")
     for kind, count in (("turn", 1), ("backchannel", 0)):
-        assert hums_in_messages(call(hum, transcripts=[("Uh-huh.", 4.0, 4.6, kind)])) == count
+        held = call(hum, transcripts=[("Uh-huh.", 4.0, 4.6, kind)])
+        assert messages_of(held, "backchannel") == count
+        assert messages_of(held, "sound", "sound_over") == 0
 
 
 #
