@@ -17,7 +17,7 @@ from benchmarks.cascade.tool_call import (
     CALM,
     FILLER,
     OVER_ANSWER,
-    librarian_with_tool,
+    ToolLibrarian,
     lost_or_twice,
     measure_tools,
 )
@@ -95,11 +95,16 @@ def test_the_llm_reads_parts_of_a_message_and_answers_nothing_with_regret():
 def test_the_llm_looks_stories_up():
     question = user("Tell me a story.")
     wanted = {"call": "look_up", "arguments": {"what": "story"}}
-    assert librarian_with_tool([question]) == wanted
-    result = {"role": "tool", "content": '{"found": "story"}'}
-    assert librarian_with_tool([question, result, agent("thank you")]) == STORY
+    llm = ToolLibrarian()
+    assert llm([question]) == wanted
+    result = {"role": "tool", "content": '{"found": "story"}', "tool_call_id": "call-1"}
+    assert llm([question, result, agent("thank you")]) == STORY
     later = user("What is four plus five?")
-    assert librarian_with_tool([question, result, later]) == "Four plus five is nine."
+    assert llm([question, result, later]) == "Four plus five is nine."
+    late = ToolLibrarian()
+    running = result | {"content": "IN_PROGRESS"}
+    assert late([question, running, later]) == "Four plus five is nine."
+    assert late([question, result, later, agent("four plus")]) == STORY
 
 
 #
