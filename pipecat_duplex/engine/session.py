@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from loguru import logger
 
+from pipecat_duplex.conversation.echo import EchoSuppressor
 from pipecat_duplex.engine.model import Loaded
 from pipecat_duplex.engine.persona import Persona
 from pipecat_duplex.engine.preparation import Preparation
@@ -53,8 +54,8 @@ class EngineSession(DuplexSession):
     """A conversation in one slot of an engine.
 
     Belongs to the asyncio loop in which it was opened: call its methods there. The engine's thread
-    only takes frames out of ``waiting``, asks ``speaker`` for words, and posts steps back to that
-    loop.
+    only takes frames out of ``waiting``, takes the agent's voice out of them with ``echo``, asks
+    ``speaker`` for words, and posts steps back to that loop.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class EngineSession(DuplexSession):
         share: LoopShare,
         wake_engine: Callable[[], None],
         leave_slot: Callable[["EngineSession"], None],
+        suppress_echo: bool = True,
         keeps_persona: bool = False,
     ):
         """Initialize a session. Use ``Engine.open`` instead.
@@ -75,6 +77,7 @@ class EngineSession(DuplexSession):
             share: In which texts are spelled, beside those of other sessions.
             wake_engine: Called after a frame was put into ``waiting``.
             leave_slot: Called once, when the session is over.
+            suppress_echo: Keep the agent's own voice from what the model hears.
             keeps_persona: Whether the model keeps a persona however long the session is.
         """
         if config.seed is None:
@@ -83,6 +86,7 @@ class EngineSession(DuplexSession):
         self.loop = asyncio.get_running_loop()
         self.waiting: deque[Frame] = deque()
         self.speaker = Speaker()
+        self.echo = EchoSuppressor() if suppress_echo else None
         self.preparation: Preparation | None = None
         self._persona: Persona | None = None
         self._keeps_persona = keeps_persona
