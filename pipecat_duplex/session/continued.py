@@ -394,6 +394,7 @@ class ContinuedSession(DuplexSession):
         started_secs = time.monotonic()
         logger.info(f"Session {self._id}: {leaving.reason}; it moves")
         if not self._may_go_on():
+            self._drop_successor()
             self._inbox.end(leaving.reason)
             return
         self._delay_told = False
@@ -446,11 +447,6 @@ class ContinuedSession(DuplexSession):
         self._steps = fresh.steps
         self._heard_steps = 0
         self._doubt.begin()
-        try:
-            if fresh.held != self._held:
-                await hold_back(session, self._held)
-        except SessionEnded:
-            pass  # Noticed by those who take its steps: it moves again.
         smooth = self._waits
         if smooth:
             await self._words.say_again(session)
@@ -467,8 +463,10 @@ class ContinuedSession(DuplexSession):
             for pcm in waiting:
                 self._doubt.send(self._clock.now_secs())
                 session.send(pcm)
+            if self._held != fresh.held:
+                await hold_back(session, self._held)
         except SessionEnded:
-            return  # As above.
+            return  # Noticed by those who take its steps: it moves again.
         if not smooth and not waiting:
             await self._words.say_again(session)
 
