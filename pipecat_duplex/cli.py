@@ -244,6 +244,13 @@ def serve(
             "last steps anew in time (rebuild; docs/long-calls.md)."
         ),
     ] = "ring",
+    suppress_echo: Annotated[
+        bool,
+        typer.Option(
+            help="Keep the agent's own voice, which comes back from a loudspeaker or a line, from "
+            "what the model hears."
+        ),
+    ] = True,
     voices: Annotated[
         Path | None, typer.Option(help="Folder of recordings that callers may name as a voice.")
     ] = None,
@@ -285,6 +292,7 @@ def serve(
             device=device,
             quantize=quantize,
             long_calls=long_calls,
+            suppress_echo=suppress_echo,
             voices=voices,
             default_voice=default_voice,
             static=static,

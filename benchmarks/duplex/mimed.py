@@ -4,8 +4,9 @@ An answer is begun where the model wishes to speak, after the time that an LLM a
 lasts as long as an answer of two sentences. It is a hum. The model's decisions are the service's.
 """
 
+import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import replace
 
 import numpy as np
@@ -131,6 +132,9 @@ class _NoPipeline:
 
     async def push_error(self, error_msg: str, exception: Exception | None = None) -> None:
         raise RuntimeError(error_msg) from exception
+
+    def create_task(self, coroutine: Coroutine, name: str | None = None) -> asyncio.Task:
+        return asyncio.create_task(coroutine, name=name)
 
 
 def _steps(secs: float) -> int:

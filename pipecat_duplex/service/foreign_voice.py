@@ -4,7 +4,8 @@ While the TTS sounds, the model tells a story that nobody hears. It hears the us
 falls silent when it would give up the floor: see :mod:`pipecat_duplex.conversation.mime`.
 """
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Protocol
 
 from pipecat.frames.frames import (
@@ -43,6 +44,10 @@ class Pushing(Protocol):
 
     async def push_error(self, error_msg: str, exception: Exception | None = None) -> None:
         """Push an error frame."""
+        ...
+
+    def create_task(self, coroutine: Coroutine, name: str | None = None) -> asyncio.Task:
+        """Run something beside."""
         ...
 
 
@@ -171,7 +176,7 @@ class ForeignVoice:
         self._given, self._sounds = False, True
         if self.is_on and not self._mime.is_on:
             self._mime.begin()
-            await self._tell_story()
+            self._tell_story()
 
     async def stopped(self) -> None:
         """It has fallen silent, or was interrupted."""
@@ -207,10 +212,12 @@ class ForeignVoice:
             self._mimed = None
         # Dropped while the user speaks over it, it is a yield in the making.
         if self._mime.is_on and self._mimed is None and not self._mime.over_steps:
-            await self._tell_story()
+            self._tell_story()
         return False
 
-    async def _tell_story(self) -> None:
+    def _tell_story(self) -> None:
+        """Let the model begin. A server elsewhere answers after a while; nobody waits for it."""
+
         async def tell(session: DuplexSession) -> None:
             number = await session.say(MIMED, cut_in=True)
             if self._mime.is_on:
@@ -219,7 +226,7 @@ class ForeignVoice:
                 await session.hush()
 
         self._mimed = _BEING_TOLD
-        await self._try(tell)
+        self._service.create_task(self._try(tell), "foreign_voice")
 
     async def _try(self, act: Callable[[DuplexSession], Awaitable[None]]) -> None:
         if self._session is None:
