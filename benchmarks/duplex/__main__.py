@@ -17,6 +17,7 @@ from loguru import logger
 
 from benchmarks.duplex.dialogue import Dialogue
 from benchmarks.duplex.figures import Outcome, measure, summarise
+from benchmarks.duplex.mimed import MimedBackend
 from benchmarks.duplex.overlap import OVERLAP, draw_overlaps, reactions
 from benchmarks.duplex.people import NoPeople, people_plans
 from benchmarks.duplex.report import Report, as_json, markdown, plot_delays, plot_dialogue
@@ -72,6 +73,12 @@ def options() -> argparse.Namespace:
     parser.add_argument(
         "--smart-turn", action="store_true", help="ask Pipecat's smart-turn beside it"
     )
+    parser.add_argument(
+        "--voice",
+        choices=["own", "tts"],
+        default="own",
+        help="tts: another voice speaks for the model, as a TTS behind the service (lock step)",
+    )
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--at-once", type=int, default=4, help="dialogues at a time")
     parser.add_argument("--lockstep", action="store_true", help="not by the clock")
@@ -94,6 +101,8 @@ def options() -> argparse.Namespace:
 
 def knows_world(args: argparse.Namespace) -> bool:
     """Whether the agent owes the answers of the embedded model's world."""
+    if args.voice != "own":
+        return False
     if args.world != "auto":
         return args.world == "embedded"
     if args.url is not None:
@@ -145,7 +154,8 @@ async def hold_dialogues(args: argparse.Namespace) -> list[Dialogue]:
     plans = list(draw_all(args))
     # Servers of other makes do not all bear a seed.
     seeds = [None if args.url else args.seed * 1000 + index for index in range(len(plans))]
-    hold = in_lock_step if args.lockstep else by_the_clock
+    lockstep = args.lockstep or args.voice != "own"
+    hold = in_lock_step if lockstep else by_the_clock
     done = 0
 
     def tell(dialogue: Dialogue) -> None:
@@ -155,6 +165,8 @@ async def hold_dialogues(args: argparse.Namespace) -> list[Dialogue]:
         logger.info(f"{done} of {len(plans)}: {dialogue.group} {dialogue.voice}, {secs:.0f} s")
 
     backend = await open_backend(args)
+    if args.voice == "tts":
+        backend = MimedBackend(backend)
     try:
         return await hold(backend, plans, at_once=args.at_once, seeds=seeds, on_done=tell)
     finally:
@@ -164,8 +176,8 @@ async def hold_dialogues(args: argparse.Namespace) -> list[Dialogue]:
 def make_report(args: argparse.Namespace, dialogues: list[Dialogue]) -> Report:
     """Measure all dialogues."""
     report = Report(
-        target=args.url or args.checkpoint,
-        pace="in lock step" if args.lockstep else "by the clock",
+        target=(args.url or args.checkpoint) + (", spoken by a TTS" if args.voice == "tts" else ""),
+        pace="in lock step" if args.lockstep or args.voice != "own" else "by the clock",
         at_once=args.at_once,
         seed=args.seed,
         knows_world=knows_world(args),

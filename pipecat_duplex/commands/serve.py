@@ -70,6 +70,7 @@ class ServeOptions:
         device: Where the model runs, in torch's words. ``None`` is CUDA if there is a GPU.
         quantize: Keeps the model's weights in fewer bits, on torch.
         long_calls: What becomes of calls longer than the model's context.
+        suppress_echo: Whether the agent's own voice is kept from what the model hears.
         voices: A folder of recordings that callers may name as the agent's voice.
         default_voice: The voice of callers who name one that is not there: one of the folder, or
             ``""`` for the model's own. ``None`` refuses them.
@@ -91,6 +92,7 @@ class ServeOptions:
     device: str | None = None
     quantize: Literal["int8", "int4"] | None = None
     long_calls: Literal["ring", "rebuild"] = "ring"
+    suppress_echo: bool = True
     voices: Path | None = None
     default_voice: str | None = None
     static: Path | None = None
@@ -218,6 +220,7 @@ async def _serve(
             device=options.device,
             quantize=options.quantize,
             long_calls=options.long_calls,
+            suppress_echo=options.suppress_echo,
             voices=options.voices,
         )
     server = DuplexServer(

@@ -40,6 +40,8 @@ class TurnSettings:
             voice; if it is still speaking then, the user's speech was a backchannel.
         agent_backchannel_secs: Agent speech that begins inside the user's and is shorter than
             this is the agent's own backchannel: its end is not a yield.
+        mime_stop_secs: Where a TTS speaks: silence of the model, which believes that it speaks,
+            that gives up the floor when the user speaks over the TTS.
         wish_patience_secs: Where an LLM gives the words: silence after which the user's turn is
             over, though the model has not wished to speak.
     """
@@ -50,6 +52,7 @@ class TurnSettings:
     yield_stop_secs: float = 0.32
     yield_window_secs: float = 0.8
     agent_backchannel_secs: float = 1.0
+    mime_stop_secs: float = 0.08
     wish_patience_secs: float = 1.6
 
 
@@ -253,6 +256,21 @@ class TurnTracker:
         if self._user_speaking and self._user_voice is UserVoice.STOPPING:
             return [self._stop_user(self._last_step)]
         return []
+
+    def give_up(self, over_steps: int) -> list[TurnEvent]:
+        """The agent gives up the floor in this step, while its sound still goes on.
+
+        Args:
+            over_steps: Steps since the user began to speak over it, this one included.
+
+        Returns:
+            The yield and the end of the utterance, if one was open.
+        """
+        if not self._agent_speaking:
+            return []
+        index = self._last_step
+        time_secs, delay_secs = (index + 1) * STEP_SECS, over_steps * STEP_SECS
+        return [Yielded(index, time_secs, delay_secs), self._stop_agent(index, yielded=True)]
 
     def interrupt(self) -> list[TurnEvent]:
         """Somebody else cut the agent off: end its utterance; what it says next is a new one.

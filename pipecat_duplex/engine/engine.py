@@ -42,7 +42,8 @@ class Engine(DuplexBackend):
 
     Weights are read once a step for all conversations. A conversation produces the same tokens
     alone or beside others. A conversation may outlast the model's context window; the model then
-    forgets its oldest steps one by one.
+    forgets its oldest steps one by one, or is rebuilt (``long_calls``), at a moment that depends on
+    how busy the machine is.
 
     Example::
 
@@ -59,9 +60,11 @@ class Engine(DuplexBackend):
         slots: int,
         voices: Voices,
         long_calls: LongCalls = "ring",
+        suppress_echo: bool = True,
     ):
         """Initialize around a running loop; use :meth:`load`."""
         self._long_calls: LongCalls = long_calls
+        self._suppress_echo = suppress_echo
         self._step_loop = step_loop
         self._loaded = loaded
         self._voices = voices
@@ -84,6 +87,7 @@ class Engine(DuplexBackend):
         dtype: str | None = None,
         quantize: Quantization | None = None,
         long_calls: LongCalls = "ring",
+        suppress_echo: bool = True,
     ) -> "Engine":
         """Load a checkpoint, without holding up the asyncio loop.
 
@@ -114,6 +118,8 @@ class Engine(DuplexBackend):
                 ``rebuild`` it reads the persona and the last steps anew in time, beside the running
                 conversation; a persona may then take half of the context.
                 ``docs/long-calls.md`` says what that gains and costs.
+            suppress_echo: Whether the agent's own voice, where a loudspeaker or a line gives it
+                back, is kept from what the model hears. Audio without an echo is never changed.
 
         Raises:
             CheckpointError: The checkpoint cannot be found or loaded.
@@ -170,7 +176,7 @@ class Engine(DuplexBackend):
             f"{'' if summary.trained else ', random weights'}) on {summary.device} in "
             f"{summary.quantization or summary.dtype} by {summary.runtime}, slots: {slots}"
         )
-        return cls(step_loop, loaded, slots, found, long_calls)
+        return cls(step_loop, loaded, slots, found, long_calls, suppress_echo)
 
     @classmethod
     async def shared(
@@ -258,6 +264,8 @@ class Engine(DuplexBackend):
             share=self._share,
             wake_engine=self._step_loop.wake,
             leave_slot=self._leave_slot,
+            suppress_echo=self._suppress_echo,
+            keeps_persona=self._long_calls == "rebuild",
         )
         if not self._step_loop.take_seat(session):
             self._check_running()

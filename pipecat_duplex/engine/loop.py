@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, NamedTuple
 
+import numpy as np
 from loguru import logger
 
 from pipecat_duplex.conversation.pcm import level_db
@@ -267,8 +268,9 @@ class StepLoop:
         # What is chosen in this step is given out in the next.
         spoken = {slot: session.speaker.take_spoken() for slot, (session, _) in batch.items()}
         words = WordChooser(batch)
+        heard = {slot: _hear(session, frame) for slot, (session, frame) in batch.items()}
         try:
-            outputs, faults = self._compute(model, batch, words)
+            outputs, faults = self._compute(model, batch, heard, words)
         except Exception as error:
             logger.opt(exception=error).error("A step of the engine failed")
             self._recover(model, error)
@@ -280,7 +282,9 @@ class StepLoop:
             session, frame = batch[slot]
             try:
                 token = output.text_token
-                session.speaker.observe(token, level_db(output.pcm), level_db(frame.pcm))
+                session.speaker.observe(token, level_db(output.pcm), level_db(heard[slot]))
+                if session.echo is not None:
+                    session.echo.play(output.pcm)
                 step = Step(
                     frame.step_index,
                     output.pcm,
@@ -306,14 +310,13 @@ class StepLoop:
             self._expel(model, slot, batch[slot][0], error)
 
     def _compute(
-        self, model: StepModel, batch: Batch, words: WordChooser
+        self, model: StepModel, batch: Batch, frames: dict[int, np.ndarray], words: WordChooser
     ) -> tuple[dict[int, SlotOutput], dict[int, Exception]]:
         """Run the model; return its outputs, and what it raised for sessions that it fails for.
 
         Raises:
             Exception: The model fails for every session.
         """
-        frames = {slot: frame.pcm for slot, (_, frame) in batch.items()}
         tokens = {s: frame.tokens for s, (_, frame) in batch.items() if frame.tokens is not None}
         known = {"known": tokens} if tokens else {}
         choose_word = words if words.is_needed else None
@@ -471,6 +474,11 @@ def _load_error(error: Exception) -> Exception:
     told = CheckpointError(f"the checkpoint cannot be run: {_describe(error)}")
     told.__cause__ = error
     return told
+
+
+def _hear(session: EngineSession, frame: Frame) -> np.ndarray:
+    """Return what the model is to hear of a frame: without the agent's own voice."""
+    return frame.pcm if session.echo is None else session.echo.hear(frame.pcm)
 
 
 def _describe(error: Exception) -> str:

@@ -9,7 +9,9 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable
 from typing import NamedTuple
 
 import numpy as np
+from loguru import logger
 
+from pipecat_duplex.conversation.echo import EchoSuppressor
 from pipecat_duplex.engine.model import Loaded
 from pipecat_duplex.engine.persona import Persona
 from pipecat_duplex.engine.preparation import Preparation
@@ -52,8 +54,8 @@ class EngineSession(DuplexSession):
     """A conversation in one slot of an engine.
 
     Belongs to the asyncio loop in which it was opened: call its methods there. The engine's thread
-    only takes frames out of ``waiting``, asks ``speaker`` for words, and posts steps back to that
-    loop.
+    only takes frames out of ``waiting``, takes the agent's voice out of them with ``echo``, asks
+    ``speaker`` for words, and posts steps back to that loop.
     """
 
     def __init__(
@@ -64,6 +66,8 @@ class EngineSession(DuplexSession):
         share: LoopShare,
         wake_engine: Callable[[], None],
         leave_slot: Callable[["EngineSession"], None],
+        suppress_echo: bool = True,
+        keeps_persona: bool = False,
     ):
         """Initialize a session. Use ``Engine.open`` instead.
 
@@ -73,6 +77,8 @@ class EngineSession(DuplexSession):
             share: In which texts are spelled, beside those of other sessions.
             wake_engine: Called after a frame was put into ``waiting``.
             leave_slot: Called once, when the session is over.
+            suppress_echo: Keep the agent's own voice from what the model hears.
+            keeps_persona: Whether the model keeps a persona however long the session is.
         """
         if config.seed is None:
             config = config.model_copy(update={"seed": secrets.randbits(63)})
@@ -80,8 +86,10 @@ class EngineSession(DuplexSession):
         self.loop = asyncio.get_running_loop()
         self.waiting: deque[Frame] = deque()
         self.speaker = Speaker()
+        self.echo = EchoSuppressor() if suppress_echo else None
         self.preparation: Preparation | None = None
         self._persona: Persona | None = None
+        self._keeps_persona = keeps_persona
         self._late_persona: Persona | None = None
         self._restored = False
         self._follows = False  # whether steps that were taken elsewhere may still come
@@ -200,7 +208,9 @@ class EngineSession(DuplexSession):
         if self._sent or self.preparation is not None or self._restored:
             raise DuplexError("a history is taken up before the first step, and once")
         await self._prepare(persona, history)
-        self._follows = history is not None
+        if history is not None:
+            self._follows = True
+            self.speaker.go_on()
 
     def be_late(self, persona: Persona) -> None:
         """Take up a persona with the history, or with the first step if no history comes."""
@@ -347,6 +357,7 @@ class EngineSession(DuplexSession):
         for said in step.said:
             self._cutters.pop(said.utterance_id, None)
         self._inbox.put(step)
+        self._tell_of_persona(step.index + 1)
         if step.index + 1 == self._max_steps:
             self.end(self._limit_reason())
 
@@ -362,6 +373,16 @@ class EngineSession(DuplexSession):
             self.finish_preparation(self.preparation)
         self._leave_slot(self)
         self.waiting.clear()
+
+    def _tell_of_persona(self, steps: int) -> None:
+        """Say once that the model begins to forget the persona, if it does."""
+        if self._persona is None or self._keeps_persona:
+            return
+        if steps == self._loaded.summary.context_steps - self._persona.frames:
+            logger.warning(
+                f"Session {self._id} has filled what the model looks back on, and its persona is "
+                "forgotten from now on. long_calls='rebuild' keeps it (docs/long-calls.md)"
+            )
 
     def _limit_reason(self) -> str:
         return f"it reached its limit of {self.config.max_secs:g} s"

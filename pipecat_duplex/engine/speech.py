@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import NamedTuple
 
+from pipecat_duplex.conversation.user_ear import UserEar
 from pipecat_duplex.session import TEXT_END_OF_PADDING, TEXT_PADDING, Said
 
 MAX_PAUSE_STEPS = 8
@@ -38,16 +39,6 @@ MAX_WAITING = 64
 
 SOUND_LEVEL_DB = -50.0
 """Agent audio above this level (dBFS, RMS of a step) is speech."""
-
-USER_LEVEL_DB = -42.0
-"""User audio below this level is never speech."""
-
-USER_ABOVE_FLOOR_DB = 12.0
-"""User audio is speech so far above the quietest of the last steps."""
-
-USER_FLOOR_STEPS = 40
-USER_RECENT_STEPS = 12
-"""Who spoke within so many steps (0.96 s) still counts as speaking over the agent."""
 
 
 class SpelledWord(NamedTuple):
@@ -112,32 +103,6 @@ class _Mode(Enum):
     DUE = auto()
     WORD = auto()
     CLOSING = auto()
-
-
-class UserEar:
-    """Tells from levels alone whether the user has begun to speak, however noisy the line."""
-
-    def __init__(self):
-        """Initialize with nobody speaking."""
-        self._levels_db: deque[float] = deque(maxlen=USER_FLOOR_STEPS)
-        self._quiet_steps = USER_RECENT_STEPS
-
-    def observe(self, level_db: float) -> None:
-        """Take the level of a step of the user's audio, dBFS."""
-        floor_db = min(self._levels_db, default=level_db)
-        self._levels_db.append(level_db)
-        speaks = level_db >= max(USER_LEVEL_DB, floor_db + USER_ABOVE_FLOOR_DB)
-        self._quiet_steps = 0 if speaks else self._quiet_steps + 1
-
-    @property
-    def quiet_steps(self) -> int:
-        """For how many steps the user has not spoken."""
-        return self._quiet_steps
-
-    @property
-    def hears_user(self) -> bool:
-        """Whether the user speaks, or did a moment ago."""
-        return self._quiet_steps < USER_RECENT_STEPS
 
 
 class Speaker:
@@ -233,6 +198,11 @@ class Speaker:
                     utterance.more = more
                     return True
             return False
+
+    def go_on(self) -> None:
+        """Take note that the conversation did not begin here: words may come at once."""
+        with self._lock:
+            self._first_steps = 0
 
     def hold(self, held: bool) -> None:
         """Keep the model's own words back, or no longer."""

@@ -12,7 +12,7 @@ from loguru import logger
 from pipecat_duplex.remote.backend import RemoteBackend
 from pipecat_duplex.remote.discovery import ServerAddress, ServerSource, make_source
 from pipecat_duplex.remote.load import ServerLoad, ask_loads
-from pipecat_duplex.remote.session import RemoteSession
+from pipecat_duplex.remote.session import RemoteLimits, RemoteSession
 from pipecat_duplex.session import (
     AtCapacity,
     DuplexBackend,
@@ -39,7 +39,16 @@ SILENT_SECS = 0.35
 WITH_ROOM, UNKNOWN, FULL, FAILED, DRAINING = range(5)
 """The order in which servers are tried. Servers of others do not tell how full they are."""
 
-ONE_OF_SEVERAL: dict[str, Any] = {"attempts": 1, "connect_secs": CONNECT_SECS, "moves": True}
+DEAD_SECS = 3.0
+"""How long one of several servers may give no sign of life. Another is prepared long before, and
+goes on as soon as it is ready; where all stand still at once, as with a network, none is lost."""
+
+ONE_OF_SEVERAL: dict[str, Any] = {
+    "attempts": 1,
+    "connect_secs": CONNECT_SECS,
+    "moves": True,
+    "limits": RemoteLimits(dead_secs=DEAD_SECS),
+}
 
 
 class Member:

@@ -32,7 +32,7 @@ from pipecat_duplex.conversation.turns import (
 from pipecat_duplex.conversation.user_words import Fate
 from pipecat_duplex.service.filler import Filler
 from pipecat_duplex.service.given_words import GivenWords
-from pipecat_duplex.service.upstream_words import UpstreamWords
+from pipecat_duplex.service.upstream_words import Mouth, UpstreamWords
 from pipecat_duplex.service.user_words import TranscriptDesk
 from pipecat_duplex.session import STEP_SECS, DuplexSession, Said, Step
 
@@ -156,9 +156,10 @@ class LlmUpstream:
         """Whether the user's turn is over when the model wishes to speak."""
         return self.words != "own"
 
-    def set_words(self, words: Words) -> None:
-        """Choose whose words the agent says."""
+    def set_words(self, words: Words, mouth: Mouth) -> None:
+        """Choose whose words the agent says, and who speaks them."""
         self.words = words
+        self.given.mouth = mouth
         self.desk.runs_llm = words != "own"
 
     def start(self) -> None:
@@ -290,7 +291,7 @@ class LlmUpstream:
             await self._fill()
 
     async def _fill(self) -> None:
-        if self.given.has_begun:
+        if self.given.has_begun or self.given.mouth.has_unspoken:
             self.filler.answered()
         is_thinking = self.desk.has_message or self.given.is_writing or bool(self._tools)
         text = self.filler.step(is_thinking=is_thinking)
@@ -312,11 +313,11 @@ class LlmUpstream:
         service = self._service
         if service.agent_is_speaking:
             return False
-        if not (self.given.is_writing or self._tools or service.given_words.has_unspoken):
+        if not (self.given.is_writing or self._tools or self.given.mouth.has_unspoken):
             return False
         unsaid = self.given.drop()
         self._tools.clear()
-        await service.given_words.hush(service.session)
+        await self.given.mouth.hush()
         await self._tell_unsaid(unsaid)
         await service.broadcast_interruption()
         return True

@@ -12,6 +12,8 @@ from typing import cast
 from loguru import logger
 from pipecat.audio.vad.vad_analyzer import VADAnalyzer
 from pipecat.frames.frames import (
+    BotStartedSpeakingFrame,
+    BotStoppedSpeakingFrame,
     CancelFrame,
     ClientConnectedFrame,
     EndFrame,
@@ -74,6 +76,7 @@ from pipecat_duplex.service.arguments import (
 )
 from pipecat_duplex.service.captions import caption_frames
 from pipecat_duplex.service.delegation import NO_BACKEND, SILENT_FRONTEND, Delegation
+from pipecat_duplex.service.foreign_voice import ForeignVoice, tts_downstream_of
 from pipecat_duplex.service.frames import (
     AgentYieldedFrame,
     BackchannelFrame,
@@ -278,8 +281,9 @@ class DuplexLLMService(TracedConversation, LLMService):
         self._input_task: asyncio.Task | None = None
         self._session_task: asyncio.Task | None = None
         self._given_words = GivenWords()
-        patience_secs = (turns or TurnSettings()).wish_patience_secs
-        self._upstream = LlmUpstream(self, patience_secs)
+        times = turns or TurnSettings()
+        self._voice = ForeignVoice(self, max(1, round(times.mime_stop_secs / STEP_SECS)))
+        self._upstream = LlmUpstream(self, times.wish_patience_secs)
         self._delegation = Delegation()
         self._hold_secs: float | None = None
         self._held = False
@@ -403,6 +407,11 @@ class DuplexLLMService(TracedConversation, LLMService):
         """
         await super().start(frame)
         self._take_word_settings()
+        if not self._voice.is_on and tts_downstream_of(self):
+            logger.warning(
+                f"{self}: a TTS behind it speaks the model's words once more: take it out, or set "
+                "words to 'given' and voice to 'tts'"
+            )
         self._upstream.start()
         if self._load_error:
             await self.push_error(
@@ -530,10 +539,12 @@ class DuplexLLMService(TracedConversation, LLMService):
             logger.warning(f"{self}: the model cannot be changed once it is loaded")
             self._settings.model = changed["model"]
             self._sync_model_name_to_metrics()
-        at_once = {"words", "filler", "filler_after_ms"}
+        at_once = {"words", "voice", "filler", "filler_after_ms"}
         if changed.keys() & at_once:
             self._take_word_settings()
             await self._apply_hold()
+            if not self._voice.is_on:
+                await self._voice.stopped()
         later = sorted(changed.keys() - {"model", *at_once, *UNSUPPORTED_SETTINGS})
         if later and self._session is not None:
             logger.warning(f"{self}: from the next session on: {', '.join(later)}")
@@ -614,6 +625,7 @@ class DuplexLLMService(TracedConversation, LLMService):
             self._given_words.wait_first(Saying(greeting))
         while True:
             self._session = self._given_words.session = session
+            self._voice.begin_session(session)
             await self._apply_hold()
             logger.info(f"{self}: session {session.id} started")
             await self._call_event_handler("on_session_started", session.id)
@@ -728,6 +740,12 @@ class DuplexLLMService(TracedConversation, LLMService):
                 session is over.
         """
         saying = Saying(text, append_to_context)
+        if self._voice.is_on:
+            if cut_in:
+                await self._voice.interrupted()
+                await self.broadcast_interruption()
+            await self._voice.say(saying)
+            return None
         return await self._given_words.say(saying, self._session, cut_in=cut_in)
 
     async def hold(self, secs: float | None = None):
@@ -758,11 +776,15 @@ class DuplexLLMService(TracedConversation, LLMService):
             await self.push_error(f"The model's own words cannot be kept back: {e}", exception=e)
 
     def _take_word_settings(self):
-        words = assert_given(self._settings.words)
+        words, voice = assert_given(self._settings.words), assert_given(self._settings.voice)
         if words is None:
             has_llm = self._delegation.is_frontend or llm_upstream_of(self)
-            words = "given" if has_llm else "own"
-        self._upstream.set_words(cast(Words, words))
+            words = "given" if has_llm or voice == "tts" else "own"
+        if voice is None:
+            voice = "tts" if words == "given" and tts_downstream_of(self) else "own"
+        self._voice.is_on = voice == "tts"
+        mouth = self._voice if self._voice.is_on else self._given_words
+        self._upstream.set_words(cast(Words, words), mouth)
         filler = assert_given(self._settings.filler)
         after_ms = assert_given(self._settings.filler_after_ms)
         self._upstream.filler.set(filler, DEFAULT_FILLER_AFTER_MS if after_ms is None else after_ms)
@@ -784,6 +806,8 @@ class DuplexLLMService(TracedConversation, LLMService):
         Raises:
             DuplexError: There is no session.
         """
+        if self._voice.is_on:
+            return CanSay()
         if self._session is None:
             raise DuplexError("no session is open: nothing is known of the model's words")
         return await self._session.can_say(text)
@@ -846,6 +870,7 @@ class DuplexLLMService(TracedConversation, LLMService):
         if isinstance(frame, LLMMessagesAppendFrame) and self._delegation.is_frontend:
             self._upstream.given.take_whole(self._delegation.take(frame))
         if isinstance(frame, TTSSpeakFrame) and direction is FrameDirection.DOWNSTREAM:
+            # Also for a TTS: before anybody listens, it waits.
             await self._try_to_say(Saying(frame.text, bool(frame.append_to_context)))
             return
         if isinstance(frame, InputAudioRawFrame):
@@ -858,8 +883,13 @@ class DuplexLLMService(TracedConversation, LLMService):
         elif isinstance(frame, SpeechControlParamsFrame) and frame.vad_params is not None:
             # A detector in front of the service tells of the user's voice: once is enough.
             self._vad_in_front = True
+        elif isinstance(frame, BotStartedSpeakingFrame) and direction is FrameDirection.UPSTREAM:
+            await self._voice.started()
+        elif isinstance(frame, BotStoppedSpeakingFrame) and direction is FrameDirection.UPSTREAM:
+            await self._voice.stopped()
         elif isinstance(frame, InterruptionFrame):
             self._interrupted = True
+            await self._voice.interrupted()
             # At once: words that come after it belong to the next answer.
             await self._upstream.cut_off()
             await self._given_words.hush(self._session)
@@ -937,26 +967,37 @@ class DuplexLLMService(TracedConversation, LLMService):
             self._utterance_id = step.utterance_id
         self._due_secs = user.due_secs
         sound = self._agent_audio.take(step.index, step.pcm, self._now_secs(), user.due_secs)
+        agent_level_db, gives_up = sound.level_db, False
+        if self._voice.is_on:
+            gives_up = await self._voice.step(step, user.level_db, agent_level_db)
+            agent_level_db = self._voice.level_db
+            # What the model tells meanwhile is neither heard nor read.
+            step = replace(step, text_piece=None, utterance_id=None, said=())
         if self._interrupted:
             await self._handle_interrupted()
         await self._hear_given_words(step)
         await self._push_word(self._monologue.feed(step.index, step.text_piece))
-        events = self._tracker.step(
+        events: list[TurnEvent] = []
+        if self._voice.is_on and not self._voice.sounds:
+            events += self._tracker.interrupt()  # A TTS that comes to an end gives up nothing.
+        events += self._tracker.step(
             step.index,
             user=voice,
             user_level_db=user.level_db,
-            agent_level_db=sound.level_db,
+            agent_level_db=agent_level_db,
             agent_word=step.text_piece is not None,
             given_word=step.utterance_id is not None,
         )
         if step.wish:
             events += self._tracker.hear_wish()
+        if gives_up:
+            events += self._tracker.give_up(self._voice.over_steps)
         for event in events:
             await self._handle_turn_event(event)
         await self._follow_floor(step)
         if step.text_piece is not None:
             await self._push_monologue(step)
-        if self._speaking:
+        if self._speaking and not self._voice.is_on:
             await self._push_audio(sound)
         await self._report_step(step)
         self._user_audio.note_answer()
@@ -1042,7 +1083,7 @@ class DuplexLLMService(TracedConversation, LLMService):
     @property
     def utterance_id(self) -> int | None:
         """The utterance of given words that was heard last."""
-        return self._utterance_id
+        return self._voice.number if self._voice.is_on else self._utterance_id
 
     @property
     def agent_is_speaking(self) -> bool:
@@ -1050,12 +1091,17 @@ class DuplexLLMService(TracedConversation, LLMService):
         return self._tracker.agent_speaking
 
     @property
+    def _uttered(self) -> str:
+        """What the agent says: of a TTS, what it was given."""
+        return self._voice.text.strip() if self._voice.is_on else self._monologue.utterance
+
+    @property
     def user_turn_is_open(self) -> bool:
         """Whether a turn of the user was proposed, and not its end."""
         return self._user_turn_proposed
 
     async def _handle_turn_event(self, event: TurnEvent):
-        self._upstream.hear(event, self._captions.text)
+        self._upstream.hear(event, self._voice.text if self._voice.is_on else self._captions.text)
         if isinstance(event, UserStarted):
             await self._handle_user_started(event)
         elif isinstance(event, UserStopped):
@@ -1108,16 +1154,16 @@ class DuplexLLMService(TracedConversation, LLMService):
             self._captions.begin_utterance()
             self._brackets_llm = not self._upstream.writes(self._utterance_id)
         self._pauses = False
-        if self._brackets_llm:
-            await self.push_frame(LLMFullResponseStartFrame())
-        await self.push_frame(TTSStartedFrame())
+        if not self._voice.is_on:
+            await self._open_brackets()
         await self._call_event_handler("on_agent_started", event)
 
     async def _handle_yield(self, event: Yielded):
-        text = self._monologue.utterance
+        text = self._uttered
         self._cut_captions()
         await self._upstream.cut_off()
         await self._given_words.hush(self._session)
+        await self._voice.interrupted()
         if not self._user_turn_proposed:
             await self._propose_user_turn()
             await self._wait_for_user_turn()
@@ -1141,7 +1187,7 @@ class DuplexLLMService(TracedConversation, LLMService):
         elif not self._user_turn_proposed:
             # The user spoke over the agent's last words and goes on: their turn now.
             await self._propose_user_turn()
-        text = self._monologue.utterance
+        text = self._uttered
         await self.trace_utterance(text, yielded=event.yielded)
         await self._call_event_handler("on_agent_stopped", event, text)
 
@@ -1179,11 +1225,18 @@ class DuplexLLMService(TracedConversation, LLMService):
             self._upstream.turn_ended()
             await self.broadcast_frame(ProposedUserStoppedSpeakingFrame)
 
+    async def _open_brackets(self):
+        if self._brackets_llm:
+            await self.push_frame(LLMFullResponseStartFrame())
+        await self.push_frame(TTSStartedFrame())
+
     async def _close_brackets(self):
         if not self._speaking:
             return
         self._speaking = False
         await self.stop_processing_metrics()
+        if self._voice.is_on:
+            return
         await self.push_frame(TTSStoppedFrame())
         if self._brackets_llm:
             await self.push_frame(LLMFullResponseEndFrame())
@@ -1193,7 +1246,7 @@ class DuplexLLMService(TracedConversation, LLMService):
     def _response_goes_on(self) -> bool:
         """Whether given words, which are one message in the context, are to go on."""
         number = self._utterance_id
-        if self._brackets_llm:
+        if self._brackets_llm or self._voice.is_on:
             return False
         return self._upstream.is_open(number) or self._given_words.is_saying(number)
 

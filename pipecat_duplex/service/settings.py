@@ -25,11 +25,13 @@ _TYPES = {
     "text_prompt": _TEXT,
     "voice_prompt": _TEXT,
     "words": _TEXT,
+    "voice": _TEXT,
     "filler": ((str, list, tuple), "text, or a list of texts"),
     "filler_after_ms": _NUMBER,
 }
 
 WORDS = ("own", "given", "both")
+VOICES = ("own", "tts")
 
 DEFAULT_FILLER_AFTER_MS = 500.0
 
@@ -53,6 +55,10 @@ class DuplexLLMSettings(LLMSettings):
         words: Whose words the agent says, at once also in mid-call: ``own``, those of the model;
             ``given``, those of an LLM upstream and of ``say``, while the model only keeps the
             floor; or ``both``. ``None`` is ``given`` behind an LLM, else ``own``.
+        voice: Who speaks, at once also in mid-call: ``own``, the model; or ``tts``, any TTS service
+            of Pipecat behind this one, in its own voice and with any words, while the model decides
+            when it speaks and when it stops; the words are then ``given``. ``None`` is ``tts``
+            where the words are given and a TTS stands behind the service, else ``own``.
         filler: What the agent says while the LLM thinks; of several, the next one each time.
         filler_after_ms: After this much silence behind the user's turn.
     """
@@ -66,6 +72,7 @@ class DuplexLLMSettings(LLMSettings):
     text_prompt: str | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
     voice_prompt: str | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
     words: str | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
+    voice: str | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
     filler: str | Sequence[str] | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
     filler_after_ms: float | NotGiven | None = field(default_factory=lambda: NOT_GIVEN)
 
@@ -113,6 +120,7 @@ class DuplexLLMSettings(LLMSettings):
             text_prompt=None,
             voice_prompt=None,
             words=None,
+            voice=None,
             filler=None,
             filler_after_ms=DEFAULT_FILLER_AFTER_MS,
         )
@@ -126,6 +134,14 @@ class DuplexLLMSettings(LLMSettings):
         words = self.words
         if is_given(words) and words is not None and words not in WORDS:
             raise ValueError(f"the setting words must be one of {', '.join(WORDS)}, not {words!r}")
+        voice = self.voice
+        if is_given(voice) and voice is not None and voice not in VOICES:
+            raise ValueError(f"the setting voice must be one of {', '.join(VOICES)}, not {voice!r}")
+        if voice == "tts" and words in ("own", "both"):
+            raise ValueError(
+                f"a TTS speaks given words: the settings voice='tts' and words={words!r} "
+                "contradict each other"
+            )
         after_ms = self.filler_after_ms
         if is_given(after_ms) and after_ms is not None and not 0 <= after_ms <= 60_000:
             raise ValueError(f"the setting filler_after_ms must be 0 to 60000, not {after_ms:g}")

@@ -51,6 +51,11 @@ class Mouth(Protocol):
         """Drop what was not spoken yet."""
         ...
 
+    @property
+    def has_unspoken(self) -> bool:
+        """Whether there is anything that was not spoken yet."""
+        ...
+
 
 @dataclass(eq=False)
 class Response:
@@ -74,10 +79,13 @@ class Response:
 
 
 class UpstreamWords:
-    """Hands the words of an LLM to a session, from the first one on.
+    """Hands the words of an LLM to who speaks them, from the first one on.
 
     Frames are taken in at once; a task hands them over, so that an interruption never tears a
     request. While the user has the floor, a response that has not begun waits.
+
+    Parameters:
+        mouth: Who speaks them.
     """
 
     def __init__(self, mouth: Mouth, on_error: Callable[[str, Exception], Awaitable[None]]):
@@ -87,7 +95,7 @@ class UpstreamWords:
             mouth: Who speaks.
             on_error: Called with what cannot be said, and why.
         """
-        self._mouth = mouth
+        self.mouth = mouth
         self._on_error = on_error
         self._responses: deque[Response] = deque()
         self._current: Response | None = None
@@ -242,19 +250,19 @@ class UpstreamWords:
     async def _speak(self, response: Response, text: str, *, ended: bool) -> bool:
         if response.number is not None:
             if text or ended:
-                await self._mouth.go_on(response.number, text, more=not ended)
+                await self.mouth.go_on(response.number, text, more=not ended)
             return True
         if response.dropped or not text.strip():
             return True
         more = not response.is_whole
-        number = await self._mouth.begin(text, to_context=response.to_context, more=more)
+        number = await self.mouth.begin(text, to_context=response.to_context, more=more)
         if number is None:
             response.pending = text + response.pending
             return False
         response.number = number
         self._numbers.add(number)
         if response.dropped:  # Meanwhile.
-            await self._mouth.hush()
+            await self.mouth.hush()
         elif more and ended:
-            await self._mouth.go_on(number, "", more=False)
+            await self.mouth.go_on(number, "", more=False)
         return True

@@ -203,6 +203,21 @@ async def test_a_neighbour_says_the_same_beside_a_rebuild(load) -> None:
         np.testing.assert_array_equal(one.pcm, other.pcm)
 
 
+async def test_a_persona_that_is_forgotten_is_told_once(load) -> None:
+    told: list[str] = []
+    sink = logger.add(told.append, level="WARNING", format="{message}")
+    try:
+        for long_calls in ("ring", "rebuild"):
+            engine = await load(long_calls=long_calls)
+            for prompt in ("hello i can help", None):
+                session = await engine.open(SessionConfig.greedy(text_prompt=prompt))
+                await talk(session, noise(CONTEXT + 5, seed=1))
+                await session.close()
+    finally:
+        logger.remove(sink)
+    assert len(told) == 1 and "its persona is forgotten" in told[0]
+
+
 async def test_a_persona_that_leaves_no_room_is_refused(load) -> None:
     engine = await load(long_calls="rebuild")
     with pytest.raises(InvalidPrompt, match="may take 50"):

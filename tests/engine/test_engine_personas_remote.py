@@ -9,11 +9,21 @@ import pytest
 import soundfile
 
 from pipecat_duplex.engine import Engine
+from pipecat_duplex.engine.persona import Casting
 from pipecat_duplex.remote import RemoteBackend, RemoteFleet
 from pipecat_duplex.scripted import ScriptedBackend
-from pipecat_duplex.session import AtCapacity, InvalidPrompt, SessionConfig, Step
+from pipecat_duplex.session import (
+    AtCapacity,
+    DuplexError,
+    InvalidHistory,
+    InvalidPrompt,
+    SessionConfig,
+    SessionEnded,
+    Step,
+)
+from pipecat_duplex.session.history import History, HistoryKeeper
 from tests.engine.scripted import noise
-from tests.server.callers import FAST, chat_url, converse, serving, wait_until
+from tests.server.callers import FAST, chat_url, converse, serving, take, wait_until
 
 ROLE = "hello i can help"
 HEARD = noise(8, seed=2)
@@ -107,3 +117,77 @@ async def test_a_server_may_take_its_time_to_read_a_prompt() -> None:
         with pytest.raises(AtCapacity):
             await backend.open(SessionConfig(voice_prompt="NATF0"))
         await session.close()
+
+
+async def test_a_move_computes_the_persona_once_and_follows_to_the_same_place(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    personas: list[object] = []
+
+    def count(self, persona, encode):
+        personas.append(persona)
+        return frames(self, persona, encode)
+
+    frames = Casting.frames
+    async with serving(engine, slots=2) as server:
+        backend = RemoteBackend(chat_url(server))
+        first = await backend.open(PERSONA)
+        assert first.memory is not None
+        keeper = HistoryKeeper(first.memory)
+        before = await converse(first, HEARD[:4])
+        for pcm, step in zip(HEARD[:4], before, strict=True):
+            keeper.send(pcm)
+            keeper.take(step)
+        history = keeper.history()
+        assert history is not None
+        between, after = await converse(first, HEARD[4:6]), await converse(first, HEARD[6:])
+
+        monkeypatch.setattr(Casting, "frames", count)
+        second = await backend.open(PERSONA.model_copy(update={"restores": True}))
+        assert not personas
+        await second.restore(history)
+        assert len(personas) == 1
+        for pcm, step in zip(HEARD[4:6], between, strict=True):
+            assert step.tokens is not None
+            second.follow(pcm, step.tokens)
+        followed, rest = await take(second, 2), await converse(second, HEARD[6:])
+        assert tokens(followed + rest) == tokens(between + after)
+        for step, other in zip(followed + rest, between + after, strict=True):
+            np.testing.assert_allclose(step.pcm, other.pcm, atol=1e-4)
+        assert between[0].tokens is not None
+        second.follow(HEARD[0], between[0].tokens)  # Too late: it has gone on by itself.
+        with pytest.raises(SessionEnded, match="after a history"):
+            await take(second, 1)
+        await backend.close()
+
+
+async def test_who_brings_no_history_after_all_has_the_persona(engine: Engine) -> None:
+    expected = await converse(await engine.open(PERSONA), HEARD)
+    late = await engine.open(PERSONA.model_copy(update={"restores": True}))
+    assert tokens(await converse(late, HEARD)) == tokens(expected)
+    with pytest.raises(DuplexError, match="once"):
+        await late.restore(
+            History(late.memory.fingerprint, np.zeros((17, 2), int), True, HEARD[:0])
+        )
+
+
+@pytest.mark.parametrize("wrong", [-1, 60_000])
+async def test_steps_of_elsewhere_that_hold_no_tokens_are_refused(
+    engine: Engine, wrong: int
+) -> None:
+    session = await engine.open(SessionConfig())
+    some = np.zeros(17, np.int32)
+    with pytest.raises(DuplexError, match="after a history"):
+        session.follow(HEARD[0], some)
+    codes, key = np.zeros((17, 3), np.int32), session.memory.fingerprint
+    await session.restore(History(key, codes, True, HEARD[:0]))
+    for place in (0, 1, 16):
+        bad = some.copy()
+        bad[place] = wrong
+        with pytest.raises(InvalidHistory):
+            session.follow(HEARD[0], bad)
+    for shape in (16, 18):
+        with pytest.raises(InvalidHistory):
+            session.follow(HEARD[0], np.zeros(shape, np.int32))
+    session.follow(HEARD[0], some)
+    assert (await take(session, 1))[0].tokens is not None

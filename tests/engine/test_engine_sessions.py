@@ -34,6 +34,7 @@ from pipecat_duplex.session import (
 )
 from pipecat_duplex.session import inbox as inbox_module
 from tests.engine.scripted import noise
+from tests.stalls import by_the_clock
 
 GREEDY = SessionConfig.greedy()
 MODELS = {"onnx": OnnxModel, "torch": BatchedModel}
@@ -364,6 +365,7 @@ async def watching_the_loop() -> AsyncIterator[list[float]]:
 
 
 @pytest.mark.slow
+@by_the_clock
 async def test_asyncio_is_never_held_up(
     checkpoint_folder: Path, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:

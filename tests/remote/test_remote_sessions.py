@@ -264,6 +264,22 @@ async def test_a_caller_who_says_nothing_is_not_stalled():
         await session.close()
 
 
+async def test_no_server_is_blamed_for_a_stall_of_ours():
+    async with serving() as server:
+        limits = RemoteLimits(dead_secs=1.0, stall_secs=1.0)
+        session = await RemoteBackend(chat_url(server), limits=limits).open(CONFIG)
+        for _ in range(2):
+            await asyncio.sleep(0.3)
+            session.send(SILENCE)
+            await asyncio.sleep(0)
+            session._connection.transport.pause_reading()  # What comes meanwhile waits.
+            time.sleep(1.5)  # noqa: ASYNC251 (that is the point)
+            assert session.outlook().silent_secs < 0.6
+            session._connection.transport.resume_reading()
+        assert len(await take(session, 2)) == 2
+        await session.close()
+
+
 class BadServer:
     """Sends what it is told to, right after the upgrade."""
 

@@ -110,6 +110,7 @@ def test_steps_there_and_back(index, token, piece):
         audio_top_k=st.integers(1, 10**6),
         seed=st.none() | st.integers(0, 2**63 - 1),
         max_secs=st.none() | st.integers(1, 10**6).map(lambda steps: steps * STEP_SECS),
+        restores=st.booleans(),
     )
 )
 def test_settings_there_and_back(config):

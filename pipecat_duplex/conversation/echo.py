@@ -1,0 +1,259 @@
+"""Keeping the agent's own voice from what the model hears of the user.
+
+A loudspeaker, a room or a telephone line gives the agent's voice back, tens to hundreds of
+milliseconds later and weaker. What was played is known here, so it can be found in the user's
+audio. The loudest part of the way, a few milliseconds long, is learned, and its echo subtracted.
+What is left (a room's reverberation, a loudspeaker's distortion) is turned down where it is no
+louder than such a rest; where the user speaks over the echo, they are heard. Nothing is changed
+before an echo was found: the audio of a caller without one stays as it is, bit by bit.
+
+This is less than what a telephone's or a browser's echo canceller does (ITU-T G.168, WebRTC), which
+most callers have. It is for those who have none.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipecat_duplex.session import SAMPLE_RATE_HZ, STEP_SAMPLES
+
+MAX_DELAY_STEPS = 12
+"""Steps back in which the agent's voice is looked for: 0.96 s."""
+
+AUDIBLE = 10 ** (-65 / 20)
+"""Root mean square below which nothing is looked for: a weaker echo disturbs no model."""
+
+DECIMATION = 4
+"""The search works at 6 kHz."""
+
+FORGETTING = 0.8
+"""Of what the search sums up, each step: it looks at some five steps."""
+
+FOUND, FOUND_AGAIN = 0.5, 0.3
+"""Correlation with what was played from which on there is an echo: the first, and later ones.
+
+Of 200 recordings of people who spoke while the agent did, 99.9 % of the steps stayed below 0.27,
+the highest was 0.43. Echoes have 0.35 in a hall, and 0.9 close to the loudspeaker.
+"""
+
+BLOCK = 240
+"""Samples that are turned down together: 10 ms."""
+
+TAIL_DB_PER_SEC = 150.0
+"""How fast a room falls silent: 60 dB in 0.4 s."""
+
+NO_LOUDER_DB, LOUDER_DB = 5.0, 9.0
+"""Beside the expected echo: up to here it is the echo alone, from here on the user speaks."""
+
+
+ALONE = 0.8
+"""Of the correlation that the echo alone has: a step below it has the user in it as well."""
+
+FADING = 0.998
+"""Of that correlation, each step with an echo: the way may change."""
+
+TAPS, LEAD = 64, 12
+"""Samples of the way that is learned (3 ms), and how many of them lie before the delay."""
+
+RIDGE = 1e-4
+"""Keeps the fit tame where what was played has no power."""
+
+BEST = 1e-3
+"""No fit is thought to leave less of an echo: -30 dB."""
+
+FLATTERY = 4.0
+"""Times as much is left by a first fit as it seems."""
+
+
+@dataclass(frozen=True, slots=True)
+class Echo:
+    """What was played, in a step that was heard.
+
+    Parameters:
+        delay: Samples from the end of a step to where the end of its sound is heard.
+        correlation: Of this step with what was played, 0 to 1.
+    """
+
+    delay: int
+    correlation: float
+
+
+class EchoFinder:
+    """Finds the delay at which what was played is heard, from running sums over steps."""
+
+    def __init__(self):
+        """Initialize; nothing was played or heard yet."""
+        self._step = STEP_SAMPLES // DECIMATION
+        self._played = np.zeros(self._step * MAX_DELAY_STEPS, np.float32)
+        lags = len(self._played) - self._step + 1
+        self._products = np.zeros(lags)
+        self._energies = np.zeros(lags)
+        self._heard_energy = 0.0
+        self._found = False
+        self._fft_size = 1 << (len(self._played) - 1).bit_length()
+
+    def play(self, pcm: np.ndarray) -> None:
+        """Take a step of what is played, float32 ``(STEP_SAMPLES,)``."""
+        self._played = np.concatenate([self._played[self._step :], _thin(pcm)])
+
+    def hear(self, pcm: np.ndarray) -> Echo | None:
+        """Take a step of what is heard, float32 ``(STEP_SAMPLES,)``; return the echo in it."""
+        heard = _thin(pcm)
+        size = self._fft_size
+        spectrum = np.fft.rfft(self._played, size) * np.conj(np.fft.rfft(heard, size))
+        products = np.fft.irfft(spectrum, size)[: len(self._products)]
+        sums = np.cumsum(np.concatenate([[0.0], np.square(self._played, dtype=np.float64)]))
+        energies = sums[self._step :] - sums[: -self._step]
+        heard_energy = float(np.dot(heard, heard))
+        self._products = FORGETTING * self._products + products
+        self._energies = FORGETTING * self._energies + energies
+        self._heard_energy = FORGETTING * self._heard_energy + heard_energy
+        correlation = _correlation(self._products, self._energies, self._heard_energy)
+        best = int(np.argmax(correlation))
+        if correlation[best] < (FOUND_AGAIN if self._found else FOUND):
+            return None
+        self._found = True
+        delay = (len(correlation) - 1 - best) * DECIMATION
+        return Echo(delay, float(_correlation(products[best], energies[best], heard_energy)))
+
+
+class EchoPath:
+    """The way from the loudspeaker to the microphone, as far as it is a few milliseconds long.
+
+    A least-squares fit over the last steps in which the user was silent.
+    """
+
+    def __init__(self):
+        """Initialize; nothing is known."""
+        self._products = np.zeros((TAPS, TAPS))
+        self._answers = np.zeros(TAPS)
+        self._weights = np.zeros(TAPS, np.float32)
+        self._left_energy = self._played_energy = 0.0
+
+    def follow(self, heard: np.ndarray, played: np.ndarray, *, afresh: bool) -> None:
+        """Learn from a step that has nothing in it but the echo.
+
+        Args:
+            heard: The step, ``(STEP_SAMPLES,)``.
+            played: What was played in each sample's reach, ``(STEP_SAMPLES, TAPS)``.
+            afresh: Forget what was learned before.
+        """
+        kept = 0.0 if afresh else FORGETTING
+        before = _power(heard - self.echo(played))
+        self._products = kept * self._products + played.T @ played
+        self._answers = kept * self._answers + played.T @ heard
+        ridge = RIDGE * np.trace(self._products) / TAPS + 1e-9
+        solved = np.linalg.solve(self._products + ridge * np.eye(TAPS), self._answers)
+        self._weights = solved.astype(np.float32)
+        after = _power(heard - self.echo(played))
+        # A fit looks better than it is on what it was made from.
+        left = before if kept else FLATTERY * after
+        self._left_energy = kept * self._left_energy + max(left, BEST * _power(heard))
+        self._played_energy = kept * self._played_energy + _power(played[:, LEAD])
+
+    def echo(self, played: np.ndarray) -> np.ndarray:
+        """Return the echo of what was played, ``(STEP_SAMPLES,)``."""
+        return played @ self._weights
+
+    @property
+    def rest(self) -> float:
+        """Power of what is left of an echo, beside what was played."""
+        return self._left_energy / max(self._played_energy, 1e-12)
+
+
+class EchoSuppressor:
+    """Keeps the agent's voice out of the user's audio, step by step.
+
+    While the agent has been silent for a second, or nothing is heard, it costs next to nothing.
+    """
+
+    def __init__(self):
+        """Initialize for a conversation; nothing was said yet."""
+        self._finder = EchoFinder()
+        self._path = EchoPath()
+        self._played = np.zeros(STEP_SAMPLES * (MAX_DELAY_STEPS + 2), np.float32)
+        self._delay: int | None = None
+        self._alone = 0.0
+        self._expected = 0.0
+        self._gain = 1.0
+
+    @property
+    def found(self) -> bool:
+        """Whether there was an echo so far."""
+        return self._delay is not None
+
+    def play(self, pcm: np.ndarray) -> None:
+        """Take a step of what the agent says, float32 ``(STEP_SAMPLES,)``."""
+        self._played = np.concatenate([self._played[STEP_SAMPLES:], pcm])
+        self._finder.play(pcm)
+
+    def hear(self, pcm: np.ndarray) -> np.ndarray:
+        """Return a step of the user's audio without the echo.
+
+        Args:
+            pcm: Float32, shape ``(STEP_SAMPLES,)``.
+
+        Returns:
+            The same array while there is no echo.
+        """
+        if _power(self._played) < AUDIBLE**2 or _power(pcm) < AUDIBLE**2:
+            return pcm
+        echo = self._finder.hear(pcm)
+        self._alone *= FADING
+        if echo is not None and echo.correlation >= ALONE * self._alone:
+            self._follow(echo, pcm)
+        if self._delay is None:
+            return pcm
+        played = self._in_reach(self._delay)
+        rest = pcm - self._path.echo(played)
+        return self._turn_down(rest, self._expect(played[:, LEAD]))
+
+    def _follow(self, echo: Echo, pcm: np.ndarray) -> None:
+        """Learn from a step that has nothing in it but the echo, as far as is known."""
+        # What was learned from steps with the user in them counts no more.
+        afresh = ALONE * echo.correlation >= self._alone
+        self._alone = max(self._alone, echo.correlation)
+        if self._delay is None or abs(echo.delay - self._delay) >= LEAD:
+            self._delay, afresh = echo.delay, True
+        self._path.follow(pcm, self._in_reach(self._delay), afresh=afresh)
+
+    def _in_reach(self, delay: int) -> np.ndarray:
+        """Return what each sample of a step may be an echo of, newest first."""
+        padded = np.concatenate([self._played, np.zeros(LEAD, np.float32)])
+        end = len(self._played) - delay + LEAD
+        stretch = padded[end - STEP_SAMPLES - TAPS + 1 : end]
+        windows = np.lib.stride_tricks.sliding_window_view(stretch, TAPS)
+        return np.ascontiguousarray(windows[:, ::-1])
+
+    def _expect(self, source: np.ndarray) -> np.ndarray:
+        """Return the power of what is left of the echo in each block of a step."""
+        decay = 10 ** (-TAIL_DB_PER_SEC * BLOCK / SAMPLE_RATE_HZ / 10)
+        expected = np.empty(STEP_SAMPLES // BLOCK)
+        for block, power in enumerate(np.square(source.reshape(-1, BLOCK)).mean(1)):
+            self._expected = max(self._path.rest * float(power), decay * self._expected)
+            expected[block] = self._expected
+        return expected
+
+    def _turn_down(self, pcm: np.ndarray, expected: np.ndarray) -> np.ndarray:
+        heard = np.square(pcm.reshape(-1, BLOCK)).mean(1)
+        louder_db = 10 * np.log10((heard + 1e-12) / (expected + 1e-12))
+        gains = np.clip((louder_db - NO_LOUDER_DB) / (LOUDER_DB - NO_LOUDER_DB), 0.0, 1.0)
+        # From one block's gain to the next without a click.
+        at = np.arange(len(gains) + 1) * BLOCK
+        ramp = np.interp(np.arange(STEP_SAMPLES), at, [self._gain, *gains])
+        self._gain = float(gains[-1])
+        return (pcm * ramp).astype(np.float32)
+
+
+def _correlation(products, energies, heard_energy):
+    return np.abs(products) / np.sqrt(np.maximum(energies * heard_energy, 1e-12))
+
+
+def _thin(pcm: np.ndarray) -> np.ndarray:
+    """Keep a quarter of the samples, with the high tones raised: voices then differ more."""
+    thin = pcm.reshape(-1, DECIMATION).mean(1)
+    return np.diff(thin, prepend=thin[:1]).astype(np.float32)
+
+
+def _power(pcm: np.ndarray) -> float:
+    return float(np.dot(pcm, pcm)) / len(pcm)
