@@ -1,6 +1,9 @@
 """The reception behind the talking page, without a browser."""
 
+import asyncio
 import socket
+import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -192,3 +195,22 @@ def test_the_page_says_whose_speech_the_model_follows():
     guide = client.get("/embedded-model.md")
     assert guide.status_code == 200 and guide.headers["content-type"].startswith("text/plain")
     assert "Whose speech it follows" in guide.text
+
+
+async def test_whisper_decodes_in_its_thread():
+    threads = []
+
+    class Model:
+        supported_languages = ("en",)
+
+        def transcribe(self, pcm, language):
+            def segments():
+                threads.append(threading.current_thread())
+                yield language
+
+            return segments(), "info"
+
+    stt = llm.off_the_loop(SimpleNamespace(_model=Model()))
+    found = await asyncio.to_thread(stt._model.transcribe, b"", language="en")
+    assert found == (["en"], "info") and stt._model.supported_languages == ("en",)
+    assert threads[0] is not threading.main_thread()

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from pipecat.processors.frame_processor import FrameProcessor
 
@@ -92,7 +93,7 @@ class TalkLlm:
         from pipecat.services.whisper.stt import WhisperSTTService
 
         settings = WhisperSTTService.Settings(model=self.stt, no_speech_prob=0.6)
-        return WhisperSTTService(compute_type="int8", settings=settings)
+        return off_the_loop(WhisperSTTService(compute_type="int8", settings=settings))
 
     def _make_tts(self) -> FrameProcessor | None:
         if self.tts is None:
@@ -102,3 +103,30 @@ class TalkLlm:
         path = self._voice_path()
         settings = PiperTTSService.Settings(voice=path.stem)
         return PiperTTSService(download_dir=path.parent, settings=settings)
+
+
+class _EagerModel:
+    """A Whisper model whose transcript is complete when it is returned."""
+
+    def __init__(self, model: Any):
+        self._model = model
+
+    def transcribe(self, *args, **options):
+        segments, info = self._model.transcribe(*args, **options)
+        return list(segments), info
+
+    def __getattr__(self, name: str):
+        return getattr(self._model, name)
+
+
+def off_the_loop(stt: FrameProcessor) -> FrameProcessor:
+    """Let Pipecat's Whisper decode in its thread, and return it.
+
+    Whisper decodes while its segments are read. Pipecat 1.12 reads them on the event loop, which
+    stands still meanwhile: the agent's sound comes too late.
+
+    Args:
+        stt: Pipecat's ``WhisperSTTService``.
+    """
+    stt._model = _EagerModel(stt._model)  # pyright: ignore[reportAttributeAccessIssue]
+    return stt
