@@ -58,10 +58,12 @@ def make_stt():
     """Return the recogniser that reads the user's words for the LLM."""
     from pipecat.services.whisper.stt import WhisperSTTService
 
+    from pipecat_duplex.commands.talk.llm import off_the_loop
+
     model = os.getenv("WHISPER_MODEL", "base")
-    return WhisperSTTService(
-        compute_type="int8", settings=WhisperSTTService.Settings(model=model, no_speech_prob=0.6)
-    )
+    settings = WhisperSTTService.Settings(model=model, no_speech_prob=0.6)
+    # Pipecat 1.12 decodes on the event loop, and everything else waits; 1.14 does not.
+    return off_the_loop(WhisperSTTService(compute_type="int8", settings=settings))
 
 
 def make_duplex(**settings) -> DuplexLLMService:

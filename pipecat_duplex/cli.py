@@ -188,6 +188,13 @@ def talk(
     stt: Annotated[
         str, typer.Option(help="A Whisper model, by name or folder, for the LLM.")
     ] = "base",
+    tts: Annotated[
+        str | None,
+        typer.Option(
+            help="A voice of Piper's that speaks the LLM's words in the model's place: 'joe', or "
+            "an .onnx file."
+        ),
+    ] = None,
     verbose: Verbose = False,
 ) -> None:
     """Talk with the model in a browser."""
@@ -200,7 +207,9 @@ def talk(
     if llm is not None and model is not None:
         from pipecat_duplex.commands.talk.llm import TalkLlm
 
-        given = TalkLlm(llm, model, stt, os.getenv("LLM_API_KEY"))
+        given = TalkLlm(llm, model, stt, os.getenv("LLM_API_KEY"), tts)
+    elif tts is not None:
+        raise DuplexError("--tts speaks the words of an LLM: give --llm and --model, too")
     run_talk(checkpoint=checkpoint, host=host, port=port, slots=slots, llm=given)
 
 

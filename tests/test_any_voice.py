@@ -7,12 +7,14 @@ from pipecat.frames.frames import TTSAudioRawFrame, TTSSpeakFrame
 
 from pipecat_duplex import DuplexLLMService
 from pipecat_duplex.engine import Engine
+from pipecat_duplex.remote import RemoteBackend
 from pipecat_duplex.scripted import Script, ScriptedBackend
 from pipecat_duplex.service.foreign_voice import MIMED
 from pipecat_duplex.service.frames import MonologueTextFrame, UserBackchannelFrame
 from pipecat_duplex.service.voice_detector import VoiceDetector
 from tests.llm_pipeline import Reply, interruptions, talk, user_audio
 from tests.pipeline import silence, speech
+from tests.server.callers import chat_url, serving
 from tests.voices import ToneTTS
 
 ANSWER = "Zephyrs quietly vex bold Jack. My sphinx of quartz judges the xylophone."
@@ -64,6 +66,21 @@ async def test_the_model_yields_and_the_tts_stops() -> None:
     assert (stop, okay) == ("stop now", "Okay.")
     silent = [at for at, _ in result.speaker.played if event.time_secs + 0.1 < at < 5.7]
     assert not silent
+
+
+async def test_a_model_on_a_server_keeps_the_floor_too() -> None:
+    async with serving(backend(yield_steps=3)) as server:
+        result = await talk(
+            RemoteBackend(chat_url(server)),
+            user_audio((1.0, False), (1.0, True), (2.5, False), (1.2, True), (2.0, False)),
+            transcripts=[("tell me a story", 1), ("stop now", 3)],
+            replies=[Reply([(1, f"{ANSWER} {ANSWER}")]), Reply([(1, "Okay.")])],
+            tts=ToneTTS(),
+            settings=DuplexLLMService.Settings(voice="tts"),
+        )
+    assert len(result.of("on_yield")) == 1
+    assert interruptions(result.far) == 1
+    assert [text for role, text in result.messages()][-1] == "Okay."
 
 
 async def test_a_backchannel_leaves_the_tts_alone() -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks.cascade import report as reports
-from benchmarks.cascade.contexts import faults, hums_in_messages
+from benchmarks.cascade.contexts import faults, messages_of
 from benchmarks.cascade.figures import measure
 from benchmarks.cascade.librarian import STORY, answer_to, plain
 from benchmarks.cascade.report import Column, Report, make_column, markdown
@@ -17,7 +17,7 @@ from benchmarks.cascade.tool_call import (
     CALM,
     FILLER,
     OVER_ANSWER,
-    librarian_with_tool,
+    ToolLibrarian,
     lost_or_twice,
     measure_tools,
 )
@@ -95,11 +95,16 @@ def test_the_llm_reads_parts_of_a_message_and_answers_nothing_with_regret():
 def test_the_llm_looks_stories_up():
     question = user("Tell me a story.")
     wanted = {"call": "look_up", "arguments": {"what": "story"}}
-    assert librarian_with_tool([question]) == wanted
-    result = {"role": "tool", "content": '{"found": "story"}'}
-    assert librarian_with_tool([question, result, agent("thank you")]) == STORY
+    llm = ToolLibrarian()
+    assert llm([question]) == wanted
+    result = {"role": "tool", "content": '{"found": "story"}', "tool_call_id": "call-1"}
+    assert llm([question, result, agent("thank you")]) == STORY
     later = user("What is four plus five?")
-    assert librarian_with_tool([question, result, later]) == "Four plus five is nine."
+    assert llm([question, result, later]) == "Four plus five is nine."
+    late = ToolLibrarian()
+    running = result | {"content": "IN_PROGRESS"}
+    assert late([question, running, later]) == "Four plus five is nine."
+    assert late([question, result, later, agent("four plus")]) == STORY
 
 
 #
@@ -230,7 +235,9 @@ def test_a_word_needs_a_sound_or_a_mark():
 def test_hums_that_became_messages_are_counted():
     hum = over("backchannel")
     for kind, count in (("turn", 1), ("backchannel", 0)):
-        assert hums_in_messages(call(hum, transcripts=[("Uh-huh.", 4.0, 4.6, kind)])) == count
+        held = call(hum, transcripts=[("Uh-huh.", 4.0, 4.6, kind)])
+        assert messages_of(held, "backchannel") == count
+        assert messages_of(held, "sound", "sound_over") == 0
 
 
 #

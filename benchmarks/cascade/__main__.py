@@ -21,8 +21,8 @@ from benchmarks.cascade.scenes import PATIENCE_SECS, QUIET_SECS, draw_scenes
 from benchmarks.cascade.stage import Call, hold
 from benchmarks.cascade.tool_call import (
     Caller,
+    ToolLibrarian,
     draw_calls,
-    librarian_with_tool,
     make_tool_agent,
     measure_tools,
 )
@@ -119,7 +119,7 @@ async def run(args: argparse.Namespace) -> tuple[Report, dict[str, list[Call]]]:
                         reports.note_pace(column, call)
                         knows_words = kind != CASCADE
                         column.overlaps += reactions(call.dialogue, knows_words=knows_words)
-            async with serving_llm(librarian_with_tool, **pace) as (_, url):
+            async with serving_llm(ToolLibrarian(), **pace) as (_, url):
                 held["tool"] = await hold_all(
                     calls,
                     lambda seed: make_tool_agent(Shared(url, whisper, engine), args.seed + seed),
@@ -153,7 +153,7 @@ def write(args: argparse.Namespace, report: Report, held: dict[str, list[Call]])
     (args.out / "cascade.json").write_text(reports.as_json(report))
     reports.plot(report, args.out / "cascade.png")
     for kind, calls in held.items():
-        (args.out / f"{kind}.json").write_text(reports.calls_as_json(calls))
+        (args.out / f"calls-{kind}.json").write_text(reports.calls_as_json(calls))
     if args.sound:
         for kind, calls in held.items():
             for index, call in enumerate(calls):

@@ -15,6 +15,7 @@ from pipecat.services.openai.llm import OpenAILLMService
 from benchmarks.cascade.parts import VOICE, voice_folder
 from pipecat_duplex import DuplexLLMService
 from pipecat_duplex.commands.converse.pacing import WatchedBackend
+from pipecat_duplex.commands.talk.llm import off_the_loop
 from pipecat_duplex.service.user_turns import DuplexUserTurnStrategies
 from pipecat_duplex.session import DuplexBackend
 
@@ -135,7 +136,7 @@ def make_stt(shared: Shared) -> FrameProcessor:
     from pipecat.services.whisper.stt import WhisperSTTService
 
     settings = WhisperSTTService.Settings(model=str(shared.whisper))
-    return WhisperSTTService(device="cpu", compute_type="int8", settings=settings)
+    return off_the_loop(WhisperSTTService(device="cpu", compute_type="int8", settings=settings))
 
 
 def make_llm(shared: Shared) -> OpenAILLMService:

@@ -51,12 +51,18 @@ def faults(call: Call) -> list[str]:
     return _faults_of_order(call)
 
 
-def hums_in_messages(call: Call) -> int:
-    """Count the hums that became messages, or part of one."""
-    hums = [m for m in call.dialogue.moments if m.kind == "backchannel"]
+def messages_of(call: Call, *kinds: str) -> int:
+    """Count what became a message, or a part of one, and should not have.
+
+    Args:
+        call: A conversation with the duplex service in front of an LLM.
+        *kinds: Of moments, such as ``backchannel`` or ``sound``.
+    """
     turns = [(start, end) for _, start, end, kind in call.transcripts if kind == "turn"]
     return sum(
-        any(start < hum.end_secs and hum.start_secs < end for start, end in turns) for hum in hums
+        any(start < moment.end_secs and moment.start_secs < end for start, end in turns)
+        for moment in call.dialogue.moments
+        if moment.kind in kinds
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.cascade.agents import TITLES
-from benchmarks.cascade.contexts import faults, hums_in_messages
+from benchmarks.cascade.contexts import faults, messages_of
 from benchmarks.cascade.figures import YIELD_SECS, Figures, measure
 from benchmarks.cascade.stage import Call
 from benchmarks.cascade.tool_call import ToolFigures
@@ -28,7 +28,8 @@ class Column:
     Attributes:
         figures: Of all dialogues.
         contexts: What is wrong with each context; empty where it is right.
-        hums_in_messages: Hums that became messages.
+        hum_messages: Hums that became messages.
+        sound_messages: Coughs and noises that became messages.
         chunks: Pieces of the user's audio.
         late_chunks: Those that were given more than 80 ms late.
         steps: Of the duplex model.
@@ -39,7 +40,8 @@ class Column:
 
     figures: Figures
     contexts: list[list[str]] = field(default_factory=list)
-    hums_in_messages: int = 0
+    hum_messages: int = 0
+    sound_messages: int = 0
     chunks: int = 0
     late_chunks: int = 0
     steps: int = 0
@@ -84,7 +86,8 @@ def make_column(calls: Sequence[Call], *, checks_contexts: bool) -> Column:
         note_pace(column, call)
         if checks_contexts:
             column.contexts.append(faults(call))
-            column.hums_in_messages += hums_in_messages(call)
+            column.hum_messages += messages_of(call, "backchannel")
+            column.sound_messages += messages_of(call, "sound", "sound_over")
     return column
 
 
@@ -220,7 +223,11 @@ _ROWS: tuple[_Row, ...] = (
     ("contexts that are wrong", _wrong),
     (
         '"uh huh"s that became messages',
-        lambda kind, column: str(column.hums_in_messages) if column.contexts else "–",
+        lambda kind, column: str(column.hum_messages) if column.contexts else "–",
+    ),
+    (
+        "coughs and noises that became messages",
+        lambda kind, column: str(column.sound_messages) if column.contexts else "–",
     ),
     ("late: user's audio, model's steps", _late),
 )
@@ -295,7 +302,7 @@ def plot(report: Report, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 4), dpi=150)
+    figure = Figure(figsize=(12, 4), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     delays, yields, mistakes = figure.subplots(1, 3, width_ratios=(1, 1, 1.2))
     for kind, column in report.columns.items():
@@ -308,9 +315,8 @@ def plot(report: Report, path: Path) -> None:
     for axes in (delays, yields):
         axes.set_xlabel("seconds")
         axes.set_ylim(0, 1.03)
-    delays.legend(loc="lower right", fontsize=8)
+    figure.legend(*delays.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     _bars(mistakes, report)
-    figure.tight_layout()
     figure.savefig(path, format="png", metadata={"Software": None})
 
 

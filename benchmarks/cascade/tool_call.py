@@ -91,17 +91,30 @@ class Caller(User):
         moment.until_secs = self.now_secs
 
 
-def librarian_with_tool(messages: list[dict]) -> str | dict:
-    """Answer as the librarian does, but look stories up."""
-    at = max((i for i, m in enumerate(messages) if m.get("role") == "user"), default=0)
-    asked = plain(str(messages[at].get("content")))
-    # What follows may be the filler, as it was heard, beside the call and its result.
-    results = [m for m in messages[at:] if m.get("role") == "tool"]
-    if any("story" in str(message.get("content")) for message in results):
-        return answer_to([{"role": "user", "content": "tell me a story"}])
-    if "story" in asked and "plus" not in asked and "add" not in asked:
-        return {"call": _NAME, "arguments": {"what": "story"}}
-    return answer_to(messages[at:])
+class ToolLibrarian:
+    """Answers as the librarian does, but looks stories up, and tells each result once."""
+
+    def __init__(self):
+        """Initialize without results."""
+        self._told: set[str] = set()
+
+    def __call__(self, messages: list[dict]) -> str | dict:
+        """Answer the last message, or a result that is new.
+
+        Args:
+            messages: Of the request, as OpenAI's protocol has them.
+        """
+        at = max((i for i, m in enumerate(messages) if m.get("role") == "user"), default=0)
+        asked = plain(str(messages[at].get("content")))
+        for message in messages:
+            # A result may come after the user has asked something else.
+            number = message.get("tool_call_id")
+            if number and "story" in str(message.get("content")) and number not in self._told:
+                self._told.add(number)
+                return answer_to([{"role": "user", "content": "tell me a story"}])
+        if "story" in asked and "plus" not in asked and "add" not in asked:
+            return {"call": _NAME, "arguments": {"what": "story"}}
+        return answer_to(messages[at:])
 
 
 def make_tool_agent(shared: Shared, seed: int) -> Agent:

@@ -26,7 +26,7 @@ class SessionRequest:
         audio_format: How audio is to travel.
         ignored: Names of parameters that make no difference here.
         tokens: Whether the caller wants the tokens of each step.
-        moves: Whether it would rather go elsewhere at once than stay on a server that shuts down.
+        moves: Whether it goes elsewhere by itself when the server shuts down.
     """
 
     config: SessionConfig
@@ -61,7 +61,7 @@ def build_query(
         config: The session's settings.
         audio_format: How audio is to travel, if the server can. With ``pcm``, tokens are asked for
             as well.
-        moves: Whether to go elsewhere at once when the server shuts down.
+        moves: Whether the caller goes elsewhere by itself when the server shuts down.
     """
     asked = {name: getattr(config, ours) for name, ours in _CONFIG_NAMES.items()}
     query = {name: str(value) for name, value in asked.items() if value is not None}

@@ -112,8 +112,7 @@ class RemoteBackend(DuplexBackend):
                 60 with prompts, here or in a session's config, which it has to read first.
             attempts: Connections that are tried, with growing pauses, if one fails.
             limits: When a server counts as dead.
-            moves: Whether sessions would rather go elsewhere at once than stay on a server that
-                shuts down.
+            moves: Whether sessions go elsewhere by themselves when the server shuts down.
             ip: The address to connect to, where the name in the URL has several.
 
         Raises:

@@ -255,7 +255,14 @@ class Call:
         """Keep the tokens of the step that comes next, which was taken elsewhere."""
         if self._encoder is not None:
             raise protocol.WireError("tokens of a step beside Opus: they go with raw audio")
+        if not self._can_follow:
+            raise protocol.WireError("tokens of a step, which this server has no use for")
         self._known = message.tokens
+
+    @property
+    def _can_follow(self) -> bool:
+        """Whether the session takes steps that were taken elsewhere; not all backends' do."""
+        return hasattr(self._session, "follow")
 
     def _take_history(self, piece: bytes) -> None:
         if piece:
@@ -405,7 +412,9 @@ class Call:
         secs_left = None
         if self._ends_at_secs is not None:
             secs_left = round(max(0.0, self._ends_at_secs - time.monotonic()), 1)
-        can_restore = {protocol.RESTORE, protocol.FOLLOW} if memory is not None else set()
+        can_restore = {protocol.RESTORE} if memory is not None else set()
+        if memory is not None and self._can_follow:
+            can_restore.add(protocol.FOLLOW)
         return protocol.Greeting(
             session=self._session.id,
             audio_format=self._asked.audio_format,

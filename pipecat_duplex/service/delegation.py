@@ -7,9 +7,8 @@ decides what there is to do and what the user is told.
 import uuid
 from collections.abc import Mapping
 
-from pipecat.frames.frames import LLMMessagesAppendFrame
+from pipecat.frames.frames import FunctionCallFromLLM, LLMMessagesAppendFrame
 from pipecat.processors.aggregators.llm_context import LLMContext
-from pipecat.services.llm_service import FunctionCallFromLLM
 
 SILENT_FRONTEND = (
     "DuplexLLMService with words='own' says nothing that a backend wants told: "

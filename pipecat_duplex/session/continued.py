@@ -16,7 +16,6 @@ from pipecat_duplex.session.fair_clock import FairClock
 from pipecat_duplex.session.history import History, HistoryKeeper, ResumeKey
 from pipecat_duplex.session.inbox import StepInbox
 from pipecat_duplex.session.outlook import outlook_of
-from pipecat_duplex.session.saying import Saying, give
 from pipecat_duplex.session.step import (
     STEP_SAMPLES,
     STEP_SECS,
@@ -29,12 +28,9 @@ from pipecat_duplex.session.step import (
 from pipecat_duplex.session.streams import TextStreams
 from pipecat_duplex.session.successor import Successor, Taken, hold_back
 from pipecat_duplex.session.unheard import UnheardAudio
-from pipecat_duplex.session.utterances import Utterances
+from pipecat_duplex.session.words import Words
 
 NO_TIME = StepTiming(0.0, 0.0)
-
-ASK_AGAIN_SECS = 0.05
-"""How often a conversation that moves is looked at for a question that waits."""
 
 DELAY_NOTICE_SECS = 1.5
 """A move that takes longer is told as delayed, even if no try has failed so far."""
@@ -159,11 +155,9 @@ class ContinuedSession(DuplexSession):
         self._heard_steps = 0
         self._barren = 0
         self._leaving: set[asyncio.Task[None]] = set()
-        self._utterances = Utterances()
-        self._count = 0
-        self._giving_words = asyncio.Lock()
-        self._streams = TextStreams()
         self._held = False
+        self._words = Words(self._inbox, self._session_for_words)
+        self._streams = TextStreams()
         self._successor: Successor | None = None
         self._doubted = False  # whether the successor is there only in case
         self._waits = False  # whether steps wait for a successor that is about to be level
@@ -238,60 +232,15 @@ class ContinuedSession(DuplexSession):
         """Let the agent speak these words; while it moves they wait."""
         if not isinstance(text, str):
             return await self._streams.say(self, text, cut_in=cut_in)
-        async with self._giving_words:
-            self._inbox.check_open()
-            saying = Saying(text, more=more)
-            number = self._count + 1
-            inner = await self._say_now(saying, cut_in=cut_in)
-            if inner is None:
-                if cut_in:
-                    self._utterances.drop_waiting()
-                self._utterances.wait(number, saying)
-            else:
-                self._utterances.give(inner, number, saying)
-            self._count = number
-            return number
-
-    async def _say_now(self, saying: Saying, *, cut_in: bool) -> int | None:
-        """Hand a saying to the session; None if it is moving."""
-        session = self._session
-        if session is None or self._is_in_gap:
-            return None
-        try:
-            inner = await give(session, saying, cut_in=cut_in)
-        except SessionEnded:
-            self._inbox.check_open()
-            return None
-        return inner if session is self._session else None  # It has moved meanwhile.
+        return await self._words.say(text, cut_in=cut_in, more=more)
 
     async def can_say(self, text: str) -> CanSay:
         """Tell whether the model has the words; while it moves, this waits for the next session."""
-        while True:
-            self._inbox.check_open()
-            if self._session is not None:
-                try:
-                    return await self._session.can_say(text)
-                except SessionEnded:
-                    pass  # The next session is asked.
-            await asyncio.sleep(ASK_AGAIN_SECS)
+        return await self._words.can_say(text)
 
     async def say_more(self, utterance_id: int, text: str, *, more: bool = True) -> None:
         """Add to an utterance; while it moves, it waits."""
-        async with self._giving_words:
-            self._inbox.check_open()
-            waiting = self._utterances.waiting(utterance_id)
-            if waiting is not None:
-                waiting.add(text, more=more)
-                return
-            given = self._utterances.given(utterance_id)
-            if given is None or self._session is None:
-                return  # It is over.
-            inner, saying = given
-            saying.add(text, more=more)
-            try:
-                await self._session.say_more(inner, text, more=more)
-            except SessionEnded:
-                self._inbox.check_open()  # It moves, and takes the text along.
+        await self._words.say_more(utterance_id, text, more=more)
 
     async def hold(self, held: bool = True) -> None:
         """Keep the model's own words back, also where it moves to."""
@@ -305,38 +254,7 @@ class ContinuedSession(DuplexSession):
 
     async def hush(self) -> None:
         """Drop the rest of all given words."""
-        async with self._giving_words:
-            self._inbox.check_open()
-            self._utterances.drop_waiting()
-            if self._session is not None:
-                try:
-                    await self._session.hush()
-                except SessionEnded:
-                    self._inbox.check_open()
-
-    async def _say_again(self, session: DuplexSession) -> None:
-        """Give the new session what the old one had not said."""
-        async with self._giving_words:
-            waiting = self._utterances.take_waiting()
-            while waiting:
-                number, rest = waiting.pop(0)
-                if not rest.text and not rest.more:
-                    self._utterances.refuse(number, rest)
-                    continue
-                try:
-                    # What was being said goes on at once, at the next word.
-                    inner = await give(session, rest, cut_in=bool(rest.before))
-                    self._utterances.give(inner, number, rest)
-                except BaseException as error:
-                    if isinstance(error, DuplexError) and not isinstance(error, SessionEnded):
-                        logger.warning(f"Session {self._id}: {rest.text!r} is not said: {error}")
-                        self._utterances.refuse(number, rest)
-                        continue
-                    for each in ((number, rest), *waiting):
-                        self._utterances.wait(*each)
-                    if isinstance(error, SessionEnded):
-                        return  # It moves again.
-                    raise
+        await self._words.hush()
 
     #
     # the end
@@ -397,7 +315,7 @@ class ContinuedSession(DuplexSession):
                 self._take(step)
                 if step.index + 1 == self._heard_from:
                     self._heard_from = 0
-                    await self._say_again(session)
+                    await self._words.say_again(session)
                 if self._can_hand_over(step):
                     return Leaving(self._leave_reason, smooth=True)
         except SessionEnded as error:
@@ -411,7 +329,7 @@ class ContinuedSession(DuplexSession):
         self._tell_successor(pcm, step)
         if step.index < self._heard_from:
             return
-        number, said = self._utterances.hear(step)
+        number, said = self._words.utterances.hear(step)
         self._answered += 1
         index = self._first + step.index
         self._inbox.put(replace(step, index=index, utterance_id=number, said=said))
@@ -443,7 +361,7 @@ class ContinuedSession(DuplexSession):
             outlook, now_secs = outlook_of(session), self._clock.now_secs()
             doubt = self._doubt.why(outlook.silent_secs, now_secs)
             successor = self._successor
-            if successor is None and self.history() is not None and (doubt or outlook.leave):
+            if successor is None and (doubt or outlook.leave) and self.history() is not None:
                 logger.info(f"Session {self._id}: {outlook.leave or doubt}; another is prepared")
                 self._doubted = not outlook.leave
                 self._leave_reason = outlook.leave
@@ -454,14 +372,13 @@ class ContinuedSession(DuplexSession):
     def _answer_with_silence(self) -> None:
         """Answer what was sent and will not be heard."""
         while self._answered < self._sent:
-            pcm, said = np.zeros(STEP_SAMPLES, np.float32), self._utterances.take_ended()
+            pcm, said = np.zeros(STEP_SAMPLES, np.float32), self._words.utterances.take_ended()
             self._inbox.put(Step(self._answered, pcm, TEXT_PADDING, None, NO_TIME, said=said))
             self._answered += 1
 
-    @property
-    def _is_in_gap(self) -> bool:
-        """Whether the session still hears what the user said to nobody."""
-        return self._heard_from > 0
+    def _session_for_words(self) -> DuplexSession | None:
+        """Return the session, unless it still hears what the user said to nobody."""
+        return None if self._heard_from else self._session
 
     #
     # the next one
@@ -469,7 +386,7 @@ class ContinuedSession(DuplexSession):
     async def _move(self, session: DuplexSession, leaving: Leaving) -> None:
         """Go on in another session; end with a reason if there is none."""
         self._session = None
-        self._utterances.take_back()
+        self._words.utterances.take_back()
         self._waits = leaving.smooth
         if not leaving.smooth:
             self._open_gap()
@@ -477,6 +394,7 @@ class ContinuedSession(DuplexSession):
         started_secs = time.monotonic()
         logger.info(f"Session {self._id}: {leaving.reason}; it moves")
         if not self._may_go_on():
+            self._drop_successor()
             self._inbox.end(leaving.reason)
             return
         self._delay_told = False
@@ -529,14 +447,9 @@ class ContinuedSession(DuplexSession):
         self._steps = fresh.steps
         self._heard_steps = 0
         self._doubt.begin()
-        try:
-            if fresh.held != self._held:
-                await hold_back(session, self._held)
-        except SessionEnded:
-            pass  # Noticed by those who take its steps: it moves again.
         smooth = self._waits
         if smooth:
-            await self._say_again(session)
+            await self._words.say_again(session)
             self._first, waiting = self._answered - fresh.followed, self._keeper.unanswered
         else:
             waiting = self._unheard.take_speech(self._keeper.audio)
@@ -550,10 +463,12 @@ class ContinuedSession(DuplexSession):
             for pcm in waiting:
                 self._doubt.send(self._clock.now_secs())
                 session.send(pcm)
+            if self._held != fresh.held:
+                await hold_back(session, self._held)
         except SessionEnded:
-            return  # As above.
+            return  # Noticed by those who take its steps: it moves again.
         if not smooth and not waiting:
-            await self._say_again(session)
+            await self._words.say_again(session)
 
     def _seek(self) -> Successor:
         self._ready_steps = 0

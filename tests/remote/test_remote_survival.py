@@ -40,7 +40,7 @@ def text_of(steps: list[Step]) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP])
 async def test_a_call_goes_on_at_another_server(number: signal.Signals) -> None:
     async with (
         scripted_server(COUNT, "remembers=yes") as (first, first_url),
@@ -71,6 +71,8 @@ async def test_a_call_goes_on_at_another_server(number: signal.Signals) -> None:
                 if step.text_piece == "▁ten":
                     break
         feeding.cancel()
+        if number == signal.SIGSTOP:
+            server.signal(signal.SIGCONT)
         assert text_of(steps) == COUNT
         assert [step.index for step in steps] == list(range(len(steps)))
         assert session.moves == 1

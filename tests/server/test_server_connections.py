@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from loguru import logger
 
 from pipecat_duplex import protocol
+from pipecat_duplex.remote import RemoteBackend
 from pipecat_duplex.scripted import Script, ScriptedBackend
 from pipecat_duplex.server.access import is_local_host
 from pipecat_duplex.server.connections import FrameCounter
 from pipecat_duplex.server.limit import AudioDebt, LineLimit
 from pipecat_duplex.server.listen import bind, is_loopback, url_of
-from pipecat_duplex.session import BackendHealth, DuplexError
+from pipecat_duplex.session import AtCapacity, BackendHealth, DuplexError, SessionConfig
 from pipecat_duplex.session.fair_clock import MAX_TICK_SECS, FairClock
 from tests.server.callers import FAST, SILENCE, calling, chat_url, read_until, serving, wait_until
 
@@ -249,6 +250,9 @@ async def test_health_is_the_backends():
         backend.state = BackendHealth(False, "a step hangs", 7.5, stuck=True)
         status, body, _ = await ask(server)
         assert (status, body["status"], body["reason"]) == (503, "stuck", "a step hangs")
+        with pytest.raises(AtCapacity, match="a step hangs"):
+            await RemoteBackend(chat_url(server)).open(SessionConfig())
+        assert server.metrics.refused["stuck"] == 1 and not server.sessions_open
         async with aiohttp.ClientSession() as http:
             async with http.get(f"http://127.0.0.1:{server.port}/metrics") as response:
                 text = await response.text()

@@ -130,6 +130,9 @@ class _WatchedSession:
         self._watch.note_sent()
         return index
 
+    def follow(self, pcm: np.ndarray, tokens: np.ndarray) -> int:
+        return self._session.follow(pcm, tokens)
+
     async def steps(self) -> AsyncIterator[Step]:
         try:
             async for step in self._session.steps():

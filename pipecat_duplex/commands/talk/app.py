@@ -22,7 +22,6 @@ from pipecat.processors.aggregators.llm_response_universal import (
     LLMContextAggregatorPair,
     LLMUserAggregatorParams,
 )
-from pipecat.processors.frame_processor import FrameProcessor
 from pipecat.processors.frameworks.rtvi import RTVIObserverParams
 from pipecat.transports.base_transport import TransportParams
 from pipecat.transports.smallwebrtc.connection import SmallWebRTCConnection
@@ -31,7 +30,7 @@ from pipecat.workers.runner import WorkerRunner
 from pydantic import BaseModel
 
 from pipecat_duplex.commands.talk.guard import Guard
-from pipecat_duplex.commands.talk.llm import TalkLlm
+from pipecat_duplex.commands.talk.llm import LlmParts, TalkLlm
 from pipecat_duplex.service.rtvi import DuplexRTVIFeed
 from pipecat_duplex.service.service import DuplexLLMService
 from pipecat_duplex.service.user_turns import DuplexUserTurnStrategies
@@ -127,12 +126,11 @@ class Reception:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _converse(self, connection: SmallWebRTCConnection, session: DuplexSession):
-        front = None
+        parts = None
         if self._llm is not None:
-            # Whisper's weights are read here, off the event loop.
-            stt = await asyncio.to_thread(self._llm.make_stt)
-            front = stt, self._llm.make_llm()
-        worker = _build_bot(connection, session, self._checkpoint, front)
+            # Whisper's and Piper's weights are read here, off the event loop.
+            parts = await asyncio.to_thread(self._llm.make_parts)
+        worker = _build_bot(connection, session, self._checkpoint, parts)
         watch = asyncio.create_task(_cancel_when_gone(connection, worker))
         try:
             runner = WorkerRunner(handle_sigint=False)
@@ -193,7 +191,7 @@ def _build_bot(
     connection: SmallWebRTCConnection,
     session: DuplexSession,
     checkpoint: str,
-    front: tuple[FrameProcessor, FrameProcessor] | None,
+    parts: LlmParts | None,
 ) -> PipelineWorker:
     transport = SmallWebRTCTransport(
         connection, TransportParams(audio_in_enabled=True, audio_out_enabled=True)
@@ -203,13 +201,13 @@ def _build_bot(
         # The service's own. Pipecat's default would load a turn model for each visitor.
         user_params=LLMUserAggregatorParams(user_turn_strategies=DuplexUserTurnStrategies()),
     )
-    settings = DuplexLLMService.Settings(words="own" if front is None else "given")
+    settings = DuplexLLMService.Settings(words="own" if parts is None else "given")
     pipeline = Pipeline(
         [
             transport.input(),
-            *([] if front is None else [front[0]]),
+            *([] if parts is None else [parts.stt]),
             user_aggregator,
-            *([] if front is None else [front[1]]),
+            *([] if parts is None else [parts.llm]),
             # The slot belongs to this visit: when its session fails, the visit is over.
             DuplexLLMService(
                 checkpoint=checkpoint,
@@ -218,6 +216,7 @@ def _build_bot(
                 settings=settings,
             ),
             DuplexRTVIFeed(),
+            *([] if parts is None or parts.tts is None else [parts.tts]),
             transport.output(),
             assistant_aggregator,
         ]
@@ -285,7 +284,8 @@ def create_app(
 
     @app.get("/api/about")
     async def about() -> dict[str, Any]:
-        return {"checkpoint": checkpoint, "note": note, "llm": llm.model if llm else None}
+        writer = {"llm": llm.model, "tts": llm.tts} if llm else {"llm": None, "tts": None}
+        return {"checkpoint": checkpoint, "note": note, **writer}
 
     @app.post("/api/offer")
     async def answer(offer: Offer) -> dict[str, Any]:

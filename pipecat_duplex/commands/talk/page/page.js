@@ -15,6 +15,9 @@ const lanes = new Lanes($("lanes"));
 /** Whether an LLM writes the agent's words; then it is done long before they are spoken. */
 let writtenByLlm = false;
 
+/** Whether a TTS speaks in the model's place; then its words are not in the monologue. */
+let spokenByTts = false;
+
 /** The conversation under way: its connection, microphone, levels and counts. */
 let talk = null;
 
@@ -112,6 +115,7 @@ const RTVI_HANDLERS = {
     setSpeaking("agent", false);
     if (writtenByLlm) captions.finish();
   },
+  "bot-tts-text": ({ text }) => spokenByTts && say(` ${text}`),
   "user-transcription": ({ text, final }) => final && captions.userSaid(text),
   "llm-function-call-in-progress": () => lanes.mark(now(), "tool", false),
   "vad-user-started-speaking": () => {
@@ -127,10 +131,7 @@ const RTVI_HANDLERS = {
 };
 
 const DUPLEX_HANDLERS = {
-  "duplex-monologue": ({ text }) => {
-    captions.say(text);
-    lanes.say(now(), text);
-  },
+  "duplex-monologue": ({ text }) => say(text),
   "duplex-yield": ({ delay_secs }) => {
     captions.yielded(delay_secs);
     setSpeaking("agent", false);
@@ -145,6 +146,11 @@ const DUPLEX_HANDLERS = {
   },
   "duplex-metrics": showMetrics,
 };
+
+function say(text) {
+  captions.say(text);
+  lanes.say(now(), text);
+}
 
 function receive({ type, data }) {
   RTVI_HANDLERS[type]?.(data);
@@ -216,9 +222,10 @@ function setHeadphones(worn) {
 
 async function showAbout() {
   try {
-    const { checkpoint, note, llm } = await (await fetch("api/about")).json();
+    const { checkpoint, note, llm, tts } = await (await fetch("api/about")).json();
     writtenByLlm = Boolean(llm);
-    $("model").textContent = llm ? `${llm}, spoken by ${checkpoint}` : checkpoint;
+    spokenByTts = Boolean(tts);
+    $("model").textContent = llm ? `${llm}, spoken by ${tts ?? checkpoint}` : checkpoint;
     $("model").hidden = false;
     $("follows").hidden = checkpoint !== "embedded";
     $("note").textContent = note ?? "";
