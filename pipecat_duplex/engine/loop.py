@@ -42,6 +42,12 @@ BEAT_SECS = 0.5
 STUCK_SECS = 1.5
 """A thread that has shown nothing for so long, or a step that takes so long, is called stuck."""
 
+BEHIND_SECS = 0.04
+"""With a frame that has waited for so long, long calls are to wait."""
+
+MAX_SKIPPED = 3
+"""Turns that long calls wait for, at most: an engine that is always behind still rebuilds them."""
+
 Batch = dict[int, tuple[EngineSession, Frame]]
 """Who takes part in a step, by slot."""
 
@@ -128,6 +134,7 @@ class StepLoop:
         self._seated: list[EngineSession | None] = [None] * slots
         self._failures_in_a_row = 0
         self._recollections: dict[int, Recollection] = {}
+        self._turns_skipped = 0
 
     def start(self) -> Future[Loaded]:
         """Start the thread; the future tells what was loaded, once steps can begin."""
@@ -352,6 +359,10 @@ class StepLoop:
         """Do a part of what long calls need, unless a call waits for its beginning."""
         if self._limits is None or self._has_preparation():
             return
+        if self._turns_skipped < MAX_SKIPPED and self._is_behind():
+            self._turns_skipped += 1
+            return
+        self._turns_skipped = 0
         candidates = {
             slot: Candidate(session.id, self._recollections[slot], session.speaker.silent_steps)
             for slot, session in enumerate(self._seated)
@@ -452,6 +463,17 @@ class StepLoop:
 
     def _has_work(self) -> bool:
         return self._has_preparation() or self._rebuilds.is_busy
+
+    def _is_behind(self) -> bool:
+        """Whether a frame has waited for so long that the engine has no time to spare."""
+        latest_secs = time.perf_counter() - BEHIND_SECS
+        for session in list(self._seats):
+            try:
+                if session is not None and session.waiting[0].sent_at_secs < latest_secs:
+                    return True
+            except IndexError:
+                pass  # nothing waits, or the session ends at this moment
+        return False
 
     def _is_nobody_talking(self) -> bool:
         talking = (s for s in self._seats if s is not None and not s.is_preparing)
