@@ -22,10 +22,10 @@ from benchmarks.duplex.figures import Figures, Outcome, Share, measure, summaris
 from benchmarks.duplex.speech import SEEN, UNSEEN, voices
 from benchmarks.duplex.stage import in_lock_step
 from benchmarks.duplex.users import TURNS, Plan, draw_plans
-from benchmarks.long_calls.persona import Left, persona_left
+from benchmarks.long_calls.persona import Left, converse, persona_left
 from benchmarks.long_calls.ways import WAYS, Way, load_engine
 from pipecat_duplex.engine.long_calls import LATEST_SHARE, REBUILT_SHARE, SILENT_SHARE
-from pipecat_duplex.session import STEP_SECS, DuplexBackend, DuplexError, DuplexSession
+from pipecat_duplex.session import STEP_SECS, DuplexError
 
 ROUNDS_PER_WINDOW = 0.8
 """Of the twelve kinds of turns: more than fit."""
@@ -83,55 +83,27 @@ def draw(args: argparse.Namespace, call_secs: float) -> list[Plan]:
     return plans
 
 
-class _Listening(DuplexBackend):
-    """Keeps the tokens of the first conversation."""
-
-    def __init__(self, backend: DuplexBackend):
-        self._backend = backend
-        self.tokens: list[np.ndarray] = []
-        self._first = True
-
-    async def open(self, config) -> DuplexSession:
-        session = await self._backend.open(config)
-        if self._first:
-            self._first = False
-            deliver = session.deliver
-
-            def keep(step) -> None:
-                if step.tokens is not None:
-                    self.tokens.append(step.tokens)
-                deliver(step)
-
-            session.deliver = keep
-        return session
-
-    async def close(self) -> None:
-        await self._backend.close()
-
-
 async def hold(
     way: Way, plans: Sequence[Plan], args: argparse.Namespace, window_secs: float
 ) -> tuple[Run, np.ndarray]:
     """Hold all dialogues in one way.
 
     Returns:
-        The figures, and the tokens of the first dialogue, shape ``(17, steps)``.
+        The figures, and what the first user said, float32, 24 kHz.
     """
     engine = await load_engine(way, args.checkpoint, len(plans), args.threads)
-    listening = _Listening(engine)
     seeds = [args.seed * 1000 + index for index in range(len(plans))]
     began_secs = time.perf_counter()
     try:
-        dialogues = await in_lock_step(listening, plans, at_once=len(plans), seeds=seeds)
+        dialogues = await in_lock_step(engine, plans, at_once=len(plans), seeds=seeds)
         rebuilds = engine.stats().rebuilds
     finally:
         await engine.close()
     secs = time.perf_counter() - began_secs
     failures = [dialogue.failure for dialogue in dialogues if dialogue.failure]
     windows = by_window(dialogues, args.windows, window_secs)
-    tokens = np.stack(listening.tokens, axis=1)
     logger.info(f"{way}: {len(plans)} dialogues in {secs:.0f} s, {rebuilds} rebuilds")
-    return Run(way, windows, rebuilds, secs, failures), tokens
+    return Run(way, windows, rebuilds, secs, failures), dialogues[0].user_pcm
 
 
 def by_window(dialogues: Sequence[Dialogue], windows: int, window_secs: float) -> list[Figures]:
@@ -231,14 +203,14 @@ async def run(args: argparse.Namespace) -> tuple[list[Run], list[Left], float]:
     await probe.close()
     window_secs = context * STEP_SECS
     plans = draw(args, args.windows * window_secs)
-    runs, codes = [], None
+    runs: list[Run] = []
+    user_pcm = np.zeros(0, np.float32)
     for way in args.ways:
-        held, tokens = await hold(way, plans, args, window_secs)
+        held, user_pcm = await hold(way, plans, args, window_secs)
         runs.append(held)
         if args.json:
             args.json.write_text(as_json(args, runs, []))  # one way may take minutes
-        codes = tokens if codes is None else codes
-    assert codes is not None
+    codes = converse(args.checkpoint, user_pcm)
     shares = (0.25, 0.75, 1.0, 1.25, 1.5, 2, 3, 5, 9)
     moments = [round(share * context) for share in shares if share * context <= codes.shape[1]]
     return runs, persona_left(args.checkpoint, codes, moments), window_secs

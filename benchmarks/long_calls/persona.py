@@ -15,7 +15,7 @@ from pipecat_duplex.engine.onnx import load_model
 from pipecat_duplex.engine.onnx.model import OnnxModel
 from pipecat_duplex.engine.persona import Casting, Persona, wrap_role
 from pipecat_duplex.engine.prefix import Prefix
-from pipecat_duplex.session import SessionConfig
+from pipecat_duplex.session import STEP_SAMPLES, SessionConfig
 
 ROLES = ("hello i can help you", "no i do not know that")
 
@@ -58,6 +58,20 @@ def persona_left(checkpoint: str, codes: np.ndarray, moments: Sequence[int]) -> 
             size = np.mean([np.linalg.norm(output) for output in outputs])
             left.append(Left(way, steps, float(np.linalg.norm(outputs[0] - outputs[1]) / size)))
     return left
+
+
+def converse(checkpoint: str, user_pcm: np.ndarray) -> np.ndarray:
+    """Let a model hear a user, and return both sides' tokens, shape ``(17, steps)``.
+
+    Args:
+        checkpoint: With graphs.
+        user_pcm: Float32, 24 kHz, at least two steps.
+    """
+    model = load_model(checkpoint, 1)
+    model.join(0, SessionConfig.greedy())
+    steps = user_pcm[: len(user_pcm) // STEP_SAMPLES * STEP_SAMPLES].reshape(-1, STEP_SAMPLES)
+    outputs = [model.step({0: pcm})[0] for pcm in steps]
+    return np.stack([output.tokens for output in outputs[1:]], axis=1)  # the first has none
 
 
 def _frames(model: OnnxModel, casting: Casting, role: str) -> np.ndarray:

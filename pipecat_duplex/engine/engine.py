@@ -116,7 +116,7 @@ class Engine(DuplexBackend):
             long_calls: What becomes of conversations longer than the model's context. With
                 ``ring`` it forgets its oldest steps one by one, and a persona with them. With
                 ``rebuild`` it reads the persona and the last steps anew in time, beside the running
-                conversation; a persona may then take half of the context.
+                conversation; a persona may then take 40 % of the context.
                 ``docs/long-calls.md`` says what that gains and costs.
             suppress_echo: Whether the agent's own voice, where a loudspeaker or a line gives it
                 back, is kept from what the model hears. Audio without an echo is never changed.

@@ -30,13 +30,13 @@ SILENT_SHARE = 0.7
 LATEST_SHARE = 0.95
 """Once so much is filled it begins in any case."""
 
-REBUILT_SHARE = 0.5
+REBUILT_SHARE = 0.35
 """So much is filled after a rebuild, persona included."""
 
 LEAST_STEPS_SHARE = 0.125
 """So much of the last steps is read whatever a persona takes."""
 
-LONGEST_PERSONA_SHARE = 0.5
+LONGEST_PERSONA_SHARE = 0.4
 """A persona that takes more would be rebuilt without end."""
 
 

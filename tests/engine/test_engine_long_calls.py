@@ -52,7 +52,7 @@ def test_a_rebuild_waits_for_a_silence_and_not_for_ever() -> None:
 
 
 @pytest.mark.parametrize(
-    ("persona", "steps"), [(0, 50), (20, 30), (50, 12)], ids=["none", "short", "longest"]
+    ("persona", "steps"), [(0, 35), (20, 15), (40, 12)], ids=["none", "short", "longest"]
 )
 def test_the_persona_and_the_last_steps_are_remembered(persona: int, steps: int) -> None:
     call = recollection(130, persona)
@@ -80,7 +80,7 @@ def test_steps_that_are_no_longer_kept_are_noticed() -> None:
 def test_a_history_is_taken_up_with_its_persona() -> None:
     persona = np.zeros((STREAMS, 20), np.int32)
     audio = np.zeros((0, 1920), np.float32)
-    for steps, complete, taken in ((40, True, 40), (60, True, 30), (60, False, 30)):
+    for steps, complete, taken in ((40, True, 40), (60, True, 15), (60, False, 15)):
         codes = np.arange(steps, dtype=np.int32)[None].repeat(STREAMS, axis=0)
         shortened = LIMITS.shorten(persona, History("x", codes, complete, audio))
         assert shortened.complete and shortened.steps == taken
@@ -220,7 +220,7 @@ async def test_a_persona_that_is_forgotten_is_told_once(load) -> None:
 
 async def test_a_persona_that_leaves_no_room_is_refused(load) -> None:
     engine = await load(long_calls="rebuild")
-    with pytest.raises(InvalidPrompt, match="may take 50"):
+    with pytest.raises(InvalidPrompt, match="it may take 40"):
         await engine.open(SessionConfig(text_prompt="hello i can help you " * 8))
     assert engine.free_slots == 2
     with pytest.raises(ValueError, match="ring, rebuild"):
