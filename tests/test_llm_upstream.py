@@ -288,3 +288,17 @@ async def test_a_flow_says_and_asks() -> None:
     )
     said = " ".join(text for role, text in result.messages() if role == "assistant")
     assert said == "one moment hello there"
+
+
+async def test_a_filler_waits_for_all_words_of_the_turn():
+    result = await talk(
+        ScriptedBackend(Script(step_secs=0, replies=["mine"])),
+        user_audio((0.5, False), (0.8, True), (0.4, False), (0.8, True), (12.0, False)),
+        transcripts=[("first half", 10), ("second half", 15)],
+        replies=[Reply([(20, "the answer")])],
+        settings=DuplexLLMService.Settings(words="given", filler="well", filler_after_ms=400),
+    )
+    roles = [role for role, _ in result.messages()]
+    assert roles == sorted(roles, reverse=True), result.messages()
+    texts = [" ".join(text for r, text in result.messages() if r == role) for role in set(roles)]
+    assert set(texts) == {"first half second half", "well the answer"}

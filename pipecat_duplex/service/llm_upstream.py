@@ -294,6 +294,8 @@ class LlmUpstream:
         if self.given.has_begun or self.given.mouth.has_unspoken:
             self.filler.answered()
         is_thinking = self.desk.has_message or self.given.is_writing or bool(self._tools)
+        # With words still to come, the message is not whole, and would stand behind the filler.
+        is_thinking = is_thinking and not self.desk.awaits_transcript
         text = self.filler.step(is_thinking=is_thinking)
         if text is not None:
             await self._service.try_to_say(text)
