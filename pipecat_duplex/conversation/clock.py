@@ -25,6 +25,9 @@ MAX_DRIFT = 0.005
 DRIFT_STEPS = 64
 """The user's clock is read off the earliest of so many steps: those that no network delayed."""
 
+AHEAD_SECS = STEP_SECS / 2
+"""Audio that runs further ahead of the time line is no drift: its place was taken by silence."""
+
 GAIN_STEPS = 5
 """After a stall, steps come faster than they play: within so many they gain more than one."""
 
@@ -107,8 +110,8 @@ class InputClock:
         """
         self.start(now_secs - STEP_SECS)
         ahead_secs = self._end_secs(self._steps) - now_secs
-        # A little is allowed for: a step ahead of time by less than itself was merely early.
-        if ahead_secs > self._settings.slack_secs or (quiet and ahead_secs >= STEP_SECS):
+        # A little is allowed for: a step ahead by less than half of itself was merely early.
+        if ahead_secs > self._settings.slack_secs or (quiet and ahead_secs > AHEAD_SECS):
             self.dropped_steps += 1
             self._origins_secs.clear()
             return False
@@ -149,6 +152,8 @@ class InputClock:
         if len(self._origins_secs) < DRIFT_STEPS:
             return  # Steps were dropped or filled in a moment ago: that is no drift.
         error_secs = min(self._origins_secs) - self._origin_secs
+        if error_secs < -AHEAD_SECS:
+            return
         most_secs = MAX_DRIFT * STEP_SECS
         self._origin_secs += max(-most_secs, min(most_secs, error_secs / (DRIFT_STEPS / 2)))
 

@@ -1,5 +1,6 @@
 """The user's audio on its way to the model: cut into steps, placed in time, and bounded."""
 
+from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,16 @@ MAX_STEPS_IN_FLIGHT = 25
 
 A machine that is too slow for the model must not build up a delay without end.
 """
+
+
+FLOOR_STEPS = 64
+"""Steps among which the quietest shows the level of the line when nobody speaks: 5 s."""
+
+FLOOR_DB = 3.0
+"""How far above that level a step is still quiet."""
+
+LOUDEST_FLOOR_DB = -35.0
+"""A line is not louder than this when nobody speaks: somebody does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +55,7 @@ class UserAudio:
         """
         self._intake = Intake()
         self._clock = InputClock(clock)
+        self._levels_db: deque[float] = deque(maxlen=FLOOR_STEPS)
         self._in_flight = 0
         self._overloaded_steps = 0
 
@@ -87,9 +99,15 @@ class UserAudio:
         steps: list[UserStep] = []
         for step_pcm in self._intake.push(pcm, rate_hz):
             step_level_db = level_db(step_pcm)
-            if self._clock.admit(now_secs, quiet=step_level_db < QUIET_LEVEL_DB):
+            if self._clock.admit(now_secs, quiet=self._is_quiet(step_level_db)):
                 steps += self._send(step_pcm, step_level_db)
         return steps
+
+    def _is_quiet(self, step_level_db: float) -> bool:
+        """Whether nobody speaks in a step, also on a line that is never silent."""
+        self._levels_db.append(step_level_db)
+        floor_db = min(self._levels_db) + FLOOR_DB
+        return step_level_db < max(QUIET_LEVEL_DB, min(floor_db, LOUDEST_FLOOR_DB))
 
     def fill(self, now_secs: float) -> list[UserStep]:
         """Return the steps of silence that are needed now.

@@ -254,3 +254,24 @@ def test_audio_ahead_of_the_time_line_makes_no_later_step_late():
         due = (i + 1) * STEP_SECS
         clock.observe(due + (-0.2 if i < 3 else 0.01), due)
     assert clock.lag_secs <= 0.02
+
+
+@pytest.mark.parametrize("late_secs", [0.09, 0.1, 0.13, 0.2, 0.5, 3.0])
+def test_audio_that_is_late_now_and_then_leaves_the_time_line_where_it_is(late_secs):
+    """Silence takes its place, and it passes as well: that is made up for, not taken for drift."""
+    clock = InputClock()
+    steps = 5 * 60 * 12
+    arrivals_secs = [(step + 1) * STEP_SECS + 0.005 for step in range(steps)]
+    for step in range(300, steps, 300):
+        held_secs = arrivals_secs[step] + late_secs
+        for behind in range(step, steps):
+            arrivals_secs[behind] = max(arrivals_secs[behind], held_secs)
+    step, now_secs = 0, 0.0
+    while step < steps:
+        now_secs += 0.005
+        if clock.started:
+            clock.fill(now_secs)
+        while step < steps and arrivals_secs[step] <= now_secs + 1e-9:
+            clock.admit(now_secs, quiet=step % 40 > 20)
+            step += 1
+    assert abs((clock.place + 1) * STEP_SECS - now_secs) < 0.06
