@@ -252,6 +252,7 @@ def test_an_agent_that_answers_at_random_is_wrong():
     assert (found.takeover.value or 0) > 0.5
 
 
+@pytest.mark.slow
 @needs_speech
 def test_an_agent_that_hears_loudness_alone_takes_pauses_and_yields():
     script = Script(replies=[world.STORY], reply_steps=3, yield_steps=3, step_secs=0)

@@ -240,6 +240,7 @@ async def test_what_is_asked_and_held_meanwhile_is_right():
     await talking.end()
 
 
+@pytest.mark.slow
 async def test_a_server_that_dies_while_the_next_is_prepared():
     first, second = Server(script()), Server(script(), restore_secs=0.3)
     talking = await talk(first, second)
@@ -282,6 +283,7 @@ async def test_a_next_server_that_dies_is_left_out():
     await talking.end()
 
 
+@pytest.mark.slow
 async def test_where_steps_of_others_are_not_taken_it_goes_on_with_a_gap():
     first, second = Server(script()), Server(script(), can_follow=False)
     talking = await talk(first, second)
@@ -299,6 +301,7 @@ async def test_where_steps_of_others_are_not_taken_it_goes_on_with_a_gap():
 #
 
 
+@pytest.mark.slow
 async def test_a_server_that_falls_silent_is_left():
     first, second = Server(script()), Server(script())
     talking = await talk(first, second)
@@ -326,6 +329,7 @@ async def test_a_server_that_comes_back_first_keeps_the_conversation():
     await talking.end()
 
 
+@pytest.mark.slow
 async def test_a_server_that_is_merely_slow_keeps_the_conversation():
     slow = script(stalls={20: 3 * SILENT_SECS})
     first, second = Server(slow), Server(script())
@@ -335,6 +339,7 @@ async def test_a_server_that_is_merely_slow_keeps_the_conversation():
     await talking.end()
 
 
+@pytest.mark.slow
 async def test_when_all_stand_still_at_once_nobody_is_left_twice():
     first, second = Server(script()), Server(script())
     talking = await talk(first, second)

@@ -92,6 +92,7 @@ async def test_a_conversation():
     assert report.figures.yields >= 1
 
 
+@pytest.mark.slow
 async def test_the_question_of_the_first_minute_is_answered():
     report = await converse(ConverseOptions(audio=AUDIO / "question.wav", greedy=True))
     said = [event.fields["text"] for event in report.recording.select("agent_stopped")]

@@ -82,6 +82,7 @@ async def hold_any_conversation(seed: int) -> None:
     assert not result.service._upstream.given.is_writing, "nothing is left over"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 async def test_any_order_of_frames(seed) -> None:
     await hold_any_conversation(seed)

@@ -78,6 +78,7 @@ def test_the_engines_files_need_torch():
     assert not needs_of_file(ROOT / "tests" / "test_x.py")
 
 
+@pytest.mark.slow
 def test_pytest_skips_what_it_cannot_run(tmp_path: Path):
     """The hooks in conftest.py, in a run of their own."""
     (tmp_path / "test_module.py").write_text("import no_such_module\ndef test(): pass\n")

@@ -396,6 +396,7 @@ def timeline(frames: list[TTSAudioRawFrame], samples: int) -> np.ndarray:
     return line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cancel", [False, True], ids=["end", "cancel"])
 @pytest.mark.parametrize("rate_hz", [8_000, 24_000])
 async def test_recorder_lines_up_to_the_sample(tmp_path, rate_hz, cancel):
@@ -607,6 +608,7 @@ async def write_transcript(
     return [json.loads(line) for line in lines], cues, call
 
 
+@pytest.mark.slow
 async def test_transcript_tells_who_said_what_when(tmp_path):
     question = speech("question")
     audio = np.concatenate([silence(2), question, silence(3)])
@@ -640,6 +642,7 @@ async def test_transcript_tells_who_said_what_when(tmp_path):
     assert cues[0].times_secs == [pytest.approx(begun_secs + word_secs, abs=1e-3)]
 
 
+@pytest.mark.slow
 async def test_transcript_notes_yields(tmp_path):
     audio = np.concatenate([silence(1), speech("question"), silence(2)])
     lines, cues, call = await write_transcript(
@@ -655,6 +658,7 @@ async def test_transcript_notes_yields(tmp_path):
     assert marks[-1] and sum(marks) == 1
 
 
+@pytest.mark.slow
 async def test_transcript_notes_backchannels(tmp_path):
     audio = np.concatenate([silence(1.2), speech("yeah_okay"), silence(4)])
     lines, cues, _ = await write_transcript(
@@ -680,6 +684,7 @@ class Transcriber(FrameProcessor):
             await self.push_frame(TranscriptionFrame(" where is\nthe kitchen? ", "user", "now"))
 
 
+@pytest.mark.slow
 async def test_transcript_has_the_words_of_an_stt_service(tmp_path):
     audio = np.concatenate([silence(1), speech("question"), silence(2)])
     lines, cues, _ = await write_transcript(

@@ -56,6 +56,7 @@ async def test_turn_tracking_counts_a_yield_as_an_interruption_and_a_backchannel
         assert turns[0] == (1, interrupted)
 
 
+@pytest.mark.slow
 @by_the_clock
 async def test_latency_is_that_of_the_voices():
     """The observer's figure is the time from the user's last sound to the agent's first."""

@@ -243,6 +243,7 @@ async def test_visitors_do_not_disturb_each_other(tmp_path: Path, microphone: Pa
         await state(two, "live")
 
 
+@pytest.mark.slow
 async def test_backchannels_are_shown(tmp_path: Path, microphone: Path):
     """The messages of a backchannel, by hand: when a detector hears one is its own affair."""
     async with (
@@ -264,6 +265,7 @@ async def test_backchannels_are_shown(tmp_path: Path, microphone: Path):
         assert await tab.js("document.querySelector('#backchannels').textContent") == "1"
 
 
+@pytest.mark.slow
 async def test_no_room(tmp_path: Path, microphone: Path):
     async with (
         serving(ScriptedBackend(slots=1)) as talk,

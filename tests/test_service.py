@@ -264,6 +264,7 @@ async def test_a_backchannel_is_not_an_interruption():
     assert len(conversation.near.of(TTSStartedFrame)) == 1
 
 
+@pytest.mark.slow
 async def test_user_frames_come_in_pairs():
     conversation = await converse(
         fast(replies=["yes"]), joined(speech("question"), silence(2), speech("barge_in"))
@@ -481,6 +482,7 @@ async def test_a_history_that_is_refused_frees_its_session():
     assert all(session.closed for session in backend.sessions)
 
 
+@pytest.mark.slow
 async def test_no_fresh_session_to_be_had_is_an_error_in_the_end():
     class Backend(ScriptedBackend):
         async def open(self, config):
@@ -688,6 +690,7 @@ async def test_bot_speaking_frames_frame_the_speech():
     assert spoken_secs < stopped[0] - started[0] < spoken_secs + 0.8
 
 
+@pytest.mark.slow
 async def test_the_event_loop_goes_on_while_the_model_works():
     gaps = []
 
@@ -732,6 +735,7 @@ async def test_speak_frames_are_said_in_turn_and_nobody_says_them_twice():
     assert not conversation.near.of(TTSSpeakFrame)
 
 
+@pytest.mark.slow
 @by_the_clock
 async def test_the_end_waits_for_what_was_to_be_said():
     inject = {1.9: lambda: TTSSpeakFrame("goodbye my friend")}

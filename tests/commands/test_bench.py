@@ -35,6 +35,7 @@ async def talk(
     )
 
 
+@pytest.mark.slow
 @by_the_clock
 async def test_callers_of_a_quick_model_hear_every_step_in_time():
     log = await talk(Script(step_secs=0.005))
@@ -76,6 +77,7 @@ async def test_refusals_and_failures_are_told():
     assert any("the script says so" in error for error in log.errors)
 
 
+@pytest.mark.slow
 @by_the_clock
 async def test_callers_come_and_go(monkeypatch):
     monkeypatch.setattr("pipecat_duplex.commands.bench.callers.STAY_SECS", (0.3, 0.6))

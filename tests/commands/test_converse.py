@@ -214,6 +214,7 @@ async def test_a_seed_gives_the_same_conversation(tmp_path: Path, tiny_checkpoin
     assert (first.agent_pcm != other.agent_pcm).any()
 
 
+@pytest.mark.slow
 def test_in_real_time_both_voices_are_there(tmp_path: Path):
     user = write_user(tmp_path / "in.wav", secs=1.2)
     out = tmp_path / "out.wav"
@@ -244,6 +245,7 @@ def test_what_was_said_before_a_failure_is_kept(tmp_path: Path):
     assert "the script says so" in error["message"]
 
 
+@pytest.mark.slow
 async def test_a_server_is_talked_with_by_the_clock(tmp_path: Path):
     script = Script(opening="hello there", opening_step=2, step_secs=0)
     async with serving(ScriptedBackend(script), api_keys=("secret",)) as server:

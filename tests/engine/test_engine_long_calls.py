@@ -203,6 +203,7 @@ async def test_a_neighbour_says_the_same_beside_a_rebuild(load) -> None:
         np.testing.assert_array_equal(one.pcm, other.pcm)
 
 
+@pytest.mark.slow
 async def test_a_persona_that_is_forgotten_is_told_once(load) -> None:
     told: list[str] = []
     sink = logger.add(told.append, level="WARNING", format="{message}")

@@ -105,6 +105,7 @@ async def test_a_role_of_full_length_in_any_script_reaches_the_session() -> None
     assert asked[0].text_prompt == role
 
 
+@pytest.mark.slow
 async def test_a_server_may_take_its_time_to_read_a_prompt() -> None:
     class Reader(ScriptedBackend):
         async def open(self, config):

@@ -91,6 +91,7 @@ def test_columns_from_the_start_begin_with_the_initial_tokens() -> None:
     np.testing.assert_array_equal(later, columns[:, 2:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frames", [2, 37, CONTEXT + 60])
 def test_a_parallel_pass_equals_steps_with_forced_tokens(
     make_model: Models, checkpoint: Checkpoint, frames: int
@@ -278,6 +279,7 @@ def test_onnx_passes_of_any_length_equal_single_steps(
     np.testing.assert_array_equal(tokens, single_tokens)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("complete", [True, False])
 def test_the_onnx_room_goes_on_with_the_same_tokens_and_sound(complete: bool) -> None:
     audio = noise(34, seed=11) * np.float32(0.2)

@@ -76,6 +76,7 @@ async def test_restores_take_turns_and_an_hour_costs_a_context(
     assert min(read[last_of_short:].count(slot) for slot in range(3)) >= 1
 
 
+@pytest.mark.slow
 async def test_neighbours_step_between_the_parts_of_a_new_voice(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

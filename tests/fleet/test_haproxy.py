@@ -168,6 +168,7 @@ async def test_a_worker_that_is_gone_is_passed_over() -> None:
             await RemoteBackend(balancer.url, attempts=1).open(CONFIG)
 
 
+@pytest.mark.slow
 async def test_a_worker_that_drains_keeps_its_calls_and_gets_no_other() -> None:
     async with serving(slots=4) as drains, serving(slots=4) as stays:
         async with balancing(drains, stays) as balancer:
@@ -188,6 +189,7 @@ async def test_a_worker_that_drains_keeps_its_calls_and_gets_no_other() -> None:
             await draining
 
 
+@pytest.mark.slow
 async def test_a_reload_cuts_no_call() -> None:
     async with serving(slots=4) as first, serving(slots=4) as second:
         async with balancing(first, second) as balancer:

@@ -23,6 +23,7 @@ from tests.stalls import by_the_clock
 USER = np.concatenate([speech("question"), silence(3)])
 
 
+@pytest.mark.slow
 async def test_a_conversation():
     script = Script(replies=["Sure, with pleasure."], step_secs=0.001)
     async with serving(ScriptedBackend(script, slots=1)) as server:
@@ -94,6 +95,7 @@ async def test_the_greeting_waits_for_the_caller_however_long_nobody_comes():
     assert names[:3] == ["on_session_started", "on_session_ended", "on_session_started"]
 
 
+@pytest.mark.slow
 async def test_a_session_lost_with_nobody_there_is_no_error_until_somebody_comes():
     async with serving(ScriptedBackend(Script()), idle_secs=0.2) as server:
 

@@ -264,6 +264,7 @@ async def test_a_caller_who_says_nothing_is_not_stalled():
         await session.close()
 
 
+@pytest.mark.slow
 async def test_no_server_is_blamed_for_a_stall_of_ours():
     async with serving() as server:
         limits = RemoteLimits(dead_secs=1.0, stall_secs=1.0)

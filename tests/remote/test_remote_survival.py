@@ -183,6 +183,7 @@ class Stranger:
                 await socket.send(b"\x15" + self._answer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "stranger",
     [

@@ -261,6 +261,7 @@ async def test_health_is_the_backends():
         assert (await ask(server))[1]["status"] == "failed"
 
 
+@pytest.mark.slow
 async def test_a_step_that_does_not_come_back_shows(monkeypatch):
     monkeypatch.setattr("pipecat_duplex.server.server.STUCK_SECS", 0.3)
     backend = ScriptedBackend(Script(step_secs=0.001, stalls={3: 2.0}), slots=2)
@@ -276,6 +277,7 @@ async def test_a_step_that_does_not_come_back_shows(monkeypatch):
         assert (await ask(server))[0] == 200
 
 
+@pytest.mark.slow
 async def test_nobody_is_hung_up_on_for_a_stall_of_the_server(monkeypatch):
     """The process stands still for longer than any deadline of its callers."""
     stalled_secs = 0.0

@@ -310,6 +310,7 @@ STARTS = st.fixed_dictionaries(
 ).map(json.dumps)
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(st.lists(STARTS | st.text(max_size=50) | st.binary(), max_size=6))
 def test_no_beginning_raises(messages: list[str | bytes]):

@@ -119,6 +119,7 @@ async def test_two_calls_have_their_own_conversations(logs):
     assert all(session.closed for session in backend.sessions)
 
 
+@pytest.mark.slow
 async def test_without_a_slot_the_call_ends_and_the_others_go_on(logs):
     backend = ScriptedBackend(Script(opening=STORY))
     async with serving(backend) as bot:
@@ -163,6 +164,7 @@ async def announce(bot: Bot, **form: str) -> dict[str, str]:
     return {p.attrib["name"]: p.attrib["value"] for p in twiml.iter("Parameter")}
 
 
+@pytest.mark.slow
 async def test_the_agent_hangs_up_after_goodbye():
     backend = ScriptedBackend(Script(opening="goodbye and thanks"))
     headers = sign(TOKEN, f"wss://{HOST}/media")
@@ -201,6 +203,7 @@ async def test_a_signature_that_is_replayed_opens_no_stream(logs):
     assert sum("token is wrong" in line for line in logs) == 6
 
 
+@pytest.mark.slow
 async def test_no_call_loads_a_turn_model(monkeypatch, logs):
     """Pipecat's default would take 11 MB and 50 ms of the event loop for each call."""
 
