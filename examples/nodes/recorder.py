@@ -40,7 +40,8 @@ from pipecat.processors.frame_processor import (
 )
 
 from pipecat_duplex import DuplexLLMService, InvalidAudio
-from pipecat_duplex.conversation.clock import QUIET_LEVEL_DB, ClockSettings, InputClock
+from pipecat_duplex.conversation.clock import ClockSettings, InputClock
+from pipecat_duplex.conversation.line_floor import LineFloor
 from pipecat_duplex.conversation.pcm import float_to_pcm16, level_db, pcm16_to_float
 from pipecat_duplex.conversation.resampler import Resampler
 from pipecat_duplex.session import STEP_SECS
@@ -60,8 +61,9 @@ class StereoRecorder(FrameProcessor):
 
     - Where the agent says nothing, and where the service dropped a step as too old.
     - Where the user's packets did not come and the service fed silence. The recorder decides it by
-      the service's own rules (``InputClock``) when the next packet comes. Where that falls within a
-      millisecond of the limit, the two may judge otherwise, and what follows is then 80 ms off.
+      the service's own rules (``InputClock``, ``LineFloor``) when the next packet comes. Where that
+      falls within a millisecond of the limit, the two may judge otherwise, and what follows is then
+      80 ms off.
     - After an interruption, agent audio that was pushed ahead of the user's time line, up to 80 ms.
       What had queued up in the output transport behind a stall is recorded, though not played.
 
@@ -94,6 +96,7 @@ class StereoRecorder(FrameProcessor):
         # A hole is filled here when it is over, in one go, however long it was.
         self._clock_settings = replace(clock or ClockSettings(), max_fill_secs=math.inf)
         self._clock = InputClock(self._clock_settings)
+        self._floor = LineFloor()
         self._now_secs = now_secs
         self._sessions = 0
         self._session_start = 0  # The sample at which the session's time line begins.
@@ -155,6 +158,7 @@ class StereoRecorder(FrameProcessor):
                 self._end_step()
             self._session_start = self._user_samples
             self._clock = InputClock(self._clock_settings)
+            self._floor = LineFloor()
             self._clock.start(self._now_secs())
 
     def _take_user(self, frame: InputAudioRawFrame):
@@ -169,7 +173,7 @@ class StereoRecorder(FrameProcessor):
         while len(self._pending) >= self._step_samples:
             step = self._pending[: self._step_samples]
             self._pending = self._pending[self._step_samples :]
-            if self._clock.admit(self._now_secs(), quiet=level_db(step) < QUIET_LEVEL_DB):
+            if self._clock.admit(self._now_secs(), quiet=self._floor.is_quiet(level_db(step))):
                 self._put_user(step)
 
     def _resampled(self, pcm: np.ndarray, rate_hz: int) -> np.ndarray:

@@ -1,12 +1,12 @@
 """The user's audio on its way to the model: cut into steps, placed in time, and bounded."""
 
-from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
 
-from pipecat_duplex.conversation.clock import QUIET_LEVEL_DB, ClockSettings, InputClock
+from pipecat_duplex.conversation.clock import ClockSettings, InputClock
 from pipecat_duplex.conversation.intake import Intake
+from pipecat_duplex.conversation.line_floor import LineFloor
 from pipecat_duplex.conversation.pcm import level_db
 from pipecat_duplex.session import STEP_SAMPLES
 
@@ -15,16 +15,6 @@ MAX_STEPS_IN_FLIGHT = 25
 
 A machine that is too slow for the model must not build up a delay without end.
 """
-
-
-FLOOR_STEPS = 64
-"""Steps among which the quietest shows the level of the line when nobody speaks: 5 s."""
-
-FLOOR_DB = 3.0
-"""How far above that level a step is still quiet."""
-
-LOUDEST_FLOOR_DB = -35.0
-"""A line is not louder than this when nobody speaks: somebody does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +45,7 @@ class UserAudio:
         """
         self._intake = Intake()
         self._clock = InputClock(clock)
-        self._levels_db: deque[float] = deque(maxlen=FLOOR_STEPS)
+        self._floor = LineFloor()
         self._in_flight = 0
         self._overloaded_steps = 0
 
@@ -99,15 +89,9 @@ class UserAudio:
         steps: list[UserStep] = []
         for step_pcm in self._intake.push(pcm, rate_hz):
             step_level_db = level_db(step_pcm)
-            if self._clock.admit(now_secs, quiet=self._is_quiet(step_level_db)):
+            if self._clock.admit(now_secs, quiet=self._floor.is_quiet(step_level_db)):
                 steps += self._send(step_pcm, step_level_db)
         return steps
-
-    def _is_quiet(self, step_level_db: float) -> bool:
-        """Whether nobody speaks in a step, also on a line that is never silent."""
-        self._levels_db.append(step_level_db)
-        floor_db = min(self._levels_db) + FLOOR_DB
-        return step_level_db < max(QUIET_LEVEL_DB, min(floor_db, LOUDEST_FLOOR_DB))
 
     def fill(self, now_secs: float) -> list[UserStep]:
         """Return the steps of silence that are needed now.

@@ -175,7 +175,7 @@ def test_the_last_window_alone_is_enough_to_go_on(make_model: Models) -> None:
 def test_neighbours_in_mid_conversation_do_not_notice(
     make_model: Models, checkpoint: Checkpoint
 ) -> None:
-    audio = noise(CONTEXT + 40, seed=5)
+    audio = noise(CONTEXT + 200, seed=5)  # a step beside each part of the prefills
     model = make_model(3)
 
     def talk(disturb: bool) -> list[SlotOutput]:
