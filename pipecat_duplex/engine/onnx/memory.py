@@ -1,5 +1,7 @@
 """What slots remember between steps, one row for each slot."""
 
+import math
+
 import numpy as np
 import onnxruntime
 
@@ -26,6 +28,11 @@ class Ring:
         """Let a slot remember what the only slot of another ring of the same graph does."""
         self._data[:, :, slot] = other._data[:, :, 0]
 
+    @property
+    def layers(self) -> int:
+        """Layers of the transformer."""
+        return len(self._data)
+
     def inputs(self) -> dict[str, np.ndarray]:
         """The graph's inputs, over all slots."""
         layers = range(len(self._data))
@@ -50,6 +57,10 @@ class Ring:
         )
 
 
+CONVOLUTION_STEPS = 4
+"""Steps that a codec's convolutions look back on, and more."""
+
+
 class CodecMemory:
     """What one half of the codec remembers: its convolutions and its transformer."""
 
@@ -61,6 +72,12 @@ class CodecMemory:
         self.positions = np.zeros(slots, np.int64)
         self._state = np.zeros((slots, shapes["state"][1]), np.float32)
         self._frames = outputs["new_keys_values"][1]
+
+    @property
+    def lookback_steps(self) -> int:
+        """Steps from which all that is remembered can be made anew: each layer looks back once."""
+        frames = self.ring.layers * self.ring.context
+        return CONVOLUTION_STEPS + math.ceil(frames / self._frames)
 
     def inputs(self) -> dict[str, np.ndarray]:
         """The graph's inputs, over all slots."""

@@ -378,7 +378,7 @@ class OnnxModel(StepModel):
         for pcm in prefix.audio:
             lane.encode_alone(slot, pcm)
             yield
-        for codes in prefix.heard.T:
+        for codes in prefix.heard.T[-memory.decoder.lookback_steps :]:
             lane.decode_alone(slot, codes)
             yield
         columns = prefix.columns(self._config["delays"], memory.token_ring.initial.tolist())
