@@ -1,7 +1,8 @@
 """What is written into a slot before its conversation's first step: a persona, and a history.
 
-Slots that are prepared at the same time take turns, and so do their parts and the steps of the
-conversations beside them: a part is a few milliseconds long.
+Slots that are prepared at the same time are finished one after another, so that the first can go
+on while the last is still read: the one that could be done first comes first. Their parts and the
+steps of the conversations beside them take turns: a part is a few milliseconds long.
 """
 
 import asyncio
@@ -21,6 +22,10 @@ from pipecat_duplex.session.history import History
 
 PARTS_SECS = 0.008
 """How long neighbours that have a frame may wait for the parts of others."""
+
+
+FRAME_SECS = 0.001
+"""About what a frame takes to be read. It decides who comes first among slots that are prepared."""
 
 
 @dataclass(eq=False)
@@ -47,11 +52,17 @@ class Preparation:
     finished: bool = False
     frames: np.ndarray | None = None
 
+    def count_frames(self) -> int:
+        """Return how much there is to read."""
+        persona = 0 if self.persona is None else self.persona.frames
+        return persona + (0 if self.history is None else self.history.steps)
+
 
 @dataclass(eq=False)
 class _Job:
     preparation: Preparation
     parts: Generator[None, None, None]
+    due_secs: float  # about when it would be done if it were alone
 
 
 class Preparations:
@@ -67,7 +78,7 @@ class Preparations:
         self._model = model
         self._limits = limits
         self._casting = Casting()
-        self._jobs: dict[int, _Job] = {}  # the next one comes first
+        self._jobs: dict[int, _Job] = {}
 
     def run(
         self, wanted: Mapping[int, Preparation], is_alone: Callable[[], bool]
@@ -86,11 +97,10 @@ class Preparations:
         finished: list[Preparation] = []
         began_secs = part_began_secs = time.perf_counter()
         while self._jobs:
-            slot = next(iter(self._jobs))
-            job = self._jobs.pop(slot)
-            if self._run_part(job):
-                self._jobs[slot] = job  # behind the others
-            else:
+            slot = min(self._jobs, key=lambda each: self._jobs[each].due_secs)
+            job = self._jobs[slot]
+            if not self._run_part(job):
+                del self._jobs[slot]
                 finished.append(job.preparation)
             now_secs = time.perf_counter()
             # Another part of this length would come to its end too late.
@@ -107,9 +117,12 @@ class Preparations:
         self._jobs = {
             slot: job for slot, job in self._jobs.items() if wanted.get(slot) is job.preparation
         }
+        now_secs = time.monotonic()
         for slot, preparation in wanted.items():
             if slot not in self._jobs:
-                self._jobs[slot] = _Job(preparation, self._write(slot, preparation, is_alone))
+                parts = self._write(slot, preparation, is_alone)
+                due_secs = now_secs + FRAME_SECS * preparation.count_frames()
+                self._jobs[slot] = _Job(preparation, parts, due_secs)
 
     def _run_part(self, job: _Job) -> bool:
         """Do one part; return whether there is more to do."""

@@ -1,4 +1,4 @@
-"""Slots are prepared by turns, in short parts, and for as long as somebody waits for it."""
+"""Slots are prepared one by one, in short parts, and for as long as somebody waits for it."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -55,7 +55,7 @@ class Work:
         return [slot for done, slot in self.log if done == name]
 
 
-async def test_restores_take_turns_and_an_hour_costs_a_context(
+async def test_a_short_restore_comes_first_and_an_hour_costs_a_context(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sessions = [await engine.open(SessionConfig()) for _ in range(4)]
@@ -70,10 +70,27 @@ async def test_restores_take_turns_and_an_hour_costs_a_context(
     read = work.slots("read")
     at_most = engine.summary.context_steps // onnx_model.LEAST_COLUMNS + 2
     assert max(read.count(slot) for slot in range(3)) <= at_most
-    # The short one came last and was done long before the others.
-    assert read.index(3) < len(read) // 2
-    last_of_short = len(read) - 1 - read[::-1].index(3)
-    assert min(read[last_of_short:].count(slot) for slot in range(3)) >= 1
+    # The short one came last and was done long before the others, which were done one by one.
+    last = {slot: len(read) - 1 - read[::-1].index(slot) for slot in range(4)}
+    assert last[3] < len(read) // 3
+    first, second, third = sorted(range(3), key=last.__getitem__)
+    assert last[first] < read.index(second) and last[second] < read.index(third)
+
+
+async def test_one_who_waits_is_not_passed_by_those_who_come_later(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Short restores again and again: a long one is finished in between."""
+    session = await engine.open(SessionConfig())
+    restoring = asyncio.create_task(session.restore(history_of(session, MAX_STEPS)))
+    short = 0
+    while not restoring.done() and short < 200:
+        other = await engine.open(SessionConfig())
+        await other.restore(history_of(other, 20))
+        await other.close()
+        short += 1
+    await restoring
+    assert short < 200
 
 
 @pytest.mark.slow
