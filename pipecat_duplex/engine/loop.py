@@ -226,6 +226,7 @@ class StepLoop:
             except Exception as error:
                 self._loaded.set_exception(_load_error(error))
                 return
+            self._stepped_at_secs = self._beat_at_secs = time.perf_counter()
             self._loaded.set_result(Loaded(model.summary, model.vocabulary))
             context = model.summary.context_steps
             self._limits = Limits.of(context) if self._long_calls == "rebuild" else None

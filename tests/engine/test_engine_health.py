@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from pipecat_duplex.engine import Engine, loop
 from pipecat_duplex.engine.onnx.model import OnnxModel
+from pipecat_duplex.engine.preparation import Preparations
 from pipecat_duplex.session import STEP_SAMPLES, BackendHealth, ReportsHealth, SessionConfig
 
 SILENCE = np.zeros(STEP_SAMPLES, np.float32)
@@ -113,3 +115,25 @@ async def test_a_closed_engine_is_not_well(checkpoint_folder: Path) -> None:
     engine = await Engine.load(checkpoint_folder)
     await engine.close()
     assert engine.health() == BackendHealth(False, "the engine was closed")
+
+
+async def test_an_engine_that_took_long_to_load_is_well_at_once(
+    checkpoint_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loading is no silence, also before the thread has shown its first sign of life."""
+    warm_up, stuck_secs = OnnxModel.warm_up, 1.0
+
+    def slow_warm_up(model: OnnxModel) -> None:
+        warm_up(model)
+        time.sleep(1.5 * stuck_secs)
+
+    def slow_beginning(*arguments) -> Preparations:
+        time.sleep(0.3 * stuck_secs)
+        return Preparations(*arguments)
+
+    monkeypatch.setattr(loop, "STUCK_SECS", stuck_secs)
+    monkeypatch.setattr(OnnxModel, "warm_up", slow_warm_up)
+    monkeypatch.setattr(loop, "Preparations", slow_beginning)
+    engine = await Engine.load(checkpoint_folder)
+    assert engine.health().ok, engine.health().reason
+    await engine.close()
