@@ -90,13 +90,15 @@ async def test_the_backend_calls_a_function_and_a_filler_comes_first():
             what: What to look up.
         """
         called.append(what)
-        await asyncio.sleep(0.5)  # of real time: some seconds of the conversation
+        await asyncio.sleep(0.2)  # of real time: some seconds of the conversation
         await params.result_callback({"state": "calm"})
 
     replies = [{"call": "look_up", "arguments": {"what": "sea"}}, ">> the sea is calm"]
     result, _ = await hold(
         replies,
-        *ONE_QUESTION,
+        (1.0, False),
+        (1.0, True),
+        (60.0, False),  # as long as it takes on a quick machine
         transcripts=[("how is the sea", 2)],
         context={"tools": [look_up]},
         filler="one moment",
