@@ -15,6 +15,7 @@ from benchmarks.cascade.stage import Call
 from benchmarks.cascade.tool_call import ToolFigures
 from benchmarks.duplex.figures import Share, share
 from benchmarks.duplex.overlap import Reaction, overlap_lines
+from benchmarks.duplex.report import plain
 
 MAX_LATE_SHARE = 0.01
 
@@ -264,7 +265,7 @@ def _tool_lines(tools: ToolFigures) -> list[str]:
 
 def as_json(report: Report) -> str:
     """Return everything, for programs."""
-    return json.dumps(_plain(asdict(report)), indent=1) + "\n"
+    return json.dumps(plain(asdict(report)), indent=1) + "\n"
 
 
 def calls_as_json(calls: Sequence[Call]) -> str:
@@ -276,20 +277,7 @@ def calls_as_json(calls: Sequence[Call]) -> str:
         data |= {"voice": dialogue.voice, "words": dialogue.words}
         data |= {"moments": [asdict(m) for m in dialogue.moments]}
         found.append(data | {"notes": [asdict(note) for note in call.notes]})
-    return json.dumps(_plain(found), indent=1) + "\n"
-
-
-def _plain(value):
-    """A yield that never came is told as "never", and numbers of numpy as plain ones."""
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float):
-        return round(value, 4) if math.isfinite(value) else "never"
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
+    return json.dumps(plain(found), indent=1) + "\n"
 
 
 def plot(report: Report, path: Path) -> None:

@@ -253,19 +253,19 @@ def as_json(report: Report) -> str:
         for key, value in vars(figures).items():
             if isinstance(value, Share):
                 data["groups"][name][key] |= {"value": value.value, "interval": value.interval()}
-    return json.dumps(_plain(data), indent=1) + "\n"
+    return json.dumps(plain(data), indent=1) + "\n"
 
 
-def _plain(value):
+def plain(value):
     """A yield that never came is told as "never", and numbers of numpy as plain ones."""
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float):
         return round(value, 4) if math.isfinite(value) else "never"
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return value
 
 

@@ -45,7 +45,6 @@ TAIL_DB_PER_SEC = 150.0
 NO_LOUDER_DB, LOUDER_DB = 5.0, 9.0
 """Beside the expected echo: up to here it is the echo alone, from here on the user speaks."""
 
-
 ALONE = 0.8
 """Of the correlation that the echo alone has: a step below it has the user in it as well."""
 
@@ -200,22 +199,25 @@ class EchoSuppressor:
             return pcm
         echo = self._finder.hear(pcm)
         self._alone *= FADING
-        if echo is not None and echo.correlation >= ALONE * self._alone:
-            self._follow(echo, pcm)
+        if echo is not None and echo.correlation < ALONE * self._alone:
+            echo = None  # The user is in it as well: nothing is learned from it.
+        afresh = echo is not None and self._note(echo)
         if self._delay is None:
             return pcm
         played = self._in_reach(self._delay)
+        if echo is not None:
+            self._path.follow(pcm, played, afresh=afresh)
         rest = pcm - self._path.echo(played)
         return self._turn_down(rest, self._expect(played[:, LEAD]))
 
-    def _follow(self, echo: Echo, pcm: np.ndarray) -> None:
-        """Learn from a step that has nothing in it but the echo, as far as is known."""
+    def _note(self, echo: Echo) -> bool:
+        """Take note of an echo without the user; tell whether its way is to be learned afresh."""
         # What was learned from steps with the user in them counts no more.
         afresh = ALONE * echo.correlation >= self._alone
         self._alone = max(self._alone, echo.correlation)
         if self._delay is None or abs(echo.delay - self._delay) >= LEAD:
             self._delay, afresh = echo.delay, True
-        self._path.follow(pcm, self._in_reach(self._delay), afresh=afresh)
+        return afresh
 
     def _in_reach(self, delay: int) -> np.ndarray:
         """Return what each sample of a step may be an echo of, newest first."""

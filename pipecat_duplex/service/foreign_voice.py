@@ -19,6 +19,7 @@ from pipecat.processors.frame_processor import FrameProcessor
 from pipecat.services.tts_service import TTSService
 
 from pipecat_duplex.conversation.mime import Mime
+from pipecat_duplex.service.llm_upstream import with_parts
 from pipecat_duplex.session import DuplexError, DuplexSession, SessionEnded, Step
 from pipecat_duplex.session.saying import Saying
 
@@ -55,14 +56,10 @@ def tts_downstream_of(service: FrameProcessor) -> bool:
     """Whether a TTS stands behind a processor in its pipeline."""
     after = service.next
     while after is not None:
-        if any(isinstance(each, TTSService) for each in _with_parts(after)):
+        if any(isinstance(each, TTSService) for each in with_parts(after)):
             return True
         after = after.next
     return False
-
-
-def _with_parts(processor: FrameProcessor) -> list[FrameProcessor]:
-    return [processor, *(each for part in processor.processors for each in _with_parts(part))]
 
 
 class ForeignVoice:

@@ -108,16 +108,17 @@ def llm_upstream_of(service: FrameProcessor) -> bool:
     """Whether an LLM stands before a processor in its pipeline."""
     before = service.previous
     while before is not None:
-        if any(isinstance(each, LLMService) for each in _with_parts(before)):
+        if any(isinstance(each, LLMService) for each in with_parts(before)):
             return True
         before = before.previous
     return False
 
 
-def _with_parts(processor: FrameProcessor) -> Iterator[FrameProcessor]:
+def with_parts(processor: FrameProcessor) -> Iterator[FrameProcessor]:
+    """Iterate over a processor and all that it is made of."""
     yield processor
     for part in processor.processors:
-        yield from _with_parts(part)
+        yield from with_parts(part)
 
 
 class LlmUpstream:
