@@ -108,7 +108,7 @@ async def hold_any_conversation(seed: int) -> None:
     assert agent == heard, "the context is what was heard"
     agent = [word for word in agent if words == "given" or word != "mine"]
     assert "mine" not in agent, "own words are held"
-    assert all(agent.count(word) == 1 + (word[:4] == "well") for word in agent), "nothing twice"
+    assert all(agent.count(word) <= 1 + (word[:4] == "well") for word in agent), "nothing twice"
     assert len([word for word in agent if word.startswith("well")]) <= 2 * len(voices)
 
     kinds = [(text, kind) for text, _, _, kind in result.of("on_user_transcript")]

@@ -146,9 +146,10 @@ class UserWords:
         """Whether a turn's voice ended less than this long ago, and its words are not known."""
         return bool(self._awaited(within_secs))
 
-    def awaited_secs(self, within_secs: float) -> float:
-        """Return for how long the user spoke in the turn whose words are not known yet."""
-        return sum(self._secs(stretch) for stretch in self._awaited(within_secs))
+    def awaited_secs(self, within_secs: float, since_secs: float) -> float:
+        """Return for how long the user spoke since a time, of what is not known in words yet."""
+        awaited = self._awaited(within_secs)
+        return sum(self._secs(each) for each in awaited if each.start_secs > since_secs)
 
     def _awaited(self, within_secs: float) -> list[Stretch]:
         return [

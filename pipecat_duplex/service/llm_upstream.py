@@ -324,7 +324,8 @@ class LlmUpstream:
         if self.desk.awaits_transcript:
             # The model would answer. What is at work is an earlier answer, which the words that
             # are still to come may call off.
-            was_said = self.filler.wished and self.desk.awaited_secs >= MIN_VOICE_SECS
+            voice_secs = self.desk.awaited_secs(self._filled_secs)
+            was_said = self.filler.wished and voice_secs >= MIN_VOICE_SECS
             return was_said and not self._is_at_work
         is_thinking = self.desk.has_message or self._is_at_work
         return is_thinking and self.desk.message_secs > self._filled_secs

@@ -1008,7 +1008,7 @@ class DuplexLLMService(TracedConversation, LLMService):
     async def _follow_floor(self, step: Step):
         if self._hold_secs is not None and self._handled_steps * STEP_SECS >= self._hold_secs:
             await self.release()
-        if self._pauses and not self._speaking and not self._response_goes_on():
+        if self._user_turn_proposed or not self._response_goes_on():
             await self._end_response()
         await self._upstream.step(
             step,

@@ -256,10 +256,13 @@ class DuplexTurnStopStrategy(BaseUserTurnStopStrategy):
 
     async def _wait_for_words(self):
         desk = self._desk
-        while self._is_over and (
-            desk.awaits_transcript or desk.has_misplaced or desk.agent_goes_on
-        ):
+        while self._is_over:
+            agent_goes_on = desk.agent_goes_on
+            if not (agent_goes_on or desk.awaits_transcript or desk.has_misplaced):
+                return
             await desk.changed()
+            if agent_goes_on:
+                await desk.changed()  # What it has said is on its way into the context.
 
     async def _interrupt(self):
         """Let go of the answer to an earlier turn, before this one is answered."""

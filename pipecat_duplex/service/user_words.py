@@ -129,10 +129,9 @@ class TranscriptDesk:
             return True
         return self.transcribes and self.voice.awaits_transcript(self._wait_secs)
 
-    @property
-    def awaited_secs(self) -> float:
-        """For how long the user spoke in the turn whose words are still to come."""
-        return self.voice.awaited_secs(self._wait_secs) if self.transcribes else 0.0
+    def awaited_secs(self, since_secs: float) -> float:
+        """Return for how long the user spoke since a time, of what is not known in words yet."""
+        return self.voice.awaited_secs(self._wait_secs, since_secs) if self.transcribes else 0.0
 
     @property
     def _wait_secs(self) -> float:
