@@ -176,9 +176,9 @@ async def converse(
     if backend is not None:
         return await _converse(options, user, backend, None, on_progress)
     if options.url is not None:
-        from pipecat_duplex.remote import RemoteBackend
+        from pipecat_duplex.remote import one_server
 
-        server = RemoteBackend(options.url, api_key=options.api_key)
+        server = one_server(options.url, api_key=options.api_key)
         try:
             return await _converse(options, user, server, None, on_progress)
         finally:
