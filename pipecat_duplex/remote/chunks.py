@@ -22,13 +22,13 @@ class Answer(NamedTuple):
     """What a frame is answered with.
 
     Parameters:
-        index: The frame.
+        frame: Its index.
         sent_secs: When it was sent.
         pcm: Audio of one step.
         piece: The piece of a word that begins here, as SentencePiece writes it, or ``None``.
     """
 
-    index: int
+    frame: int
     sent_secs: float
     pcm: np.ndarray
     piece: str | None

@@ -49,6 +49,8 @@ class OmniBackend(RemoteBackend):
         session = await backend.open(SessionConfig(text_prompt="You are Jane."))
     """
 
+    is_greedy = True
+
     def __init__(self, url: str, *, context_steps: int = CONTEXT_STEPS, **options: Any):
         """Initialize; nothing is connected yet.
 

@@ -211,5 +211,8 @@ def acknowledge(number: int) -> str:
     return json.dumps({"type": "session.event_ack", "server_event_seq": number})
 
 
+HEARTBEAT = json.dumps({"type": "session.heartbeat"})
+"""The message that keeps a session in which nothing is sent."""
+
 CLOSE = json.dumps({"type": "session.close"})
 """The message that ends a session."""

@@ -20,6 +20,9 @@ from pipecat_duplex.session import (
     StepTiming,
 )
 
+HEARTBEAT_SECS = 30.0
+"""How often the server hears that somebody is there: without audio, a session ends after 300 s."""
+
 HARMLESS = ("invalid_event_ack",)
 """Codes of errors after which a call goes on as before."""
 
@@ -61,6 +64,7 @@ class OmniSession(RemoteSession):
         self._cutter = StepCutter()
         self._blocks: list[np.ndarray] = []
         self._whole = True
+        self._beat_secs = time.monotonic()
         super().__init__(
             connection,
             host=host,
@@ -120,6 +124,12 @@ class OmniSession(RemoteSession):
             self._deliver(Step(index, pcm, token, piece, timing))
             if index + 1 >= self._max_steps:
                 self._end(self._full_reason)
+
+    async def _ping(self) -> None:
+        if time.monotonic() - self._beat_secs >= HEARTBEAT_SECS:
+            self._beat_secs = time.monotonic()
+            self._out.put_nowait(omni_message.HEARTBEAT)
+        await super()._ping()
 
     async def _leave(self) -> None:
         """Tell the server, so that the place is free once it has answered."""

@@ -5,10 +5,17 @@ import dataclasses
 
 import numpy as np
 import pytest
-from pipecat.frames.frames import ErrorFrame, TTSAudioRawFrame
+from pipecat.frames.frames import BotStoppedSpeakingFrame, ErrorFrame, TTSAudioRawFrame
 
 from pipecat_duplex import DuplexLLMService, MonologueTextFrame
-from pipecat_duplex.remote import OmniBackend, RemoteBackend, RemoteFleet, one_server, servers
+from pipecat_duplex.remote import (
+    OmniBackend,
+    RemoteBackend,
+    RemoteFleet,
+    omni_session,
+    one_server,
+    servers,
+)
 from pipecat_duplex.remote.session import RemoteLimits
 from pipecat_duplex.scripted import Script, ScriptedBackend
 from pipecat_duplex.session import (
@@ -109,6 +116,29 @@ async def test_a_conversation():
         assert conversation.assistant_words() == ["Sure, with pleasure."]
         assert conversation.service.dropped_output_steps == 0
         assert server.refusals == []
+
+
+async def test_a_server_that_tells_no_text():
+    """The agent is heard, and has its turns; there are no words of it."""
+    backend = ScriptedBackend(Script(opening="one two three", step_secs=0.001), slots=1)
+    async with running(Manners(tells_text=False), backend) as (_, url):
+        conversation = await hold_conversation(None, silence(3), url=url)
+        assert not conversation.near_user.of(ErrorFrame)
+        assert conversation.near.of(BotStoppedSpeakingFrame)
+        assert conversation.assistant_words() == []
+
+
+@pytest.mark.slow
+async def test_the_service_tells_the_end_before_it_comes():
+    async with running(Manners(prefill_steps=74, context_steps=170)) as (_, url):
+        server = OmniBackend(url, context_steps=170, text_prompt="Hi.")
+        conversation = await hold_conversation(
+            server, silence(9), ending_notice_secs=3, reopen_secs=0
+        )
+        names = [event[0] for event in conversation.events]
+        assert names == ["on_session_started", "on_session_ending", "on_session_ended"]
+        assert 2.7 < conversation.events[1][1] <= 3
+        assert "its context is full" in conversation.events[2][2]
 
 
 @pytest.mark.slow
@@ -327,6 +357,15 @@ def test_which_backend_an_address_means():
     for several in (["vllm-omni://a", "ws://b"], ["vllm-omni://a"]):
         with pytest.raises(DuplexError, match="called alone"):
             servers(several)
+
+
+async def test_a_session_in_which_nobody_comes_is_kept(monkeypatch):
+    monkeypatch.setattr(omni_session, "HEARTBEAT_SECS", 0.02)
+    async with running() as (server, url):
+        session = await OmniBackend(url, limits=RemoteLimits(ping_secs=0.01)).open(SessionConfig())
+        await wait_until(lambda: server.heartbeats > 2)
+        await session.close()
+        assert server.refusals == []
 
 
 async def test_a_session_may_be_closed_while_it_is_opened():
