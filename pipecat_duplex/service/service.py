@@ -926,7 +926,8 @@ class DuplexLLMService(TracedConversation, LLMService):
 
     async def _take_input(self, session: DuplexSession):
         try:
-            frame = await asyncio.wait_for(self._input.get(), self._secs_to_fill())
+            async with asyncio.timeout(self._secs_to_fill()):
+                frame = await self._input.get()
         except TimeoutError:
             steps = self._user_audio.fill(self._now_secs())
         else:
