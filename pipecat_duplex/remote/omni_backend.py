@@ -11,7 +11,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from pipecat_duplex import protocol
 from pipecat_duplex.remote import omni_message
 from pipecat_duplex.remote.backend import OMNI_SCHEMES, RemoteBackend, full_url
-from pipecat_duplex.remote.omni_session import OmniSession
+from pipecat_duplex.remote.omni_session import MAX_TOLD, OmniSession
 from pipecat_duplex.remote.session import in_one_line
 from pipecat_duplex.session import AtCapacity, DuplexError, InvalidPrompt, SessionConfig
 
@@ -48,6 +48,8 @@ class OmniBackend(RemoteBackend):
         backend = OmniBackend("vllm-omni://gpu.example:8099", voice_prompt="NATM1.pt")
         session = await backend.open(SessionConfig(text_prompt="You are Jane."))
     """
+
+    is_greedy = True
 
     def __init__(self, url: str, *, context_steps: int = CONTEXT_STEPS, **options: Any):
         """Initialize; nothing is connected yet.
@@ -119,7 +121,7 @@ class OmniBackend(RemoteBackend):
         return OmniSession(
             connection,
             host=self.host,
-            name=created.session,
+            name=in_one_line(created.session[:64]),
             config=config,
             context_steps=max(1, self._context_steps - prompt_steps(persona)),
             limits=self._limits,
@@ -131,7 +133,9 @@ class OmniBackend(RemoteBackend):
             if isinstance(event, omni_message.Failure):
                 raise self._failure(event)
             if isinstance(event, omni_message.Ended):
-                raise DuplexError(f"{self.host} ended the session: {in_one_line(event.reason)}")
+                raise DuplexError(
+                    f"{self.host} ended the session: {in_one_line(event.reason[:MAX_TOLD])}"
+                )
             if isinstance(event, omni_message.Created):
                 break
         if event.chunk_period_ms != omni_message.STEP_MS:
@@ -147,10 +151,10 @@ class OmniBackend(RemoteBackend):
         return event
 
     def _failure(self, failure: omni_message.Failure) -> DuplexError:
-        message = in_one_line(failure.message)
+        message = in_one_line(failure.message[:MAX_TOLD])
         if failure.is_limit:
             return AtCapacity(f"{self.host} has no room: {message}")
-        text = f"{self.host} refused the call: {message} ({failure.code or 'no code given'})"
+        text = f"{self.host} refused the call: {message} ({in_one_line(failure.code[:64])})"
         return InvalidPrompt(text) if failure.code in PROMPT_ERRORS else DuplexError(text)
 
     def _early_hint(self) -> str:
