@@ -84,6 +84,7 @@ from pipecat_duplex.service.frames import (
     MonologueTextFrame,
 )
 from pipecat_duplex.service.given_words import MAX_FINISH_SECS, GivenWords
+from pipecat_duplex.service.heard_speech import shift_words
 from pipecat_duplex.service.llm_upstream import LlmUpstream, Words, llm_upstream_of
 from pipecat_duplex.service.settings import DEFAULT_FILLER_AFTER_MS, DuplexLLMSettings
 from pipecat_duplex.service.tracing import TracedConversation
@@ -966,7 +967,7 @@ class DuplexLLMService(TracedConversation, LLMService):
     async def _handle_step(self, step: Step):
         user, voice = await self._user_side(step.index)
         # From here on a step is known by its place in the user's audio, whatever was dropped.
-        step = replace(step, index=user.place)
+        step = shift_words(step, user.place - step.index)
         if step.text_piece is not None:
             self._utterance_id = step.utterance_id
         self._due_secs = user.due_secs
