@@ -69,8 +69,16 @@ class Recognizer(Protocol):
         """Return the text that tokens spell."""
         ...
 
+    def warm_up(self, steps: int) -> None:
+        """Run a few steps of silence, so that the first conversation does not pay for them."""
+        ...
+
     def restart(self) -> None:
         """Build all state anew."""
+        ...
+
+    def close(self) -> None:
+        """Let go of all state."""
         ...
 
 

@@ -66,8 +66,6 @@ class BatchedModel(StepModel):
     # CUDA graphs are captured at the second run of each part; the first step decodes nothing.
     warm_up_steps = 4
 
-    recognizer: BatchedRecognizer | None
-
     def __init__(
         self,
         checkpoint: Checkpoint,
