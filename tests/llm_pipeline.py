@@ -205,7 +205,7 @@ async def talk(
     backend,
     audio: np.ndarray,
     *,
-    transcripts: Sequence[tuple[str | None, int]],
+    transcripts: Sequence[tuple[str | None, int]] | None,
     replies: Sequence[Reply],
     prepare: Callable[[Talk], None] = lambda _: None,
     at_secs: dict[float, Callable[[Talk], Awaitable[None]]] | None = None,
@@ -220,8 +220,9 @@ async def talk(
 ) -> Talk:
     """Hold a conversation.
 
-    ``own`` leaves the LLM out, ``llm`` puts another in its place, and ``tts`` speaks for the agent.
-    ``behind`` makes nodes that stand right behind the service, ``wrap`` puts it into another.
+    No ``transcripts`` leaves the STT out, ``own`` the LLM. ``llm`` puts another in its place, and
+    ``tts`` speaks for the agent. ``behind`` makes nodes that stand right behind the service,
+    ``wrap`` puts it into another.
     """
     fed_secs = 0.0
     clock = Clock()
@@ -237,13 +238,14 @@ async def talk(
     context = context or LLMContext()
     pair = LLMContextAggregatorPair(context)
     user, assistant = pair
-    stt, near, far = ScriptedSTT(clock, transcripts), Tap(), Tap()
+    stt = [] if transcripts is None else [ScriptedSTT(clock, transcripts)]
+    near, far = Tap(), Tap()
     speaker = StepSpeaker(clock) if tts else Speaker(realtime=False)
     result = Talk(context, llm, service, near, far, speaker)
     for name in NOTED:
         service.add_event_handler(name, noter(result.events, name))
     prepare(result)
-    front = [stt, user] if own else [stt, user, llm]
+    front = [*stt, user] if own else [*stt, user, llm]
     worker = PipelineWorker(
         Pipeline(
             [

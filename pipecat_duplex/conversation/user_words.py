@@ -19,6 +19,9 @@ SHORT_WORDS = 3
 SHORT_SECS = 1.0
 """Over the agent's last words, so few words in so short a time are a backchannel."""
 
+NEAR_SECS = 0.4
+"""How far a word's time and the detector's may be apart."""
+
 KEPT = 32
 
 _SECS_A_WORD = 0.3
@@ -174,6 +177,37 @@ class UserWords:
             # A voice that the detector never heard.
             stretch = Stretch(self._now_secs, Fate.TURN, self._now_secs)
             self._stretches.append(stretch)
+        return self._note(stretch, text)
+
+    def place_at(self, text: str, start_secs: float, end_secs: float) -> Stretch:
+        """Return the stretch in which something was said at a known time, and note it there.
+
+        Args:
+            text: What was said.
+            start_secs: When it began.
+            end_secs: When it ended.
+        """
+        stretch = self.stretch_at((start_secs + end_secs) / 2)
+        if stretch is None:
+            # A voice that the detector never heard.
+            stretch = Stretch(start_secs, Fate.TURN, end_secs)
+            self._stretches.append(stretch)
+        return self._note(stretch, text)
+
+    def stretch_at(self, time_secs: float) -> Stretch | None:
+        """Return the stretch of voice at a time, or the nearest one within :data:`NEAR_SECS`."""
+
+        def distance_secs(stretch: Stretch) -> float:
+            end_secs = self._now_secs if stretch.end_secs is None else stretch.end_secs
+            return max(stretch.start_secs - time_secs, time_secs - end_secs, 0.0)
+
+        nearest = min(self._stretches, key=distance_secs, default=None)
+        if nearest is None or distance_secs(nearest) > NEAR_SECS:
+            return None
+        return nearest
+
+    def _note(self, stretch: Stretch, text: str) -> Stretch:
+        words = len(text.split())
         stretch.texts.append(text)
         if stretch.fate is Fate.SHORT:
             stretch.fate = Fate.BACKCHANNEL if words <= SHORT_WORDS else Fate.TURN

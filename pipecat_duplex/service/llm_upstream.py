@@ -3,7 +3,7 @@
 import asyncio
 import math
 from collections.abc import Coroutine, Iterator, Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, cast
 
 from loguru import logger
 from pipecat.frames.frames import (
@@ -17,7 +17,8 @@ from pipecat.frames.frames import (
     STTMetadataFrame,
     TranscriptionFrame,
 )
-from pipecat.processors.frame_processor import FrameProcessor
+from pipecat.processors.aggregators.llm_response_universal import LLMUserAggregator
+from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
 from pipecat.services.llm_service import LLMService
 
 from pipecat_duplex.conversation.turn_end import TurnEnd
@@ -32,7 +33,9 @@ from pipecat_duplex.conversation.turns import (
 )
 from pipecat_duplex.conversation.user_words import Fate
 from pipecat_duplex.service.filler import Filler
+from pipecat_duplex.service.frames import HeardTranscriptionFrame
 from pipecat_duplex.service.given_words import GivenWords
+from pipecat_duplex.service.heard_speech import HeardTranscripts
 from pipecat_duplex.service.upstream_words import Mouth, UpstreamWords
 from pipecat_duplex.service.user_words import TranscriptDesk
 from pipecat_duplex.session import STEP_SECS, DuplexSession, Said, Step
@@ -95,6 +98,10 @@ class Speaking(Protocol):
         """Interrupt the LLM."""
         ...
 
+    async def push_frame(self, frame: Frame, direction: FrameDirection = ...) -> None:
+        """Push a frame."""
+        ...
+
     async def push_error(self, error_msg: str, exception: Exception | None = None) -> None:
         """Push an error frame."""
         ...
@@ -110,9 +117,14 @@ class Speaking(Protocol):
 
 def llm_upstream_of(service: FrameProcessor) -> bool:
     """Whether an LLM stands before a processor in its pipeline."""
+    return stands_upstream_of(service, LLMService)
+
+
+def stands_upstream_of(service: FrameProcessor, kind: type[FrameProcessor]) -> bool:
+    """Whether a processor of a kind stands before another in its pipeline."""
     before = service.previous
     while before is not None:
-        if any(isinstance(each, LLMService) for each in with_parts(before)):
+        if any(isinstance(each, kind) for each in with_parts(before)):
             return True
         before = before.previous
     return False
@@ -145,6 +157,7 @@ class LlmUpstream:
         self.words: Words = "own"
         self.given = UpstreamWords(service.given_words, self._tell_error)
         self.desk = TranscriptDesk(self._tell_transcript, self._drop_stale)
+        self.heard = HeardTranscripts(self.desk, self._take_heard)
         self.filler = Filler()
         self.turn_end = TurnEnd(max(1, round(patience_secs / STEP_SECS)))
         self._tools: set[str] = set()
@@ -184,6 +197,7 @@ class LlmUpstream:
         """A session begins."""
         self._filled_secs = -math.inf
         self.desk.begin_session()
+        self.heard.begin_session()
         self.given.begin_session()
 
     async def finish(self, max_secs: float) -> None:
@@ -257,6 +271,12 @@ class LlmUpstream:
         is_backchannel = self.desk.fate(transcript) is Fate.BACKCHANNEL
         await self.desk.tell(transcript, "backchannel" if is_backchannel else "turn")
 
+    async def _take_heard(self, frame: HeardTranscriptionFrame) -> None:
+        """Give a transcript of our own to the aggregator, or tell of it where there is none."""
+        if not stands_upstream_of(cast(FrameProcessor, self._service), LLMUserAggregator):
+            await self._take_transcript(frame)
+        await self._service.push_frame(frame, FrameDirection.UPSTREAM)
+
     #
     # steps
     #
@@ -301,6 +321,7 @@ class LlmUpstream:
         service = self._service
         has_floor = user_speaking or service.user_turn_is_open
         self.desk.step((step.index + 1) * STEP_SECS, user_has_floor=has_floor)
+        await self.heard.step(step, service.session)
         if self.waits_for_wish and service.user_turn_is_open:
             self._wished = step.wish
             wish = step.wish or agent_speaking

@@ -9,6 +9,7 @@ from pipecat.frames.frames import TranscriptionFrame
 from pipecat.processors.aggregators.llm_context import LLMContextMessage
 
 from pipecat_duplex.conversation.user_words import Fate, Stretch, UserWords
+from pipecat_duplex.service.frames import HeardTranscriptionFrame
 
 DEFAULT_TRANSCRIPT_SECS = 2.0
 MAX_TRANSCRIPT_SECS = 5.0
@@ -64,6 +65,7 @@ class TranscriptDesk:
         self.has_message = False
         self.message_secs = -math.inf
         self.transcribes = False
+        self.has_stt = False
         self.transcript_secs = DEFAULT_TRANSCRIPT_SECS
         self.user_has_floor = False
         self.runs_llm = False
@@ -98,10 +100,19 @@ class TranscriptDesk:
         Args:
             p99_secs: Seconds after which a transcript has come in 99 of 100 cases, if known.
         """
-        self.transcribes = True
+        self.transcribes = self.has_stt = True
         if p99_secs is not None:
             wait_secs = max(DEFAULT_TRANSCRIPT_SECS, p99_secs + 1.0)
             self.transcript_secs = min(wait_secs, MAX_TRANSCRIPT_SECS)
+
+    def expect_words(self, within_secs: float) -> None:
+        """The user's words come from beside the model.
+
+        Args:
+            within_secs: A voice whose words are not known so long after it had none.
+        """
+        self.transcribes = True
+        self.transcript_secs = within_secs
 
     def turn_began(self) -> None:
         """The user's turn begins: its message is not known yet."""
@@ -169,7 +180,12 @@ class TranscriptDesk:
     def place(self, frame: TranscriptionFrame) -> Transcript:
         """Find the voice that a transcript describes."""
         self.transcribes = True
-        stretch = self.voice.place(frame.text.strip(), whole=frame.finalized)
+        text = frame.text.strip()
+        if isinstance(frame, HeardTranscriptionFrame):
+            stretch = self.voice.place_at(text, frame.start_secs, frame.end_secs)
+        else:
+            self.has_stt = True
+            stretch = self.voice.place(text, whole=frame.finalized)
         return Transcript(frame, stretch)
 
     def fate(self, transcript: Transcript) -> Fate:
