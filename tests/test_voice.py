@@ -6,7 +6,9 @@ from concurrent.futures import Future
 import numpy as np
 import pytest
 import soundfile
+import soxr
 
+from pipecat_duplex import DuplexLLMService
 from pipecat_duplex.conversation.pcm import level_db
 from pipecat_duplex.engine import Engine
 from pipecat_duplex.engine.engine import CannotSay
@@ -14,6 +16,7 @@ from pipecat_duplex.engine.speech import MAX_STALL_STEPS, SpelledWord, Utterance
 from pipecat_duplex.engine.voice import Sound
 from pipecat_duplex.engine.voice.narration import Narration, phrase_length
 from pipecat_duplex.session import SAMPLE_RATE_HZ, STEP_SAMPLES, SessionConfig, Step
+from tests.llm_pipeline import RATE_HZ, Reply, talk
 
 WORD_STEPS = 4
 TEXT = "Your order of 12 croissants leaves on Thursday. Please call us back."
@@ -139,10 +142,8 @@ def test_what_the_tts_fails_at_is_left_out_and_named():
 
 
 def question() -> np.ndarray:
-    """A person's question, shape ``(steps, STEP_SAMPLES)``."""
+    """A question and a little silence before it, shape ``(steps, STEP_SAMPLES)``."""
     pcm, _ = soundfile.read("examples/audio/question.wav", dtype="float32")
-    loud = np.flatnonzero(np.abs(pcm) > 0.02)
-    pcm = pcm[loud[0] :]
     return pcm[: len(pcm) // STEP_SAMPLES * STEP_SAMPLES].reshape(-1, STEP_SAMPLES)
 
 
@@ -197,13 +198,13 @@ async def test_any_words_are_said_and_the_story_is_not_heard():
 
 
 async def test_an_interruption_stops_the_voice_at_a_word():
-    user = [QUIET] * 24 + list(question()) + [QUIET] * 20
+    user = [QUIET] * 40 + list(question()) + [QUIET] * 20
     steps = await with_engine(Hum(), user, {2: told(TEXT + " And so on and on and on.")})
     (said,) = [said for step in steps for said in step.said]
     assert said.spoken == words_of(steps) and said.spoken.startswith("Your order of")
     assert "on and on." in said.unspoken
     last = max(i for i, step in enumerate(steps) if level_db(step.pcm) > -50)
-    assert 24 + 3 <= last <= 24 + 12
+    assert 40 + 5 <= last <= 40 + 12
 
 
 @pytest.mark.slow
@@ -263,3 +264,35 @@ async def test_hibari_says_when_its_words_begin():
         begin = round(start_secs * SAMPLE_RATE_HZ)
         assert level_db(pcm[begin : begin + SAMPLE_RATE_HZ // 5]) > -45
     assert voice.lacks("привет") and not voice.lacks("Zürich")
+
+
+#
+# in a pipeline
+#
+
+
+@pytest.mark.slow
+async def test_an_llm_says_any_words_and_the_context_ends_where_the_voice_did():
+    """The embedded model hears a question, wishes to speak, and is talked over."""
+    asked = soxr.resample(question().ravel(), SAMPLE_RATE_HZ, RATE_HZ)
+    quiet = np.zeros(RATE_HZ, np.float32)
+    audio = np.concatenate([quiet, asked, *[quiet] * 5, asked, *[quiet] * 6])
+    words = "Certainly: croissants, brioche and 12 éclairs await. " * 4
+    engine = await Engine.load("embedded", tts=Hum())
+    result = await talk(
+        engine,
+        audio,
+        transcripts=[("what have you got", 2), ("anything else", 2)],
+        replies=[
+            Reply([(1, piece) for piece in words.split(" ") for piece in (piece, " ")]),
+            Reply([(1, "Nothing.")]),
+        ],
+        settings=DuplexLLMService.Settings(words="given"),
+    )
+    await engine.close()
+    roles, texts = zip(*result.messages(), strict=True)
+    assert roles == ("user", "assistant", "user", "assistant")
+    assert texts[1].startswith("Certainly: croissants, brioche and twelve éclairs")
+    assert len(texts[1].split()) < 28
+    assert (texts[0], texts[2], texts[3]) == ("what have you got", "anything else", "Nothing.")
+    assert len(result.of("on_yield")) == 1
