@@ -264,6 +264,13 @@ def serve(
         str | None,
         typer.Option(help="Who speaks given words in the model's place: 'hibari' (extra 'voice')."),
     ] = None,
+    hears: Annotated[
+        str | None,
+        typer.Option(
+            help="A recogniser beside the model, such as kyutai/stt-1b-en_fr: the user's words "
+            "come without an STT (docs/llm.md)."
+        ),
+    ] = None,
     voices: Annotated[
         Path | None, typer.Option(help="Folder of recordings that callers may name as a voice.")
     ] = None,
@@ -307,6 +314,7 @@ def serve(
             long_calls=long_calls,
             suppress_echo=suppress_echo,
             tts=tts,
+            hears=hears,
             voices=voices,
             default_voice=default_voice,
             static=static,

@@ -252,7 +252,7 @@ async def test_there_is_no_such_voice():
 @pytest.mark.needs("hibari")
 @pytest.mark.slow
 async def test_hibari_says_when_its_words_begin():
-    from pipecat_duplex.engine.voice.tts import load_tts
+    from pipecat_duplex.engine.voice import load_tts
 
     voice = load_tts("hibari")
     words = "Zürich is lovely, isn't it? A wi-fi router!".split()

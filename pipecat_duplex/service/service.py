@@ -204,9 +204,10 @@ class DuplexLLMService(TracedConversation, LLMService):
             backend: A source of sessions in place of a checkpoint, such as one ``Engine`` that all
                 bots of a process share. The service does not close it.
             url: A server to call instead, such as ``ws://gpu:8998/api/chat``: one of ours, or any
-                that speaks Moshi's protocol. Or several: a list, a name with many addresses, or a
-                registry's ``http://host:8990/workers``. The emptiest is called; when it dies or
-                shuts down, the conversation goes on at another.
+                that speaks Moshi's protocol, or vLLM-Omni, as ``vllm-omni://gpu:8099``. Or several
+                of the first two: a list, a name with many addresses, or a registry's
+                ``http://host:8990/workers``. The emptiest is called; when it dies or shuts down,
+                the conversation goes on at another.
             tts: Who speaks given words in the place of the model that the service loads: ``hibari``
                 (:meth:`~pipecat_duplex.engine.Engine.load`). None is the model itself.
             api_key: The server's key, if it wants one.
@@ -273,7 +274,9 @@ class DuplexLLMService(TracedConversation, LLMService):
         self._backend = backend
         self._owns_backend = backend is None
         if url is not None:
-            self._backend = _connect_to(url, api_key, ssl_context)
+            from pipecat_duplex.remote import servers
+
+            self._backend = servers(url, api_key=api_key, ssl_context=ssl_context)
         self._load_error: DuplexError | None = None
         self._unread_context = ""
         self._vad_in_front = False
@@ -932,7 +935,8 @@ class DuplexLLMService(TracedConversation, LLMService):
 
     async def _take_input(self, session: DuplexSession):
         try:
-            frame = await asyncio.wait_for(self._input.get(), self._secs_to_fill())
+            async with asyncio.timeout(self._secs_to_fill()):
+                frame = await self._input.get()
         except TimeoutError:
             steps = self._user_audio.fill(self._now_secs())
         else:
@@ -1310,16 +1314,6 @@ def _chosen_checkpoint(
     if checkpoint is not None:
         raise ValueError(f"checkpoint={checkpoint!r} and Settings(model={model!r}) are two models")
     return model
-
-
-def _connect_to(
-    url: str | Sequence[str], api_key: str | None, ssl_context: ssl.SSLContext | None
-) -> DuplexBackend:
-    from pipecat_duplex.remote import RemoteBackend, RemoteFleet, is_one_server
-
-    if isinstance(url, str) and is_one_server(url):
-        return RemoteBackend(url, api_key=api_key, ssl_context=ssl_context)
-    return RemoteFleet(url, api_key=api_key, ssl_context=ssl_context)
 
 
 def _import_engine():

@@ -6,8 +6,6 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-HIBARI = "hibari"
-
 
 class Sound(NamedTuple):
     """Speech of some words.
@@ -56,20 +54,3 @@ class TTSThread:
     def close(self) -> None:
         """Speak nothing more."""
         self._pool.shutdown(wait=False, cancel_futures=True)
-
-
-def load_tts(name: str) -> TTS:
-    """Load a TTS by its name. Blocks.
-
-    Args:
-        name: ``hibari``.
-
-    Raises:
-        ValueError: There is none of this name.
-        MissingExtra: It is not installed.
-    """
-    if name != HIBARI:
-        raise ValueError(f"tts={name!r}: there is {HIBARI!r}, or an object with TTS's methods")
-    from pipecat_duplex.engine.voice.hibari import load_hibari
-
-    return load_hibari()

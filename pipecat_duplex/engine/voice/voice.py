@@ -2,8 +2,11 @@
 
 from pipecat_duplex.conversation.mime import MIMED
 from pipecat_duplex.engine.vocabulary import Vocabulary, VoicedVocabulary
+from pipecat_duplex.engine.voice.hibari import load_hibari
 from pipecat_duplex.engine.voice.speaker import VoicedSpeaker
 from pipecat_duplex.engine.voice.tts import TTS, TTSThread
+
+HIBARI = "hibari"
 
 
 class Voice:
@@ -30,3 +33,18 @@ class Voice:
     def close(self) -> None:
         """Speak nothing more."""
         self._thread.close()
+
+
+def load_tts(name: str) -> TTS:
+    """Load a TTS by its name. Blocks.
+
+    Args:
+        name: ``hibari``.
+
+    Raises:
+        ValueError: There is none of this name.
+        MissingExtra: It is not installed.
+    """
+    if name != HIBARI:
+        raise ValueError(f"tts={name!r}: there is {HIBARI!r}, or an object with TTS's methods")
+    return load_hibari()
