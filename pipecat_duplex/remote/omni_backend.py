@@ -11,8 +11,8 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from pipecat_duplex import protocol
 from pipecat_duplex.remote import omni_message
 from pipecat_duplex.remote.backend import OMNI_SCHEMES, RemoteBackend, full_url
-from pipecat_duplex.remote.omni_session import MAX_TOLD, OmniSession
-from pipecat_duplex.remote.session import in_one_line
+from pipecat_duplex.remote.omni_session import MAX_TOLD, OmniSession, told
+from pipecat_duplex.remote.session import RemoteLimits, in_one_line
 from pipecat_duplex.session import AtCapacity, DuplexError, InvalidPrompt, SessionConfig
 
 REALTIME_PATH = "/v1/realtime"
@@ -21,6 +21,10 @@ MODEL = "nvidia/personaplex-7b-v1"
 
 HANDSHAKE_SECS = 15.0
 """How long the server may take to begin a session: its engine has 10 s for it."""
+
+LIMITS = RemoteLimits(dead_secs=5.0, close_secs=1.0)
+"""With nobody to go on at, a server is waited for, as long as one that answers pings. Its place is
+free once it has said goodbye."""
 
 CONTEXT_STEPS = 3000
 """Positions of a session, with its prompts: ``max_model_len`` in ``personaplex.yaml``."""
@@ -64,6 +68,7 @@ class OmniBackend(RemoteBackend):
         Raises:
             DuplexError: The URL cannot be used.
         """
+        options.setdefault("limits", LIMITS)
         super().__init__(omni_url(url), **options)
         self._context_steps = context_steps
 
@@ -151,10 +156,9 @@ class OmniBackend(RemoteBackend):
         return event
 
     def _failure(self, failure: omni_message.Failure) -> DuplexError:
-        message = in_one_line(failure.message[:MAX_TOLD])
         if failure.is_limit:
-            return AtCapacity(f"{self.host} has no room: {message}")
-        text = f"{self.host} refused the call: {message} ({in_one_line(failure.code[:64])})"
+            return AtCapacity(f"{self.host} has no room: {told(failure)}")
+        text = f"{self.host} refused the call: {told(failure)}"
         return InvalidPrompt(text) if failure.code in PROMPT_ERRORS else DuplexError(text)
 
     def _early_hint(self) -> str:

@@ -110,9 +110,8 @@ class OmniSession(RemoteSession):
                     self._take_chunk(text)
                     if number is not None:
                         self._out.put_nowait(omni_message.acknowledge(number))
-                case omni_message.Failure(code, message) if code not in HARMLESS:
-                    told = in_one_line(f"{message[:MAX_TOLD]} ({code[:MAX_TOLD]})")
-                    return f"{self._host} reports: {told}"
+                case omni_message.Failure(code) if code not in HARMLESS:
+                    return f"{self._host} reports: {told(event)}"
                 case omni_message.Ended(reason):
                     return f"{self._host} ended the session: {in_one_line(reason[:MAX_TOLD])}"
 
@@ -143,3 +142,9 @@ class OmniSession(RemoteSession):
                 omni_message.parse(await self._connection.recv())[0], omni_message.Ended
             ):
                 pass
+
+
+def told(failure: omni_message.Failure) -> str:
+    """What a server says of a failure, as it may go into a log."""
+    code = f" ({failure.code[:64]})" if failure.code else ""
+    return in_one_line(failure.message[:MAX_TOLD] + code)
