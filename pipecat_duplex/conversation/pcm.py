@@ -97,6 +97,6 @@ def level_db(pcm: np.ndarray) -> float:
     Raises:
         InvalidAudio: The array is not one-dimensional floating point.
     """
-    pcm = as_mono(pcm)
-    power = float(np.mean(np.square(pcm, dtype=np.float64))) if pcm.size else 0.0
+    samples = as_mono(pcm).astype(np.float64)
+    power = float(np.dot(samples, samples)) / max(1, samples.size)
     return max(SILENCE_DB, 10 * math.log10(power)) if power > 0 else SILENCE_DB
