@@ -65,7 +65,8 @@ class RemoteLimits:
     """When a server counts as dead.
 
     Parameters:
-        ping_secs: Time between two pings.
+        ping_secs: Time between two pings, at least. A server that sends steps is alive, and is not
+            asked; one that has sent nothing for half of this is.
         dead_secs: A server that sends nothing for so long, not even an answer to a ping, is gone.
         stall_secs: A server that answers pings but no frames for so long is stuck.
         close_secs: How long a server may take to say goodbye.
@@ -162,6 +163,11 @@ class RemoteSession(DuplexSession):
     def memory(self) -> ResumeKey | None:
         """Identifies which sessions can resume this one; ``None`` with other servers."""
         return self._greeting.memory
+
+    @property
+    def hearing_delay_steps(self) -> int | None:
+        """Steps by which the user's words are behind the voice; None if the server tells none."""
+        return self._greeting.hearing_delay_steps
 
     @property
     def secs_left(self) -> float | None:
@@ -387,6 +393,8 @@ class RemoteSession(DuplexSession):
                 self._extensions.take_answer(message)
             elif isinstance(message, protocol.Tokens):
                 self._extensions.note_tokens(message)
+            elif isinstance(message, protocol.Heard):
+                self._extensions.note_heard(message)
             elif isinstance(message, protocol.HistoryPiece):
                 self._extensions.take_restored(message)
             elif isinstance(message, protocol.Metadata):
@@ -407,7 +415,8 @@ class RemoteSession(DuplexSession):
                 return f"{self._host} has given no sign of life for {limits.dead_secs:g} s"
             if self._waiting and now_secs - self._progress_secs > limits.stall_secs:
                 return f"{self._host} has answered no audio for {limits.stall_secs:g} s"
-            if now_secs - pinged_secs >= limits.ping_secs:
+            is_quiet = now_secs - self._alive_secs >= limits.ping_secs / 2
+            if is_quiet and now_secs - pinged_secs >= limits.ping_secs:
                 pinged_secs = now_secs
                 await self._ping()
             await asyncio.sleep(min(LOOK_SECS, limits.ping_secs))
