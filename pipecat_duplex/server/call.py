@@ -380,6 +380,7 @@ class Call:
     async def _send_step(self, step: Step) -> None:
         if step.index >= self._followed:  # Those before came faster than anybody speaks.
             self._delays.add(self._metrics.add_step(step.timing))
+            self._metrics.add_heard(step)
         tokens = protocol.Tokens.of(step) if self._asked.tokens else []
         for note in (*protocol.SpeechNote.of(step), *tokens):
             await self._send_message(note)
