@@ -1,13 +1,14 @@
 """What a call costs, in processor time: ``python -m benchmarks.call_cost``.
 
-Calls by the clock, each in a real Pipecat pipeline whose agent says given words without a pause, all
-in this process, and a server in another. Milliseconds of processor time for each second of each call
-are those of a whole process, threads and kernel included: 10 ms a second are 100 calls on a core.
+Calls by the clock, each in a real Pipecat pipeline whose agent says given words without a pause,
+all in this process, and a server in another. Milliseconds of processor time for each second of each
+call are those of a whole process, threads and kernel included: 10 ms a second are 100 calls on a
+core.
 
 ``pipeline`` is the same pipeline with a processor in the service's place that makes the same sound
-and nothing else: what Pipecat takes. ``scripted`` is a server without a model and callers whose line
-is silent, as with a muted microphone; ``noisy`` the same with the noise of a room, to which the
-voice detector listens; ``embedded`` a server with the small model.
+and nothing else: what Pipecat takes. ``scripted`` is a server without a model and callers whose
+line is silent, as with a muted microphone; ``noisy`` the same with the noise of a room, to which
+the voice detector listens; ``embedded`` a server with the small model.
 """
 
 import argparse
