@@ -180,10 +180,17 @@ class RemoteFleet(DuplexBackend):
         return Member(address, RemoteBackend(address.url, ip=address.ip, **options))
 
     def _note_failures(self) -> None:
+        silent_secs: dict[Member, float] = {}
         for member, session in self._sessions:
             outlook = session.outlook()
-            silent = (outlook.silent_secs or 0.0) > SILENT_SECS
-            if session.failed or (not session.ended and (outlook.leave or silent)):
+            if session.failed or (not session.ended and outlook.leave):
+                member.failed_at_secs = time.monotonic()
+            if not session.ended:
+                # A server from which one of its calls hears is alive.
+                heard_secs = outlook.silent_secs or 0.0
+                silent_secs[member] = min(heard_secs, silent_secs.get(member, heard_secs))
+        for member, secs in silent_secs.items():
+            if secs > SILENT_SECS:
                 member.failed_at_secs = time.monotonic()
         self._sessions = [each for each in self._sessions if not each[1].ended]
 
