@@ -260,6 +260,13 @@ def serve(
             "what the model hears."
         ),
     ] = True,
+    hears: Annotated[
+        str | None,
+        typer.Option(
+            help="A recogniser beside the model, such as kyutai/stt-1b-en_fr: the user's words "
+            "come without an STT (docs/llm.md)."
+        ),
+    ] = None,
     voices: Annotated[
         Path | None, typer.Option(help="Folder of recordings that callers may name as a voice.")
     ] = None,
@@ -302,6 +309,7 @@ def serve(
             quantize=quantize,
             long_calls=long_calls,
             suppress_echo=suppress_echo,
+            hears=hears,
             voices=voices,
             default_voice=default_voice,
             static=static,

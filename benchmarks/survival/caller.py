@@ -80,16 +80,12 @@ class Microphone(BaseInputTransport):
         )
 
     async def start(self, frame):
-        """Get ready.
-
-        Args:
-            frame: The start frame.
-        """
+        """Begin to take audio."""
         await super().start(frame)
         await self.set_transport_ready(frame)
 
     async def hear(self, pcm: np.ndarray) -> None:
-        """Take audio, float32, 24 kHz."""
+        """Take a step of the caller's audio."""
         frame = InputAudioRawFrame(float_to_pcm16(pcm), SAMPLE_RATE_HZ, num_channels=1)
         await self.push_audio_frame(frame)
 

@@ -16,6 +16,7 @@ from pipecat_duplex.engine.session import EngineSession
 from pipecat_duplex.engine.share import LoopShare
 from pipecat_duplex.engine.stats import WINDOW_STEPS, EngineStats
 from pipecat_duplex.session import (
+    STEP_SECS,
     AtCapacity,
     BackendHealth,
     DuplexBackend,
@@ -88,6 +89,7 @@ class Engine(DuplexBackend):
         quantize: Quantization | None = None,
         long_calls: LongCalls = "ring",
         suppress_echo: bool = True,
+        hears: str | Path | None = None,
     ) -> "Engine":
         """Load a checkpoint, without holding up the asyncio loop.
 
@@ -120,14 +122,17 @@ class Engine(DuplexBackend):
                 ``docs/long-calls.md`` says what that gains and costs.
             suppress_echo: Whether the agent's own voice, where a loudspeaker or a line gives it
                 back, is kept from what the model hears. Audio without an echo is never changed.
+            hears: A speech-to-text model of Kyutai's, such as ``kyutai/stt-1b-en_fr``, which hears
+                the user's words on the model's own codec and tells them in :attr:`Step.heard`.
+                Needs torch, and a model with the same Mimi. ``docs/llm.md`` says more.
 
         Raises:
-            CheckpointError: The checkpoint cannot be found or loaded.
+            CheckpointError: A checkpoint cannot be found or loaded, or the two do not fit together.
             DuplexError: There is no such folder of voices.
             MissingExtra: The checkpoint needs torch, which is not installed.
             ValueError: ``slots`` or ``cpu_threads`` is not positive, ``gather_ms`` is negative,
-                ONNX Runtime is asked for another device than the CPU, or there is no such way with
-                long calls.
+                ONNX Runtime is asked for another device than the CPU or for a recogniser, or there
+                is no such way with long calls.
         """
         if slots < 1 or (cpu_threads is not None and cpu_threads < 1):
             raise ValueError("an engine needs at least one slot and one thread")
@@ -140,6 +145,13 @@ class Engine(DuplexBackend):
             raise ValueError(f"quantize={quantize!r}: there are {', '.join(QUANTIZATIONS)}")
         if long_calls not in LONG_CALLS:
             raise ValueError(f"long_calls={long_calls!r}: there are {', '.join(LONG_CALLS)}")
+        if hears is not None:
+            if runtime == "onnx":
+                raise ValueError(
+                    f"hears={str(hears)!r} needs torch: ONNX Runtime runs no recogniser here. "
+                    "Leave runtime out, or put a speech-to-text service into the pipeline"
+                )
+            runtime = "torch"
         if dtype is not None or quantize is not None:
             if runtime == "onnx":
                 raise ValueError("dtype and quantize are for torch: a graph has one number format")
@@ -162,6 +174,7 @@ class Engine(DuplexBackend):
                 cpu_threads or 1,
                 dtype=dtype,
                 quantization=quantize,
+                hears=hears,
             )
 
         step_loop = StepLoop(load_model, slots, gather_ms / 1000, long_calls)
@@ -175,6 +188,7 @@ class Engine(DuplexBackend):
             f"Engine loaded: {summary.name} ({summary.lm_parameters / 1e6:.0f} M parameters"
             f"{'' if summary.trained else ', random weights'}) on {summary.device} in "
             f"{summary.quantization or summary.dtype} by {summary.runtime}, slots: {slots}"
+            f"{_describe_hearing(summary)}"
         )
         return cls(step_loop, loaded, slots, found, long_calls, suppress_echo)
 
@@ -325,6 +339,16 @@ class Engine(DuplexBackend):
             raise DuplexError("the engine is closed")
         if self._step_loop.failure is not None:
             raise DuplexError(f"the engine has failed: {self._step_loop.failure}")
+
+
+def _describe_hearing(summary: ModelSummary) -> str:
+    hearing = summary.hearing
+    if hearing is None:
+        return ""
+    return (
+        f"; the user's words by {hearing.name} ({hearing.parameters / 1e6:.0f} M parameters, "
+        f"{hearing.delay_steps * STEP_SECS:.2f} s behind)"
+    )
 
 
 def _choose_runtime(checkpoint: str | Path, device: str | None) -> Runtime:

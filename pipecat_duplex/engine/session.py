@@ -130,6 +130,12 @@ class EngineSession(DuplexSession):
         return ResumeKey(summary.fingerprint, summary.context_steps)
 
     @property
+    def hearing_delay_steps(self) -> int | None:
+        """Steps by which :attr:`Step.heard` is behind the voice; None if nobody tells words."""
+        hearing = self._loaded.summary.hearing
+        return None if hearing is None else hearing.delay_steps
+
+    @property
     def secs_left(self) -> float | None:
         """Audio that the session still takes; None is no limit."""
         if self._max_steps is None:

@@ -56,6 +56,10 @@ class Vocabulary:
         """Return the SentencePiece piece of a token; None for padding and control tokens."""
         return self._pieces[token] if 0 <= token < len(self._pieces) else None
 
+    def text(self, tokens: list[int]) -> str:
+        """Return the text that tokens spell, without padding and control tokens."""
+        return self._tokenizer.decode([each for each in tokens if self.piece(each) is not None])
+
     def spell(self, text: str) -> tuple[SpelledWord, ...]:
         """Split a text into words and spell each; numbers and symbols are spelled as spoken.
 

@@ -11,7 +11,7 @@ from pipecat_duplex.protocol.encoding import (
     parse,
     shorten,
 )
-from pipecat_duplex.protocol.greeting import CAN_SAY, FOLLOW, RESTORE, SAY, STREAM, Greeting
+from pipecat_duplex.protocol.greeting import CAN_SAY, FOLLOW, HEAR, RESTORE, SAY, STREAM, Greeting
 from pipecat_duplex.protocol.messages import (
     MAX_PIECE_BYTES,
     AgentStep,
@@ -19,6 +19,7 @@ from pipecat_duplex.protocol.messages import (
     Control,
     Error,
     Handshake,
+    Heard,
     HistoryPiece,
     Hold,
     Kind,
@@ -48,6 +49,7 @@ __all__ = [
     "CAN_SAY",
     "FOLLOW",
     "FULLER",
+    "HEAR",
     "MAX_MESSAGE_BYTES",
     "MAX_PIECE_BYTES",
     "MAX_SEED",
@@ -64,6 +66,7 @@ __all__ = [
     "Error",
     "Greeting",
     "Handshake",
+    "Heard",
     "HistoryPiece",
     "Hold",
     "Kind",

@@ -86,6 +86,9 @@ class RemoteBackend(DuplexBackend):
         session = await backend.open(SessionConfig())
     """
 
+    is_greedy = False
+    """Whether the server always takes the most likely token, and refuses seeds."""
+
     def __init__(
         self,
         url: str,

@@ -15,20 +15,21 @@ MAX_CHUNK_STEPS = 25
 """No server is believed to send more at once again and again: two seconds."""
 
 LEARNED_FROM = 3
-"""Chunks that tell how many blocks come at once, after the first one, which is shorter."""
+"""Chunks that tell how many blocks come at once, after the first one, which is shorter. Of these,
+the shortest counts: a server that was held up for a moment sends more."""
 
 
 class Answer(NamedTuple):
     """What a frame is answered with.
 
     Parameters:
-        index: The frame.
+        frame: Its index.
         sent_secs: When it was sent.
         pcm: Audio of one step.
         piece: The piece of a word that begins here, as SentencePiece writes it, or ``None``.
     """
 
-    index: int
+    frame: int
     sent_secs: float
     pcm: np.ndarray
     piece: str | None
@@ -42,8 +43,8 @@ class ChunkPairing:
     and each later frame with a block that is there already, or is about to come. That is no more
     delay than the chunks make, and it never changes in mid-call.
 
-    How long chunks are is assumed first, and then seen. Where they are shorter, the first blocks of
-    the call are left out; where they are longer, more silence goes before.
+    How long chunks are is assumed first, and seen within the first seconds. Where they are shorter,
+    blocks are left out once; where they are longer, more silence goes before, once.
 
     The time is an argument.
     """
@@ -53,8 +54,7 @@ class ChunkPairing:
         self._silent = CHUNK_STEPS
         self._skipped = 0
         self._chunk_steps = CHUNK_STEPS
-        self._chunks = 0
-        self._longest = 1
+        self._lengths: list[int] = []
         self._sent = 0
         self._waiting: deque[tuple[int, float]] = deque()
         self._ready: deque[tuple[np.ndarray, str | None]] = deque()
@@ -114,21 +114,20 @@ class ChunkPairing:
             answers.append(Answer(index, sent_secs, block, piece))
         return answers
 
-    def _learn(self, blocks: int) -> None:
+    def _learn(self, length: int) -> None:
         """See how many blocks come at once."""
-        self._chunks += 1
-        first = self._chunks == 1
-        if first or self._chunks > LEARNED_FROM + 1:
+        if len(self._lengths) > LEARNED_FROM:
             return
-        before = self._longest if self._chunks > 2 else self._chunk_steps
-        self._longest = max(self._longest, min(blocks, MAX_CHUNK_STEPS))
-        more = self._longest - before
-        self._silent += max(0, more)
-        self._skipped += max(0, -more)
+        self._lengths.append(length)
+        if len(self._lengths) > LEARNED_FROM:
+            seen = min(min(self._lengths[1:]), MAX_CHUNK_STEPS)
+            self._silent += max(0, seen - self._chunk_steps)
+            self._skipped += max(0, self._chunk_steps - seen)
+            self._chunk_steps = seen
 
     def _leave_out(self) -> None:
         """Leave out the first blocks, or the oldest if the server makes more than it was sent."""
-        most = 2 * max(self._longest, self._chunk_steps)
+        most = 2 * max(CHUNK_STEPS, self._chunk_steps)
         while self._ready and (self._skipped or len(self._ready) - len(self._waiting) > most):
             self._skipped = max(0, self._skipped - 1)
             _, piece = self._ready.popleft()

@@ -11,8 +11,8 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from pipecat_duplex import protocol
 from pipecat_duplex.remote import omni_message
 from pipecat_duplex.remote.backend import OMNI_SCHEMES, RemoteBackend, full_url
-from pipecat_duplex.remote.omni_session import OmniSession
-from pipecat_duplex.remote.session import in_one_line
+from pipecat_duplex.remote.omni_session import MAX_TOLD, OmniSession, told
+from pipecat_duplex.remote.session import RemoteLimits, in_one_line
 from pipecat_duplex.session import AtCapacity, DuplexError, InvalidPrompt, SessionConfig
 
 REALTIME_PATH = "/v1/realtime"
@@ -21,6 +21,10 @@ MODEL = "nvidia/personaplex-7b-v1"
 
 HANDSHAKE_SECS = 15.0
 """How long the server may take to begin a session: its engine has 10 s for it."""
+
+LIMITS = RemoteLimits(dead_secs=5.0, close_secs=1.0)
+"""With nobody to go on at, a server is waited for, as long as one that answers pings. Its place is
+free once it has said goodbye."""
 
 CONTEXT_STEPS = 3000
 """Positions of a session, with its prompts: ``max_model_len`` in ``personaplex.yaml``."""
@@ -49,6 +53,8 @@ class OmniBackend(RemoteBackend):
         session = await backend.open(SessionConfig(text_prompt="You are Jane."))
     """
 
+    is_greedy = True
+
     def __init__(self, url: str, *, context_steps: int = CONTEXT_STEPS, **options: Any):
         """Initialize; nothing is connected yet.
 
@@ -62,6 +68,7 @@ class OmniBackend(RemoteBackend):
         Raises:
             DuplexError: The URL cannot be used.
         """
+        options.setdefault("limits", LIMITS)
         super().__init__(omni_url(url), **options)
         self._context_steps = context_steps
 
@@ -119,7 +126,7 @@ class OmniBackend(RemoteBackend):
         return OmniSession(
             connection,
             host=self.host,
-            name=created.session,
+            name=in_one_line(created.session[:64]),
             config=config,
             context_steps=max(1, self._context_steps - prompt_steps(persona)),
             limits=self._limits,
@@ -131,7 +138,9 @@ class OmniBackend(RemoteBackend):
             if isinstance(event, omni_message.Failure):
                 raise self._failure(event)
             if isinstance(event, omni_message.Ended):
-                raise DuplexError(f"{self.host} ended the session: {in_one_line(event.reason)}")
+                raise DuplexError(
+                    f"{self.host} ended the session: {in_one_line(event.reason[:MAX_TOLD])}"
+                )
             if isinstance(event, omni_message.Created):
                 break
         if event.chunk_period_ms != omni_message.STEP_MS:
@@ -147,10 +156,9 @@ class OmniBackend(RemoteBackend):
         return event
 
     def _failure(self, failure: omni_message.Failure) -> DuplexError:
-        message = in_one_line(failure.message)
         if failure.is_limit:
-            return AtCapacity(f"{self.host} has no room: {message}")
-        text = f"{self.host} refused the call: {message} ({failure.code or 'no code given'})"
+            return AtCapacity(f"{self.host} has no room: {told(failure)}")
+        text = f"{self.host} refused the call: {told(failure)}"
         return InvalidPrompt(text) if failure.code in PROMPT_ERRORS else DuplexError(text)
 
     def _early_hint(self) -> str:

@@ -112,7 +112,9 @@ def _read(kind: str, fields: dict[str, Any]) -> Event:
         case "session.created":
             session = _object(fields.get("session"))
             period_ms = _object(session.get("capabilities")).get("chunk_period_ms")
-            return Created(str(session.get("id", "")), period_ms)
+            return Created(
+                _text(session.get("id")), period_ms if isinstance(period_ms, int) else None
+            )
         case "response.output_audio.delta" | "response.audio.delta":
             return Sound(_read_audio(fields))
         case "response.output_audio_transcript.delta" | "response.audio_transcript.delta":
@@ -130,7 +132,8 @@ def _read_audio(fields: dict[str, Any]) -> np.ndarray:
     rate_hz = fields.get("sample_rate_hz", SAMPLE_RATE_HZ)
     audio_format = fields.get("format", _PCM16[0])
     if rate_hz != SAMPLE_RATE_HZ or audio_format not in _PCM16:
-        raise WireError(f"audio in {audio_format!r} at {rate_hz!r} Hz, where pcm16 was agreed on")
+        told = f"{audio_format!r:.40} at {rate_hz!r:.40} Hz"
+        raise WireError(f"audio in {told}, where pcm16 at {SAMPLE_RATE_HZ} Hz was agreed on")
     if not isinstance(fields.get("delta"), str):
         raise WireError("a delta with no audio")
     try:
@@ -158,7 +161,8 @@ def _object(value: Any) -> dict[str, Any]:
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else ""
+    """Return a text as such; half of a surrogate pair, which JSON may hold, is no character."""
+    return value.encode(errors="replace").decode() if isinstance(value, str) else ""
 
 
 def open_session(model: str, voice: str | None, instructions: str | None) -> str:
@@ -210,6 +214,9 @@ def acknowledge(number: int) -> str:
     """Return the message that lets the server forget the events up to a number."""
     return json.dumps({"type": "session.event_ack", "server_event_seq": number})
 
+
+HEARTBEAT = json.dumps({"type": "session.heartbeat"})
+"""The message that keeps a session in which nothing is sent."""
 
 CLOSE = json.dumps({"type": "session.close"})
 """The message that ends a session."""

@@ -20,6 +20,12 @@ from pipecat_duplex.session import (
     StepTiming,
 )
 
+HEARTBEAT_SECS = 30.0
+"""How often the server hears that somebody is there: without audio, a session ends after 300 s."""
+
+MAX_TOLD = 300
+"""Characters of a server's words that are passed on."""
+
 HARMLESS = ("invalid_event_ack",)
 """Codes of errors after which a call goes on as before."""
 
@@ -61,6 +67,7 @@ class OmniSession(RemoteSession):
         self._cutter = StepCutter()
         self._blocks: list[np.ndarray] = []
         self._whole = True
+        self._beat_secs = time.monotonic()
         super().__init__(
             connection,
             host=host,
@@ -103,10 +110,10 @@ class OmniSession(RemoteSession):
                     self._take_chunk(text)
                     if number is not None:
                         self._out.put_nowait(omni_message.acknowledge(number))
-                case omni_message.Failure(code, message) if code not in HARMLESS:
-                    return f"{self._host} reports: {in_one_line(message)} ({code})"
+                case omni_message.Failure(code) if code not in HARMLESS:
+                    return f"{self._host} reports: {told(event)}"
                 case omni_message.Ended(reason):
-                    return f"{self._host} ended the session: {in_one_line(reason)}"
+                    return f"{self._host} ended the session: {in_one_line(reason[:MAX_TOLD])}"
 
     def _take_chunk(self, text: str) -> None:
         blocks, self._blocks = self._blocks, []
@@ -121,6 +128,12 @@ class OmniSession(RemoteSession):
             if index + 1 >= self._max_steps:
                 self._end(self._full_reason)
 
+    async def _ping(self) -> None:
+        if time.monotonic() - self._beat_secs >= HEARTBEAT_SECS:
+            self._beat_secs = time.monotonic()
+            self._out.put_nowait(omni_message.HEARTBEAT)
+        await super()._ping()
+
     async def _leave(self) -> None:
         """Tell the server, so that the place is free once it has answered."""
         with contextlib.suppress(ConnectionClosed, protocol.WireError):
@@ -129,3 +142,9 @@ class OmniSession(RemoteSession):
                 omni_message.parse(await self._connection.recv())[0], omni_message.Ended
             ):
                 pass
+
+
+def told(failure: omni_message.Failure) -> str:
+    """What a server says of a failure, as it may go into a log."""
+    code = f" ({failure.code[:64]})" if failure.code else ""
+    return in_one_line(failure.message[:MAX_TOLD] + code)

@@ -165,6 +165,11 @@ class RemoteSession(DuplexSession):
         return self._greeting.memory
 
     @property
+    def hearing_delay_steps(self) -> int | None:
+        """Steps by which the user's words are behind the voice; None if the server tells none."""
+        return self._greeting.hearing_delay_steps
+
+    @property
     def secs_left(self) -> float | None:
         """How long the session still goes on, as far as the server has said."""
         left_secs = []
@@ -388,6 +393,8 @@ class RemoteSession(DuplexSession):
                 self._extensions.take_answer(message)
             elif isinstance(message, protocol.Tokens):
                 self._extensions.note_tokens(message)
+            elif isinstance(message, protocol.Heard):
+                self._extensions.note_heard(message)
             elif isinstance(message, protocol.HistoryPiece):
                 self._extensions.take_restored(message)
             elif isinstance(message, protocol.Metadata):

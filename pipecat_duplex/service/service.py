@@ -84,6 +84,7 @@ from pipecat_duplex.service.frames import (
     MonologueTextFrame,
 )
 from pipecat_duplex.service.given_words import MAX_FINISH_SECS, GivenWords
+from pipecat_duplex.service.heard_speech import shift_words
 from pipecat_duplex.service.llm_upstream import LlmUpstream, Words, llm_upstream_of
 from pipecat_duplex.service.settings import DEFAULT_FILLER_AFTER_MS, DuplexLLMSettings
 from pipecat_duplex.service.tracing import TracedConversation
@@ -792,9 +793,11 @@ class DuplexLLMService(TracedConversation, LLMService):
         after_ms = assert_given(self._settings.filler_after_ms)
         self._upstream.filler.set(filler, DEFAULT_FILLER_AFTER_MS if after_ms is None else after_ms)
 
-    async def try_to_say(self, text: str):
-        """Let the agent say something; what cannot be said is an error frame."""
-        await self._try_to_say(Saying(text))
+    async def say_filler(self, text: str) -> int | None:
+        """Begin an answer with a filler; what cannot be said is an error frame."""
+        if self._voice.is_on:
+            return await self._voice.say_filler(text)
+        return await self._try_to_say(Saying(text))
 
     async def can_say(self, text: str) -> CanSay:
         """Tell whether the model has the words of a text, without saying it.
@@ -815,9 +818,9 @@ class DuplexLLMService(TracedConversation, LLMService):
             raise DuplexError("no session is open: nothing is known of the model's words")
         return await self._session.can_say(text)
 
-    async def _try_to_say(self, saying: Saying):
+    async def _try_to_say(self, saying: Saying) -> int | None:
         try:
-            await self.say(saying.text, append_to_context=saying.to_context)
+            return await self.say(saying.text, append_to_context=saying.to_context)
         except DuplexError as e:
             await self.push_error(f"Cannot say {saying.text!r}: {e}", exception=e)
 
@@ -966,7 +969,7 @@ class DuplexLLMService(TracedConversation, LLMService):
     async def _handle_step(self, step: Step):
         user, voice = await self._user_side(step.index)
         # From here on a step is known by its place in the user's audio, whatever was dropped.
-        step = replace(step, index=user.place)
+        step = shift_words(step, user.place - step.index)
         if step.text_piece is not None:
             self._utterance_id = step.utterance_id
         self._due_secs = user.due_secs
@@ -1010,11 +1013,12 @@ class DuplexLLMService(TracedConversation, LLMService):
     async def _follow_floor(self, step: Step):
         if self._hold_secs is not None and self._handled_steps * STEP_SECS >= self._hold_secs:
             await self.release()
-        if self._pauses and not self._speaking and not self._response_goes_on():
+        if self._user_turn_proposed or not self._response_goes_on():
             await self._end_response()
         await self._upstream.step(
             step,
             user_speaking=self._tracker.user_speaking,
+            user_begins=self._tracker.user_begins,
             agent_speaking=self._tracker.agent_speaking,
         )
 
@@ -1249,7 +1253,9 @@ class DuplexLLMService(TracedConversation, LLMService):
 
     def _response_goes_on(self) -> bool:
         """Whether given words, which are one message in the context, are to go on."""
-        number = self._utterance_id
+        number = self.utterance_id
+        if self._upstream.filler.is_open(number):
+            return True
         if self._brackets_llm or self._voice.is_on:
             return False
         return self._upstream.is_open(number) or self._given_words.is_saying(number)
@@ -1258,6 +1264,7 @@ class DuplexLLMService(TracedConversation, LLMService):
         """Let the context have what was said before a pause, after which nothing came."""
         if self._pauses and not self._speaking:
             self._pauses = False
+            self._upstream.message_ended()
             await self.push_frame(LLMAssistantPushAggregationFrame())
 
     def _wall_secs(self) -> float:

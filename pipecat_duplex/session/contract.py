@@ -123,6 +123,11 @@ class DuplexSession(Protocol):
         ...
 
     @property
+    def hearing_delay_steps(self) -> int | None:
+        """Steps by which :attr:`Step.heard` is behind the voice; None if nobody tells words."""
+        return None
+
+    @property
     def secs_left(self) -> float | None:
         """Seconds until the session ends; None if no end is known."""
         ...

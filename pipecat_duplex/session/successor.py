@@ -14,7 +14,7 @@ from pipecat_duplex.session.contract import DuplexBackend, DuplexSession, Sessio
 from pipecat_duplex.session.errors import DuplexError, SessionEnded
 from pipecat_duplex.session.history import History
 from pipecat_duplex.session.retry import Pauses, Retry
-from pipecat_duplex.session.step import Step
+from pipecat_duplex.session.step import HeardWord, Step
 
 RETRY = Pauses(first_secs=0.1, max_secs=1.0)
 
@@ -41,12 +41,14 @@ class Taken(NamedTuple):
         steps: Its steps from here on.
         followed: Steps that it has answered before.
         held: Whether the model's own words are kept back in it.
+        heard: Words of the user's that came with those steps.
     """
 
     session: DuplexSession
     steps: AsyncIterator[Step]
     followed: int
     held: bool
+    heard: tuple[HeardWord, ...] = ()
 
 
 class Successor:
@@ -89,6 +91,7 @@ class Successor:
         self._held = False
         self._known: deque[tuple[np.ndarray, np.ndarray]] = deque()
         self._followed = 0
+        self._heard: list[HeardWord] = []
         self._news = asyncio.Event()
         self._level = asyncio.Event()
         self._taken = False
@@ -141,7 +144,8 @@ class Successor:
         assert self.is_level and self._session is not None and self._steps is not None
         self._taken = True
         self._task.cancel()
-        return Taken(self._session, self._steps, self._followed, self._held)
+        heard = tuple(self._heard)
+        return Taken(self._session, self._steps, self._followed, self._held, heard)
 
     def drop(self) -> None:
         """Give it up; it closes what it opened."""
@@ -176,6 +180,7 @@ class Successor:
         began_secs = time.monotonic()
         history = self._history()
         self._known.clear()
+        self._heard.clear()
         self.behind = self._followed = 0
         asked = {"restores": history is not None, "patience": self._patience}
         config = self._config().model_copy(update=asked)
@@ -214,13 +219,14 @@ class Successor:
                 continue
             try:
                 async with asyncio.timeout(STEP_DEADLINE_SECS):
-                    await anext(steps)
+                    step = await anext(steps)
             except StopAsyncIteration:
                 raise SessionEnded(session.id, "it was closed") from None
             except TimeoutError:
                 reason = f"it has answered no step for {STEP_DEADLINE_SECS:g} s"
                 raise SessionEnded(session.id, reason) from None
             due -= 1
+            self._heard += step.heard
             self.behind -= 1
             self._followed += 1
 

@@ -6,7 +6,10 @@ Follows vllm-project/vllm-omni, read file by file, at these commits:
   ``duplex/plugin.py`` and ``duplex/data_plane.py``, of 0e6174233565: handshake, read loop, voices
 - ``engine/duplex/realtime_commands.py`` of 144b2a63f342, ``protocol/realtime/audio_input.py`` of
   23b8f6701b93 and PersonaPlex's ``duplex/input.py`` of 6746da288f2c: what a client may send
+- ``engine/duplex/session/runner.py`` of 04a1a2fe9877: one frame for each append
 - ``engine/duplex/session/manager.py`` of 0488663b75ca: how many sessions there are
+- ``stage_input_processors/personaplex.py`` of 0e6174233565: a frame's sound comes with the frame
+  after it, and in chunks
 - ``engine/duplex/realtime_events.py`` of 052cad71752f: the pair of deltas for a unit of output
 - ``entrypoints/duplex/session_attachment.py`` of 09290f8dafad: the numbers of events
 - ``deploy/personaplex.yaml`` of 0e4a9cf32dc0: chunks of 5 codec frames behind a first one, 2
@@ -65,6 +68,8 @@ class Manners:
         created_secs: Time from a session's request to its beginning.
         flat_errors: Errors of the handshake have the shape of older versions.
         words: A text for each frame, where no backend speaks.
+        tells_text: Whether the deltas of the transcript hold what the backend says. By the source,
+            nothing puts the model's text into the output of the last stage.
         delta_bytes: Audio is cut into deltas of so many bytes, not at frames.
         faults: What is sent instead of the delta with that number.
         before: What is sent before the delta with that number.
@@ -83,6 +88,7 @@ class Manners:
     created_secs: float = 0.0
     flat_errors: bool = False
     words: dict[int, str] = field(default_factory=dict)
+    tells_text: bool = True
     delta_bytes: int | None = None
     faults: dict[int, Any] = field(default_factory=dict)
     before: dict[int, str] = field(default_factory=dict)
@@ -111,6 +117,7 @@ class OmniServer:
         self.refusals: list[str] = []
         self.closed_by_client = 0
         self.acknowledged = 0
+        self.heartbeats = 0
         self.frames = 0
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
@@ -235,6 +242,9 @@ class Call:
             await self._emit("session.closed", session_id="duplex", reason="client_close")
             await self._socket.close(code=1000, message=b"client_close")
             return False
+        elif kind == "session.heartbeat":
+            self._server.heartbeats += 1
+            await self._emit("session.heartbeat_ack", session_id="duplex")
         elif kind == "input_audio_buffer.append":
             return await self._append(event)
         elif kind not in COMMANDS:
@@ -253,25 +263,25 @@ class Call:
         if not isinstance(audio, str) or not audio:
             raise Refused("bad_event", "input_audio_buffer.append requires audio")
         audio_format = event.get("format") or event.get("input_audio_format") or self._input_format
-        if audio_format != "pcm_f32le":
-            raise Refused("runtime_append_failed", "PersonaPlex input format must be pcm_f32le")
-        if (event.get("sample_rate_hz") or self._rate_hz) != SAMPLE_RATE_HZ:
-            raise Refused("runtime_append_failed", "PersonaPlex sample_rate_hz must be 24000")
         try:
             raw = base64.b64decode(audio, validate=True)
         except (binascii.Error, ValueError):
             raise Refused("bad_audio", "input audio is not valid base64") from None
+        if audio_format != "pcm_f32le":
+            raise Refused("bad_event", "PersonaPlex input format must be pcm_f32le")
+        if (event.get("sample_rate_hz") or self._rate_hz) != SAMPLE_RATE_HZ:
+            raise Refused("bad_event", "PersonaPlex sample_rate_hz must be 24000")
         if len(raw) % 4:
-            raise Refused("runtime_append_failed", "byte length must be divisible by four")
+            raise Refused("bad_event", "PersonaPlex pcm_f32le byte length must be divisible by 4")
         if not np.isfinite(np.frombuffer(raw, "<f4")).all():
-            raise Refused("runtime_append_failed", "samples must be finite")
+            raise Refused("bad_event", "PersonaPlex pcm_f32le samples must be finite")
         self._buffer += raw
-        while len(self._buffer) >= 4 * STEP_SAMPLES:
-            frame = np.frombuffer(bytes(self._buffer[: 4 * STEP_SAMPLES]), "<f4")
-            del self._buffer[: 4 * STEP_SAMPLES]
-            if not await self._step(frame):
-                return False
-        return True
+        # One frame for each event, however much it brings.
+        if len(self._buffer) < 4 * STEP_SAMPLES:
+            return True
+        frame = np.frombuffer(bytes(self._buffer[: 4 * STEP_SAMPLES]), "<f4")
+        del self._buffer[: 4 * STEP_SAMPLES]
+        return await self._step(frame)
 
     async def _step(self, frame: np.ndarray) -> bool:
         manners, index = self._manners, self._frames
@@ -308,7 +318,8 @@ class Call:
             return frame, self._manners.words.get(index, "")
         self._agent.send(frame.copy())
         step = await anext(self._steps)
-        return step.pcm, (step.text_piece or "").replace("▁", " ")
+        text = (step.text_piece or "").replace("▁", " ")
+        return step.pcm, text if self._manners.tells_text else ""
 
     async def _speak(self, pcm: np.ndarray, text: str) -> None:
         if self._deltas == 0:

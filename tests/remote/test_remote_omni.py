@@ -5,10 +5,19 @@ import dataclasses
 
 import numpy as np
 import pytest
-from pipecat.frames.frames import ErrorFrame, TTSAudioRawFrame
+from pipecat.frames.frames import BotStoppedSpeakingFrame, ErrorFrame, TTSAudioRawFrame
 
 from pipecat_duplex import DuplexLLMService, MonologueTextFrame
-from pipecat_duplex.remote import OmniBackend, RemoteBackend, RemoteFleet, one_server, servers
+from pipecat_duplex.conversation.clock import OutputClock
+from pipecat_duplex.remote import (
+    OmniBackend,
+    RemoteBackend,
+    RemoteFleet,
+    omni_message,
+    omni_session,
+    servers,
+)
+from pipecat_duplex.remote.chunks import CHUNK_STEPS, ChunkPairing
 from pipecat_duplex.remote.session import RemoteLimits
 from pipecat_duplex.scripted import Script, ScriptedBackend
 from pipecat_duplex.session import (
@@ -25,7 +34,6 @@ from tests.pipeline import converse as hold_conversation
 from tests.pipeline import silence, speech
 from tests.remote.omni import Manners, running
 from tests.server.callers import SILENCE, converse, take, text_of, wait_until
-from tests.stalls import by_the_clock
 
 LEAD_STEPS = 5
 """By how much the answers lie behind, with chunks of five frames."""
@@ -41,16 +49,16 @@ def numbers_of(steps) -> list[int]:
     return [round(float(step.pcm[900]) * 64) - 1 for step in steps]
 
 
-@pytest.mark.parametrize("chunk_steps, lead_steps", [(5, 5), (1, 1), (3, 3)])
+@pytest.mark.parametrize("chunk_steps, lead_steps", [(5, 5), (1, 1), (3, 3), (7, 7)])
 async def test_frames_are_answered_one_by_one_whatever_the_chunks(chunk_steps, lead_steps):
     async with running(Manners(chunk_steps=chunk_steps)) as (server, url):
         backend = OmniBackend(url)
         session = await backend.open(SessionConfig())
-        steps = await converse(session, levels(41), 0.003)
-        assert [step.index for step in steps] == list(range(41))
+        steps = await converse(session, levels(43), 0.003)
+        assert [step.index for step in steps] == list(range(43))
         heard = numbers_of(steps)
         assert heard[:5] == [-1] * 5  # The chunks are not known yet.
-        assert heard[8:] == list(range(8 - lead_steps, 41 - lead_steps))
+        assert heard[30:] == list(range(30 - lead_steps, 43 - lead_steps))
         await backend.close()
         assert server.refusals == [] and server.closed_by_client == 1 and not server.live
         assert server.acknowledged > 0
@@ -100,27 +108,37 @@ async def test_audio_that_is_cut_anywhere():
 async def test_a_conversation():
     script = Script(replies=["Sure, with pleasure."], step_secs=0.001)
     async with running(backend=ScriptedBackend(script, slots=1)) as (server, url):
-        user = np.concatenate([speech("question"), silence(3)])
+        user = np.concatenate([speech("question"), silence(2.5)])
         conversation = await hold_conversation(None, user, url=url)
         assert not conversation.near_user.of(ErrorFrame)
         said = [frame.text for frame in conversation.near.of(MonologueTextFrame)]
         assert said == ["▁Sure,", "▁with", "▁pleasure."]
         assert conversation.near.of(TTSAudioRawFrame)
         assert conversation.assistant_words() == ["Sure, with pleasure."]
-        assert conversation.service.dropped_output_steps == 0
         assert server.refusals == []
 
 
-@pytest.mark.slow
-@by_the_clock
-async def test_chunks_make_no_holes():
-    script = Script(opening=" ".join(f"word{n}" for n in range(8)), step_secs=0.001)
-    async with running(backend=ScriptedBackend(script, slots=1)) as (_, url):
-        conversation = await hold_conversation(one_server(url), silence(4), realtime=True)
+async def test_a_server_that_tells_no_text():
+    """The agent is heard, and has its turns; there are no words of it."""
+    backend = ScriptedBackend(Script(opening="one two three", step_secs=0.001), slots=1)
+    async with running(Manners(tells_text=False), backend) as (_, url):
+        conversation = await hold_conversation(None, silence(3), url=url)
         assert not conversation.near_user.of(ErrorFrame)
-        assert conversation.near.of(TTSAudioRawFrame)
-        assert conversation.service.dropped_output_steps == 0
-        assert conversation.assistant_words()[0].startswith("word0 word1")
+        assert conversation.near.of(BotStoppedSpeakingFrame)
+        assert conversation.assistant_words() == []
+
+
+@pytest.mark.slow
+async def test_the_service_tells_the_end_before_it_comes():
+    async with running(Manners(prefill_steps=74, context_steps=170)) as (_, url):
+        server = OmniBackend(url, context_steps=170, text_prompt="Hi.")
+        conversation = await hold_conversation(
+            server, silence(9), ending_notice_secs=3, reopen_secs=0
+        )
+        names = [event[0] for event in conversation.events]
+        assert names == ["on_session_started", "on_session_ending", "on_session_ended"]
+        assert 2.7 < conversation.events[1][1] <= 3
+        assert "its context is full" in conversation.events[2][2]
 
 
 @pytest.mark.parametrize("flat_errors", [False, True])
@@ -163,7 +181,7 @@ async def test_servers_that_are_something_else():
             await OmniBackend(url).open(SessionConfig())
         with pytest.raises(DuplexError, match=r"HTTP 404.*session_mode: duplex"):
             await OmniBackend(f"{url}/v1/other").open(SessionConfig())
-    async with running(Manners(created_secs=2)) as (_, url):
+    async with running(Manners(created_secs=0.3)) as (_, url):
         with pytest.raises(AtCapacity, match=r"not ready within 0\.1 s"):
             await OmniBackend(url, handshake_secs=0.1).open(SessionConfig())
 
@@ -251,6 +269,8 @@ async def test_a_server_whose_context_is_shorter_says_so():
         ('{"type": "session.closed", "reason": "shutdown"}', "ended the session: shutdown"),
         ('{"type": "session.expired", "reason": "idle_ttl_expired"}', "idle_ttl_expired"),
         ('{"type": "session.replaced"}', "another connection"),
+        ('{"type": "error", "error": {"code": [], "message": {"a": 1}}}', "no reason given"),
+        ('{"type": "error", "error": null}', "no reason given"),
     ],
 )
 async def test_what_ends_a_session(fault, problem):
@@ -278,6 +298,41 @@ async def test_what_does_not(event):
         session = await OmniBackend(url).open(SessionConfig())
         assert len(await converse(session, levels(12), 0.003)) == 12
         await session.close()
+
+
+def test_text_that_is_no_text():
+    message = '{"type": "response.output_audio_transcript.delta", "delta": "a\\ud800"}'
+    (event, number) = omni_message.parse(message)
+    assert event == omni_message.Spoken("a?") and number is None
+
+
+@pytest.mark.parametrize("on_the_way_secs", [0.01, 0.07, 0.2])
+def test_chunks_make_no_holes(on_the_way_secs):
+    """What is heard of two minutes, if a chunk comes so long after its last frame was sent."""
+    chunks, clock = ChunkPairing(), OutputClock()
+    sent = [(STEP_SECS * (n + 1), 0) for n in range(1500)]
+    came = [(secs + on_the_way_secs, 1 if n == 0 else 5) for n, (secs, _) in enumerate(sent[1::5])]
+    steps = 0
+    for now_secs, blocks in sorted(sent + came):
+        pcm = [np.ones(STEP_SAMPLES, np.float32)] * blocks
+        answers = chunks.take(pcm, "") if blocks else chunks.send(now_secs)[1]
+        for answer in answers:
+            clock.observe(now_secs, (answer.frame + 1) * STEP_SECS)
+            assert clock.admit(quiet=not answer.pcm.any())
+            steps += 1
+    assert steps > 1490
+
+
+def test_a_server_that_sends_more_than_it_was_sent():
+    """Nothing piles up: what is oldest is left out, and its words are not."""
+    chunks = ChunkPairing()
+    block = np.ones(STEP_SAMPLES, np.float32)
+    for number in range(20):
+        chunks.take([block * n for n in range(5)], f" word{number}")
+    answers = [answer for _ in range(40) for answer in chunks.send(0.0)[1]]
+    assert len(answers) == CHUNK_STEPS + 2 * CHUNK_STEPS
+    assert [answer.frame for answer in answers] == list(range(len(answers)))
+    assert next(answer.piece for answer in answers if answer.piece) == "▁word0"
 
 
 @pytest.mark.parametrize(
@@ -327,6 +382,15 @@ def test_which_backend_an_address_means():
     for several in (["vllm-omni://a", "ws://b"], ["vllm-omni://a"]):
         with pytest.raises(DuplexError, match="called alone"):
             servers(several)
+
+
+async def test_a_session_in_which_nobody_comes_is_kept(monkeypatch):
+    monkeypatch.setattr(omni_session, "HEARTBEAT_SECS", 0.02)
+    async with running() as (server, url):
+        session = await OmniBackend(url, limits=RemoteLimits(ping_secs=0.01)).open(SessionConfig())
+        await wait_until(lambda: server.heartbeats > 2)
+        await session.close()
+        assert server.refusals == []
 
 
 async def test_a_session_may_be_closed_while_it_is_opened():

@@ -65,8 +65,8 @@ def load_checkpoint(
     vocabulary = files.vocabulary()
     try:
         mimi = loaders.get_mimi(files.mimi_weights, info.mimi_config, target, CODEBOOKS)
-        lm = _load_language(files, info, target, number_format)
-        lm_parameters = _count_parameters(lm)
+        lm = load_language(files, info, target, number_format)
+        lm_parameters = count_parameters(lm)
         if quantization is not None and not files.config.get("quantize"):
             quantize(lm, quantization)
     except torch.OutOfMemoryError as error:
@@ -85,7 +85,7 @@ def load_checkpoint(
         name=files.name,
         trained=files.trained,
         lm_parameters=lm_parameters,
-        mimi_parameters=_count_parameters(mimi),
+        mimi_parameters=count_parameters(mimi),
         context_steps=lm.context or 0,
         runtime="torch",
         device=str(target),
@@ -116,7 +116,7 @@ def open_with_moshi(files: CheckpointFiles) -> loaders.CheckpointInfo:
     )
 
 
-def _load_language(
+def load_language(
     files: CheckpointFiles, info: loaders.CheckpointInfo, device: torch.device, dtype: torch.dtype
 ) -> LMModel:
     """Load the language model, weight by weight, so that nothing is in memory twice.
@@ -177,7 +177,8 @@ def _choose_device(device: str | None) -> torch.device:
     return target
 
 
-def _count_parameters(module: torch.nn.Module) -> int:
+def count_parameters(module: torch.nn.Module) -> int:
+    """Count the numbers that a module holds."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
