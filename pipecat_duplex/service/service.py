@@ -183,6 +183,7 @@ class DuplexLLMService(TracedConversation, LLMService):
         checkpoint: str | None = None,
         backend: DuplexBackend | None = None,
         url: str | Sequence[str] | None = None,
+        tts: str | None = None,
         api_key: str | None = None,
         ssl_context: ssl.SSLContext | None = None,
         vad_analyzer: VADAnalyzer | None = None,
@@ -208,6 +209,8 @@ class DuplexLLMService(TracedConversation, LLMService):
                 of the first two: a list, a name with many addresses, or a registry's
                 ``http://host:8990/workers``. The emptiest is called; when it dies or shuts down,
                 the conversation goes on at another.
+            tts: Who speaks given words in the place of the model that the service loads: ``hibari``
+                (:meth:`~pipecat_duplex.engine.Engine.load`). None is the model itself.
             api_key: The server's key, if it wants one.
             ssl_context: For servers whose certificate is not publicly known.
             vad_analyzer: Observes the user's voice for turn events. Pipecat's Silero by default.
@@ -232,6 +235,7 @@ class DuplexLLMService(TracedConversation, LLMService):
         check_types(
             {
                 "checkpoint": (checkpoint, str, "the name of a model or a folder"),
+                "tts": (tts, str, "the name of a voice"),
                 "api_key": (api_key, str, "text"),
                 "vad_analyzer": (vad_analyzer, VADAnalyzer, "a VADAnalyzer"),
                 "settings": (settings, LLMSettings, "DuplexLLMService.Settings(…)"),
@@ -253,6 +257,10 @@ class DuplexLLMService(TracedConversation, LLMService):
         if not callable(now_secs):
             raise TypeError(f"now_secs must be a function, not {now_secs!r}")
         loads_model = backend is None and url is None
+        if tts is not None and not loads_model:
+            raise ValueError(
+                "tts is for a model that the service loads: Engine.load(tts=…), or serve"
+            )
         checkpoint = _chosen_checkpoint(checkpoint, settings, loads_model=loads_model)
         all_settings = self.Settings.defaults(checkpoint)
         if settings is not None:
@@ -263,6 +271,7 @@ class DuplexLLMService(TracedConversation, LLMService):
             warn_of_unsupported_settings(self, settings)
 
         self._checkpoint = checkpoint
+        self._tts = tts
         self._backend = backend
         self._owns_backend = backend is None
         if url is not None:
@@ -475,7 +484,7 @@ class DuplexLLMService(TracedConversation, LLMService):
         try:
             # Torch is imported here, in a thread, and only by bots that run the model themselves.
             engine_class = await asyncio.to_thread(_import_engine)
-            self._backend = await engine_class.load(self._checkpoint)
+            self._backend = await engine_class.load(self._checkpoint, tts=self._tts)
         except DuplexError as e:
             self._load_error = e  # Told in start: no frame goes anywhere before StartFrame.
 
@@ -793,9 +802,11 @@ class DuplexLLMService(TracedConversation, LLMService):
         after_ms = assert_given(self._settings.filler_after_ms)
         self._upstream.filler.set(filler, DEFAULT_FILLER_AFTER_MS if after_ms is None else after_ms)
 
-    async def try_to_say(self, text: str):
-        """Let the agent say something; what cannot be said is an error frame."""
-        await self._try_to_say(Saying(text))
+    async def say_filler(self, text: str) -> int | None:
+        """Begin an answer with a filler; what cannot be said is an error frame."""
+        if self._voice.is_on:
+            return await self._voice.say_filler(text)
+        return await self._try_to_say(Saying(text))
 
     async def can_say(self, text: str) -> CanSay:
         """Tell whether the model has the words of a text, without saying it.
@@ -816,9 +827,9 @@ class DuplexLLMService(TracedConversation, LLMService):
             raise DuplexError("no session is open: nothing is known of the model's words")
         return await self._session.can_say(text)
 
-    async def _try_to_say(self, saying: Saying):
+    async def _try_to_say(self, saying: Saying) -> int | None:
         try:
-            await self.say(saying.text, append_to_context=saying.to_context)
+            return await self.say(saying.text, append_to_context=saying.to_context)
         except DuplexError as e:
             await self.push_error(f"Cannot say {saying.text!r}: {e}", exception=e)
 
@@ -1011,11 +1022,12 @@ class DuplexLLMService(TracedConversation, LLMService):
     async def _follow_floor(self, step: Step):
         if self._hold_secs is not None and self._handled_steps * STEP_SECS >= self._hold_secs:
             await self.release()
-        if self._pauses and not self._speaking and not self._response_goes_on():
+        if self._user_turn_proposed or not self._response_goes_on():
             await self._end_response()
         await self._upstream.step(
             step,
             user_speaking=self._tracker.user_speaking,
+            user_begins=self._tracker.user_begins,
             agent_speaking=self._tracker.agent_speaking,
         )
 
@@ -1250,7 +1262,9 @@ class DuplexLLMService(TracedConversation, LLMService):
 
     def _response_goes_on(self) -> bool:
         """Whether given words, which are one message in the context, are to go on."""
-        number = self._utterance_id
+        number = self.utterance_id
+        if self._upstream.filler.is_open(number):
+            return True
         if self._brackets_llm or self._voice.is_on:
             return False
         return self._upstream.is_open(number) or self._given_words.is_saying(number)
@@ -1259,6 +1273,7 @@ class DuplexLLMService(TracedConversation, LLMService):
         """Let the context have what was said before a pause, after which nothing came."""
         if self._pauses and not self._speaking:
             self._pauses = False
+            self._upstream.message_ended()
             await self.push_frame(LLMAssistantPushAggregationFrame())
 
     def _wall_secs(self) -> float:
