@@ -269,7 +269,7 @@ async def test_hibari_says_when_its_words_begin():
 
 @pytest.mark.slow
 async def test_a_conversation_that_moves_goes_on_with_the_next_word():
-    words = "alpha bravo charlie delta echo foxtrot golf hotel india juliett kilo lima mike november"
+    words = "alpha bravo charlie delta echo foxtrot golf hotel india juliett kilo lima mike"
     engine = await Engine.load("embedded", slots=2, tts=Hum())
     config = SessionConfig(seed=1)
     first = await engine.open(config)
