@@ -311,7 +311,7 @@ class RemoteSession(DuplexSession):
         answer = self._extensions.ask_to_restore()
         for piece in protocol.HistoryPiece.split(history.to_bytes()):
             self._out.put_nowait(protocol.encode(piece))
-        secs = self._limits.restore_secs
+        secs = self._limits.restore_secs * self._config.patience
         try:
             async with asyncio.timeout(secs):
                 await answer

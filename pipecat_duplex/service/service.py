@@ -183,6 +183,7 @@ class DuplexLLMService(TracedConversation, LLMService):
         checkpoint: str | None = None,
         backend: DuplexBackend | None = None,
         url: str | Sequence[str] | None = None,
+        tts: str | None = None,
         api_key: str | None = None,
         ssl_context: ssl.SSLContext | None = None,
         vad_analyzer: VADAnalyzer | None = None,
@@ -208,6 +209,8 @@ class DuplexLLMService(TracedConversation, LLMService):
                 of the first two: a list, a name with many addresses, or a registry's
                 ``http://host:8990/workers``. The emptiest is called; when it dies or shuts down,
                 the conversation goes on at another.
+            tts: Who speaks given words in the place of the model that the service loads: ``hibari``
+                (:meth:`~pipecat_duplex.engine.Engine.load`). None is the model itself.
             api_key: The server's key, if it wants one.
             ssl_context: For servers whose certificate is not publicly known.
             vad_analyzer: Observes the user's voice for turn events. Pipecat's Silero by default.
@@ -232,6 +235,7 @@ class DuplexLLMService(TracedConversation, LLMService):
         check_types(
             {
                 "checkpoint": (checkpoint, str, "the name of a model or a folder"),
+                "tts": (tts, str, "the name of a voice"),
                 "api_key": (api_key, str, "text"),
                 "vad_analyzer": (vad_analyzer, VADAnalyzer, "a VADAnalyzer"),
                 "settings": (settings, LLMSettings, "DuplexLLMService.Settings(…)"),
@@ -253,6 +257,10 @@ class DuplexLLMService(TracedConversation, LLMService):
         if not callable(now_secs):
             raise TypeError(f"now_secs must be a function, not {now_secs!r}")
         loads_model = backend is None and url is None
+        if tts is not None and not loads_model:
+            raise ValueError(
+                "tts is for a model that the service loads: Engine.load(tts=…), or serve"
+            )
         checkpoint = _chosen_checkpoint(checkpoint, settings, loads_model=loads_model)
         all_settings = self.Settings.defaults(checkpoint)
         if settings is not None:
@@ -263,6 +271,7 @@ class DuplexLLMService(TracedConversation, LLMService):
             warn_of_unsupported_settings(self, settings)
 
         self._checkpoint = checkpoint
+        self._tts = tts
         self._backend = backend
         self._owns_backend = backend is None
         if url is not None:
@@ -475,7 +484,7 @@ class DuplexLLMService(TracedConversation, LLMService):
         try:
             # Torch is imported here, in a thread, and only by bots that run the model themselves.
             engine_class = await asyncio.to_thread(_import_engine)
-            self._backend = await engine_class.load(self._checkpoint)
+            self._backend = await engine_class.load(self._checkpoint, tts=self._tts)
         except DuplexError as e:
             self._load_error = e  # Told in start: no frame goes anywhere before StartFrame.
 

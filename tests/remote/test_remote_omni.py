@@ -211,13 +211,20 @@ async def test_what_it_cannot_do_is_refused_before_the_call(config, problem):
         await session.close()
 
 
-async def test_the_service_is_told_that_its_settings_cannot_be():
-    async with running() as (server, url):
-        settings = DuplexLLMService.Settings(text_temperature=0.9)
-        conversation = await hold_conversation(None, silence(0.5), url=url, settings=settings)
-        errors = [frame.error for frame in conversation.near_user.of(ErrorFrame)]
-        assert errors and "text_temperature=0.9" in errors[0]
-        assert server.queries == []
+@pytest.mark.parametrize(
+    "settings, problem",
+    [
+        ({"text_temperature": 0.9}, "text_temperature=0.9"),
+        ({"words": "given"}, "cannot let its agent say given words"),
+        ({"greeting": "hello"}, "Cannot say 'hello'"),
+    ],
+)
+async def test_the_service_tells_which_settings_cannot_be(settings, problem):
+    async with running() as (_, url):
+        asked = DuplexLLMService.Settings(**settings)
+        conversation = await hold_conversation(None, silence(0.5), url=url, settings=asked)
+        (error,) = [frame.error for frame in conversation.near_user.of(ErrorFrame)]
+        assert problem in error
 
 
 async def test_the_end_of_the_context_is_known_before():
