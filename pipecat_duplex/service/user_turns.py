@@ -242,15 +242,17 @@ class DuplexTurnStopStrategy(BaseUserTurnStopStrategy):
             await self._wait_for_words()  # The agent's unfinished message may be in front now.
         if not self._is_over:
             return
-        has_words = bool(desk.in_turn)
+        words = list(desk.in_turn)
         if self._turn_is_open:  # The aggregator ends one by itself after a while.
             await self.trigger_user_turn_stopped()
-            if self._turn_is_open:
-                return  # Somebody is heard: the turn ends later.
-        if has_words or desk.has_inserted:
+            # They are a message now, also if somebody is heard and the turn goes on.
+            desk.in_turn = [each for each in desk.in_turn if each not in words]
+            if self._turn_is_open and not words:
+                return
+        if words or desk.has_inserted:
             self._unanswered = 0
-            if not has_words:
-                desk.take_owed()
+            desk.take_owed()
+            if not words:
                 await self.push_frame(LLMRunFrame())
             desk.has_inserted = False
         elif had_turn:
