@@ -3,6 +3,9 @@
 Each sentence is streamed as an LLM's would be, by the clock, at 30 words a second. Whisper hears
 what the agent says, and what the TTS says of the same sentence in one piece: what the way through
 the engine costs is the difference. It needs ``faster-whisper``, and a Whisper model in a folder.
+
+With ``--callers N``, N conversations at a time hear such sentences without a pause instead: how
+many of their steps come late, and how often the voice runs dry inside a sentence.
 """
 
 import argparse
@@ -130,6 +133,75 @@ async def render(engine: Engine, text: str, seed: int) -> tuple[np.ndarray, floa
     return np.concatenate(pcm), heard_at_secs[first] + onset - asked_secs
 
 
+@dataclass(frozen=True)
+class Load:
+    """How callers were served whose agents speak all the time.
+
+    Parameters:
+        callers: How many.
+        steps: Steps of all of them.
+        late_steps: Steps that came more than 80 ms after their audio was sent.
+        words: Words that were said.
+        dry_steps: Silent steps between two words of a sentence that follow each other at once.
+        step_ms: Median of the step's computation.
+    """
+
+    callers: int
+    steps: int
+    late_steps: int
+    words: int
+    dry_steps: int
+    step_ms: float
+
+
+async def serve_callers(callers: int, secs: float, seed: int) -> Load:
+    """Let agents speak all the time, by the clock."""
+    engine = await Engine.load("embedded", slots=callers, tts="hibari")
+    loop = asyncio.get_running_loop()
+    steps, late, words, dry = 0, 0, 0, 0
+
+    async def call(number: int) -> None:
+        nonlocal steps, late, words, dry
+        await asyncio.sleep(number / callers)
+        session = await engine.open(SessionConfig(seed=number))
+        await session.hold(True)
+        sent_secs: list[float] = []
+
+        async def listen() -> None:
+            nonlocal steps, late, words, dry
+            speaks, quiet = False, 0
+            async for step in session.steps():
+                steps += 1
+                late += loop.time() - sent_secs[step.index] > STEP_SECS
+                quiet = quiet + 1 if not step.pcm.any() else 0
+                if step.text_piece:
+                    words += 1
+                    dry += quiet if speaks else 0
+                    quiet = 0
+                    speaks = step.text_piece[-1] not in ".?!,"
+
+        listener = asyncio.create_task(listen())
+        texts = sentences(10_000, seed + number)
+        began_secs, said = loop.time(), 0
+        while (at_secs := loop.time() - began_secs) < secs:
+            while said <= at_secs / 3:  # one is about as long: there is always something to say
+                await session.say(stream(next(texts)))
+                said += 1
+            sent_secs.append(loop.time())
+            session.send(_SILENCE)
+            due_secs = began_secs + len(sent_secs) * STEP_SECS
+            await asyncio.sleep(max(due_secs - loop.time(), 0))
+        await session.close()
+        await listener
+
+    try:
+        await asyncio.gather(*(call(number) for number in range(callers)))
+        step_ms = engine.stats().compute_ms_p50
+    finally:
+        await engine.close()
+    return Load(callers, steps, late, words, dry, step_ms)
+
+
 class Whisper:
     """Hears sentences."""
 
@@ -229,7 +301,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--whisper", type=Path, help="a folder; else two packages' (docs/llm.md)")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--callers", type=int, help="callers at a time, and no recogniser")
+    parser.add_argument("--secs", type=float, default=60.0, help="of each caller")
     args = parser.parse_args()
+    if args.callers is not None:
+        load = asyncio.run(serve_callers(args.callers, args.secs, args.seed))
+        late = load.late_steps / max(load.steps, 1)
+        print(load)
+        print(f"{late:.2%} of the steps late, {load.dry_steps} steps dry in {load.words} words")
+        return
     if args.whisper is not None:
         renditions = asyncio.run(measure(args.sentences, args.seed, Whisper(args.whisper)))
     else:

@@ -16,6 +16,7 @@ from pipecat_duplex.engine.speech import MAX_STALL_STEPS, SpelledWord, Utterance
 from pipecat_duplex.engine.voice import Sound
 from pipecat_duplex.engine.voice.narration import Narration, phrase_length
 from pipecat_duplex.session import SAMPLE_RATE_HZ, STEP_SAMPLES, SessionConfig, Step
+from pipecat_duplex.session.continued import ContinuedSession
 from tests.llm_pipeline import RATE_HZ, Reply, talk
 
 WORD_STEPS = 4
@@ -264,6 +265,29 @@ async def test_hibari_says_when_its_words_begin():
         begin = round(start_secs * SAMPLE_RATE_HZ)
         assert level_db(pcm[begin : begin + SAMPLE_RATE_HZ // 5]) > -45
     assert voice.lacks("привет") and not voice.lacks("Zürich")
+
+
+@pytest.mark.slow
+async def test_a_conversation_that_moves_goes_on_with_the_next_word():
+    words = "alpha bravo charlie delta echo foxtrot golf hotel india juliett kilo lima mike"
+    engine = await Engine.load("embedded", slots=2, tts=Hum())
+    config = SessionConfig(seed=1)
+    first = await engine.open(config)
+    session = ContinuedSession(engine, config, first, first.memory, give_up_secs=10.0)
+    await session.hold()
+
+    async def break_off(_):
+        first.end("it broke")
+
+    steps = []
+    for act in ({2: told(words)}, {10: break_off}, {}, {}, {}, {}):
+        steps += await converse(session, [QUIET] * 30, act)
+        await asyncio.sleep(0.1)
+    assert words_of(steps) == words
+    (said,) = [said for step in steps for said in step.said]
+    assert (said.spoken, said.unspoken) == (words, "")
+    await session.close()
+    await engine.close()
 
 
 #

@@ -1,50 +1,50 @@
 """A TTS in the engine speaks for the model: what the user hears then.
 
-An answer is given where the model wishes to speak, after the time that an LLM takes, and lasts as
-long as an answer of two sentences. The TTS only rushes, so that lock step need not wait for it.
+An answer of two sentences is given where the model wishes to speak, after the time that an LLM
+takes.
 """
 
 from collections.abc import AsyncIterator, Sequence
 
 import numpy as np
 
-from benchmarks.duplex.mimed import ANSWER_SECS, LATENCY_SECS, TURN_STEPS, WORD_STEPS, in_steps
+from benchmarks.duplex.mimed import LATENCY_SECS, TURN_STEPS, in_steps
 from pipecat_duplex.conversation.pcm import level_db
 from pipecat_duplex.conversation.turn_end import TurnEnd
 from pipecat_duplex.conversation.turns import TurnSettings
 from pipecat_duplex.conversation.user_ear import UserEar
-from pipecat_duplex.engine.voice import Sound
+from pipecat_duplex.engine.voice import Sound, load_tts
 from pipecat_duplex.session import (
-    SAMPLE_RATE_HZ,
-    STEP_SAMPLES,
-    STEP_SECS,
     DuplexBackend,
     DuplexSession,
     SessionConfig,
     Step,
 )
 
-_ANSWER = " ".join(["hm"] * (in_steps(ANSWER_SECS) // WORD_STEPS))
+_ANSWER = (
+    "Your order left the warehouse this morning, and it should be with you on Thursday afternoon. "
+    "If nobody is at home, the driver will leave it with a neighbour, and send you a message."
+)
 
 
-class Rush:
-    """A TTS that takes no time and needs no package."""
+class Remembered:
+    """The voice hibari, which says the same answers again without taking time: for lock step."""
+
+    def __init__(self):
+        """Load it."""
+        self._tts = load_tts("hibari")
+        self._spoken: dict[tuple[str, ...], Sound] = {}
 
     def lacks(self, word: str) -> bool:
-        """It has one sound for all words."""
-        return False
+        """Whether it has no sound for a word."""
+        return self._tts.lacks(word)
 
     def speak(self, words: Sequence[str]) -> Sound:
-        """Rush as long as the words would take, louder and softer four times a second.
-
-        A tone would do less well: the echo suppressor looks for the agent's sound in the user's,
-        and voices are tones, too.
-        """
-        samples = WORD_STEPS * STEP_SAMPLES * len(words)
-        noise = np.random.default_rng(0).standard_normal(samples)
-        swell = 1 - np.cos(2 * np.pi * 4 * np.arange(samples) / SAMPLE_RATE_HZ)
-        starts = tuple(number * WORD_STEPS * STEP_SECS for number in range(len(words)))
-        return Sound((0.05 * noise * swell).astype(np.float32), starts)
+        """Speak a phrase."""
+        words = tuple(words)
+        if words not in self._spoken:
+            self._spoken[words] = self._tts.speak(words)
+        return self._spoken[words]
 
 
 class VoicedBackend:

@@ -22,8 +22,8 @@ from pipecat_duplex.session import (
     one_line,
 )
 
-MAX_BEHIND_STEPS = 100
-"""A slot that is owed more begins anew with what comes next: 8 s, more than a move leaves."""
+MAX_BEHIND_STEPS = 150
+"""A slot that is owed more begins anew with what comes next: 12 s, more than a move leaves."""
 
 MAX_FAILURES = 3
 """Failed steps in a row after which nobody's words are recognised any more."""
