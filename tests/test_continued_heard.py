@@ -101,7 +101,12 @@ def test_a_word_that_is_said_twice_is_told_twice():
     heard = HeardWords()
     heard.hear([HeardWord("no", 10, 11)])
     heard.move(20, [Shift(0, 0)])
-    again = [HeardWord("well", 2, 3), HeardWord("no", 11, 12), HeardWord("no", 13, 14)]
+    again = [
+        HeardWord("well", 2, 3),
+        HeardWord("know", 10, 11),
+        HeardWord("no", 11, 12),
+        HeardWord("no", 13, 14),
+    ]
     heard.hear(again)
     assert [(word.text, word.start_step) for word in heard.take()] == [("no", 10), ("no", 13)]
 

@@ -36,7 +36,7 @@ class HeardWords:
     def __init__(self):
         """Initialize before the first session; what was said before it is not told."""
         self._told: deque[HeardWord] = deque(maxlen=KEPT_WORDS)
-        self._last_start = 0
+        self._last_end = 0
         self._again: list[HeardWord] = []
         self._new_from = 0
         self._shifts: Sequence[Shift] = [Shift(0, 0)]
@@ -63,7 +63,7 @@ class HeardWords:
                 continue
             self._told.append(word)
             self._waiting.append(word)
-            self._last_start = start
+            self._last_end = end
 
     def _shift(self, step: int) -> int:
         begun = [each.steps for each in self._shifts if each.from_step <= step]
@@ -80,4 +80,5 @@ class HeardWords:
             if known.text == word.text and moved_steps <= SAME_STEPS:
                 self._again.remove(known)  # The same word may come twice in a row.
                 return True
-        return word.start_step < self._last_start
+        # In the place of the last one it was heard as another word now.
+        return (word.start_step + word.end_step) / 2 < self._last_end
