@@ -12,7 +12,9 @@ from pipecat_duplex.conversation.user_words import UserWords
 from pipecat_duplex.scripted import Script, ScriptedBackend
 from pipecat_duplex.service.frames import UserBackchannelFrame
 from pipecat_duplex.session import HeardWord
+from tests import llm_pipeline
 from tests.llm_pipeline import Reply, talk, user_audio
+from tests.pipeline import Tap
 
 
 def listener(*texts: str) -> Callable[[np.ndarray], str | None]:
@@ -98,6 +100,19 @@ async def test_an_stt_in_the_pipeline_is_believed_instead() -> None:
         own=True,
     )
     assert [text for text, *_ in result.of("on_user_transcript")] == ["the right words"]
+
+
+async def test_without_an_aggregator_the_bot_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llm_pipeline, "LLMContextAggregatorPair", lambda _: (Tap(), Tap()))
+    result = await talk(
+        backend("hello there", replies=["fine"]),
+        user_audio((1.0, False), (0.6, True), (2.0, False)),
+        transcripts=None,
+        replies=[],
+        own=True,
+    )
+    ((text, _, _, kind),) = result.of("on_user_transcript")
+    assert (text, kind) == ("hello there", "turn")
 
 
 def test_words_wait_for_the_end_of_their_voice_and_not_for_another() -> None:

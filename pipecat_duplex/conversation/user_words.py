@@ -191,7 +191,8 @@ class UserWords:
         if stretch is None:
             # A voice that the detector never heard.
             stretch = Stretch(start_secs, Fate.TURN, end_secs)
-            self._stretches.append(stretch)
+            in_order = sorted([*self._stretches, stretch], key=lambda each: each.start_secs)
+            self._stretches = deque(in_order, maxlen=KEPT)
         return self._note(stretch, text)
 
     def stretch_at(self, time_secs: float) -> Stretch | None:

@@ -72,6 +72,7 @@ class DuplexTurnStartStrategy(ExternalUserTurnStartStrategy):
             STOP if the turn started, CONTINUE otherwise.
         """
         self._desk = _desk_of(frame) or self._desk
+        self._desk.is_asked = True
         if isinstance(frame, InterruptionFrame):
             await self._give_lost_again()
         if self._open:

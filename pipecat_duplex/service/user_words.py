@@ -45,6 +45,8 @@ class TranscriptDesk:
     Parameters:
         in_turn: Transcripts that the aggregator holds, and that become the turn's message.
         on_their_way: How many have been given to the aggregator again.
+        has_stt: Whether somebody upstream transcribes the user.
+        is_asked: Whether an aggregator's strategies ask here.
         has_message: Whether words of the turn are known.
         message_secs: When the last message's voice began, in seconds of the user's audio.
         has_inserted: Whether messages were put into the context that no LLM was run for.
@@ -71,6 +73,7 @@ class TranscriptDesk:
         self.message_secs = -math.inf
         self.transcribes = False
         self.has_stt = False
+        self.is_asked = False
         self.transcript_secs = DEFAULT_TRANSCRIPT_SECS
         self.user_has_floor = False
         self.runs_llm = False
