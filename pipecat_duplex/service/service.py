@@ -896,6 +896,7 @@ class DuplexLLMService(TracedConversation, LLMService):
             await self._voice.interrupted()
             # At once: words that come after it belong to the next answer.
             await self._upstream.cut_off()
+            self._upstream.desk.voice.cut_in()
             await self._given_words.hush(self._session)
         elif isinstance(frame, UserStartedSpeakingFrame):
             self._user_turn_opened.set()
