@@ -3,7 +3,12 @@
 import asyncio
 
 import pytest
-from pipecat.frames.frames import LLMMessagesAppendFrame, LLMUpdateSettingsFrame
+from pipecat.frames.frames import (
+    InterruptionFrame,
+    LLMMessagesAppendFrame,
+    LLMUpdateSettingsFrame,
+    TranscriptionFrame,
+)
 
 from pipecat_duplex import DuplexLLMService
 from pipecat_duplex.scripted import Script, ScriptedBackend
@@ -259,6 +264,44 @@ async def test_typed_text_reaches_the_llm() -> None:
         at_secs={1.0: type_text},
     )
     assert result.messages() == [("user", "typed"), ("assistant", "read it")]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        pytest.param(
+            lambda: LLMMessagesAppendFrame([{"role": "user", "content": "stop"}], run_llm=True),
+            id="typed",
+        ),
+        pytest.param(lambda: TranscriptionFrame("stop", "user", "now"), id="keyed"),
+    ],
+)
+async def test_what_is_typed_or_keyed_in_cuts_the_agent_off(said) -> None:
+    """RTVI's ``send-text`` and Pipecat's ``DTMFAggregator`` interrupt first."""
+
+    async def interrupt(result):
+        await result.worker.queue_frame(InterruptionFrame())
+
+    async def give(result):
+        await result.worker.queue_frame(said())
+
+    words = " ".join(f"w{number}" for number in range(30))
+    result = await talk(
+        backend(),
+        user_audio((1.0, False), (1.0, True), (7.0, False)),
+        transcripts=[("tell me a story", 1)],
+        replies=[Reply([(1, words)]), Reply([(1, "okay")])],
+        at_secs={4.5: interrupt, 4.7: give},
+    )
+    told = result.messages()[1][1]
+    assert words.startswith(told) and 3 <= len(told.split()) < 20
+    assert result.messages() == [
+        ("user", "tell me a story"),
+        ("assistant", told),
+        ("user", "stop"),
+        ("assistant", "okay"),
+    ]
+    assert len(result.llm.contexts) == 2
 
 
 @pytest.mark.slow

@@ -26,6 +26,7 @@ from benchmarks.duplex.speech import SEEN, UNSEEN, voices
 from benchmarks.duplex.stage import by_the_clock, in_lock_step
 from benchmarks.duplex.surroundings import NoSounds, echo_plans, sound_plans
 from benchmarks.duplex.users import TURNS, Plan, draw_plans
+from benchmarks.duplex.voiced import Remembered, VoicedBackend
 from pipecat_duplex.commands.audio_file import write_wav
 from pipecat_duplex.engine.engine import QUANTIZATIONS, Engine
 from pipecat_duplex.session import SAMPLE_RATE_HZ, DuplexBackend, DuplexError
@@ -76,9 +77,10 @@ def options() -> argparse.Namespace:
     )
     parser.add_argument(
         "--voice",
-        choices=["own", "tts"],
+        choices=["own", "tts", "engine"],
         default="own",
-        help="tts: another voice speaks for the model, as a TTS behind the service (lock step)",
+        help="another voice speaks for the model (lock step): tts, as one behind the service; "
+        "engine, one in the engine",
     )
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--at-once", type=int, default=4, help="dialogues at a time")
@@ -133,6 +135,7 @@ async def open_backend(args: argparse.Namespace) -> DuplexBackend:
         runtime=args.runtime,
         cpu_threads=args.threads,
         quantize=args.quantize,
+        tts=Remembered() if args.voice == "engine" else None,
     )
 
 
@@ -176,6 +179,8 @@ async def hold_dialogues(args: argparse.Namespace) -> list[Dialogue]:
     backend = await open_backend(args)
     if args.voice == "tts":
         backend = MimedBackend(backend)
+    elif args.voice == "engine":
+        backend = VoicedBackend(backend)
     try:
         return await hold(backend, plans, at_once=args.at_once, seeds=seeds, on_done=tell)
     finally:
@@ -184,7 +189,7 @@ async def hold_dialogues(args: argparse.Namespace) -> list[Dialogue]:
 
 def _target(args: argparse.Namespace) -> str:
     bits = f", weights in {args.quantize}" if args.quantize else ""
-    voice = ", spoken by a TTS" if args.voice == "tts" else ""
+    voice = "" if args.voice == "own" else f", spoken by a TTS ({args.voice})"
     return (args.url or args.checkpoint) + bits + voice
 
 

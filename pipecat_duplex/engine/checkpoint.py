@@ -113,6 +113,11 @@ class CheckpointFiles:
         return self.is_personaplex or self.config.get("dep_q", CODEBOOKS) > CODEBOOKS
 
     @property
+    def recognizes(self) -> bool:
+        """Whether it writes down speech, and does not speak."""
+        return self.config.get("dep_q") == 0
+
+    @property
     def text_tokens(self) -> int:
         """Tokens of the monologue."""
         return int(self.config.get("text_card", 32_000))

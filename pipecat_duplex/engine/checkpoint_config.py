@@ -209,7 +209,8 @@ def _find_other_kind(config: Mapping[str, Any]) -> str | None:
     if not isinstance(delays, list) or len(delays) != STREAMS:
         return f"it does not have {STREAMS} streams"
     if config.get("fuser") or config.get("conditioners"):
-        return f"it wants conditions that a conversation does not have ({_conditions(config)})"
+        named = ", ".join(_conditions(config)) or "unnamed"
+        return f"it wants conditions that a conversation does not have ({named})"
     if config.get("existing_text_padding_id", TEXT_PADDING) != TEXT_PADDING:
         return f"its text padding is not token {TEXT_PADDING}"
     return None
@@ -224,19 +225,21 @@ def _find_no_recognizer(config: Mapping[str, Any]) -> str | None:
         return f"it hears {codebooks!r} codebooks"
     if not isinstance(delays, list) or len(delays) != 1 + codebooks:
         return f"it does not have {1 + codebooks} streams"
-    if config.get("fuser") or config.get("conditioners"):
-        return f"it wants conditions that a conversation does not have ({_conditions(config)})"
+    conditions = _conditions(config)
+    if conditions:
+        return f"it wants conditions that a conversation does not have ({', '.join(conditions)})"
     if config.get("existing_text_padding_id", TEXT_PADDING) != TEXT_PADDING:
         return f"its text padding is not token {TEXT_PADDING}"
     return None
 
 
-def _conditions(config: Mapping[str, Any]) -> str:
+def _conditions(config: Mapping[str, Any]) -> list[str]:
     """Name the conditions of a model, and how they come in."""
     fuser, conditioners = config.get("fuser"), config.get("conditioners")
-    ways = [way for way, names in fuser.items() if names] if isinstance(fuser, dict) else []
+    ways = fuser.items() if isinstance(fuser, dict) else ()
     names = list(conditioners) if isinstance(conditioners, dict) else []
-    return ", ".join(map(str, [*ways, *names])) or "unnamed"
+    # Among the ways are settings of theirs.
+    return [*(way for way, used in ways if isinstance(used, list) and used), *map(str, names)]
 
 
 def _check_values(path: Path, key: str, value: object, depth: int) -> None:

@@ -301,9 +301,7 @@ class StepLoop:
             try:
                 token = output.text_token
                 session.speaker.observe(token, level_db(output.pcm), level_db(heard[slot]))
-                if session.echo is not None:
-                    session.echo.play(output.pcm)
-                step = Step(
+                computed = Step(
                     frame.step_index,
                     output.pcm,
                     token,
@@ -315,6 +313,9 @@ class StepLoop:
                     spoken[slot].wish,
                     () if self._ears is None else self._ears.take_words(slot),
                 )
+                step = session.speaker.sound(computed)
+                if session.echo is not None:
+                    session.echo.play(step.pcm)
                 letters.append(Letter(session, session.deliver, step))
                 if slot in self._recollections:
                     self._recollections[slot].take(step.tokens)

@@ -36,7 +36,9 @@ from pipecat_duplex.protocol.messages import (
     WireError,
 )
 from pipecat_duplex.protocol.query import (
+    FULLER,
     MAX_SEED,
+    MOST_USED,
     AudioFormat,
     SessionRequest,
     build_query,
@@ -46,12 +48,14 @@ from pipecat_duplex.protocol.query import (
 __all__ = [
     "CAN_SAY",
     "FOLLOW",
+    "FULLER",
     "HEAR",
     "MAX_MESSAGE_BYTES",
     "MAX_PIECE_BYTES",
     "MAX_SEED",
     "MAX_SHORT_BYTES",
     "MAX_TEXT_BYTES",
+    "MOST_USED",
     "RESTORE",
     "SAY",
     "STREAM",

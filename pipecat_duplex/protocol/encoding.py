@@ -49,6 +49,9 @@ MAX_TEXT_BYTES = 4096
 MAX_TOLD_BYTES = 256 * 1024
 """Longest text of what was spoken, and of what was not: words that came bit by bit go beyond."""
 
+MAX_HEARD_BYTES = 256
+"""Longest word of the user's."""
+
 MAX_UNSAYABLE = 64
 """Most words that a note tells of as left out."""
 
@@ -285,7 +288,10 @@ def _read_tokens(payload: bytes) -> Tokens:
 
 
 def _write_heard(message: Heard) -> bytes:
-    words = [[shorten(each.text), each.start_step, each.end_step] for each in message.words]
+    words = [
+        [shorten(each.text, MAX_HEARD_BYTES), each.start_step, each.end_step]
+        for each in message.words
+    ]
     return _encode_json({"step": message.index, "words": words})
 
 
@@ -301,7 +307,7 @@ def _heard_word(word: object) -> HeardWord:
     match word:
         case [str(text), int(start), int(end)] if max(abs(start), abs(end)) < 2**53:
             # True is a number of Python's.
-            return HeardWord(shorten(text), int(start), int(end))
+            return HeardWord(shorten(text, MAX_HEARD_BYTES), int(start), int(end))
     raise WireError("a word that was heard is a text and two steps")
 
 

@@ -70,6 +70,10 @@ RUST_MAX_SECS = 360.0
 """The Rust backend ends every session then, and does not say so before."""
 
 
+class Fuller(AtCapacity):
+    """A server has room, and more calls than the caller was told."""
+
+
 class RemoteBackend(DuplexBackend):
     """Opens sessions on a server that speaks Moshi's protocol.
 
@@ -152,15 +156,17 @@ class RemoteBackend(DuplexBackend):
         name = urlsplit(self._url).netloc.rpartition("@")[2]
         return name if self._ip is None else f"{name} ({self._ip})"
 
-    async def open(self, config: SessionConfig) -> RemoteSession:
+    async def open(self, config: SessionConfig, *, most_used: int | None = None) -> RemoteSession:
         """Begin a conversation.
 
         A connection that fails is tried again. A refusal is final.
 
         Args:
             config: Sampling, limits and persona. A server ignores fields that it does not know.
+            most_used: A server with more calls than this is to refuse; only ours do.
 
         Raises:
+            Fuller: It has more.
             AtCapacity: The server has no slot, or accepted the call and did not get ready.
             InvalidPrompt: The server does not have the voice, or cannot read it.
             DuplexError: It cannot be reached or refuses the call; the message says why.
@@ -173,7 +179,7 @@ class RemoteBackend(DuplexBackend):
         await self._check(config, prompts)
         ready_secs = self._ready_secs(prompted)
         connect_secs = self._connect_secs + (PROMPT_SECS if prompted else 0.0)
-        connection = await self._connect(self._session_url(config), connect_secs)
+        connection = await self._connect(self._session_url(config), connect_secs, most_used)
         try:
             session = await self._shake_hands(connection, config, ready_secs)
         except BaseException:
@@ -259,12 +265,17 @@ class RemoteBackend(DuplexBackend):
     # connecting
     #
 
-    async def _connect(self, url: str, connect_secs: float) -> ClientConnection:
+    async def _connect(
+        self, url: str, connect_secs: float, most_used: int | None
+    ) -> ClientConnection:
+        headers = dict(self._headers)
+        if most_used is not None:
+            headers[protocol.MOST_USED] = str(most_used)
         pause_secs = FIRST_PAUSE_SECS
         problem: Exception = DuplexError("no attempt was made")
         for left in reversed(range(self._attempts)):
             try:
-                return await self._connect_once(url, connect_secs)
+                return await self._connect_once(url, connect_secs, headers)
             except InvalidStatus as e:
                 if e.response.status_code not in (500, 502, 504) or not left:
                     raise self._refusal(e) from e
@@ -282,12 +293,14 @@ class RemoteBackend(DuplexBackend):
                 pause_secs *= 2
         raise DuplexError(f"cannot reach {self.host}: {_describe(problem)}") from problem
 
-    async def _connect_once(self, url: str, connect_secs: float) -> ClientConnection:
+    async def _connect_once(
+        self, url: str, connect_secs: float, headers: dict[str, str]
+    ) -> ClientConnection:
         options: dict[str, Any] = {"ssl": self._ssl_context, "host": self._ip}
         options = {name: value for name, value in options.items() if value is not None}
         connecting = connect(
             url,
-            additional_headers=self._headers,
+            additional_headers=headers,
             compression=None,
             open_timeout=connect_secs,
             ping_interval=None,  # the session watches by itself, once the server is ready
@@ -306,7 +319,7 @@ class RemoteBackend(DuplexBackend):
         reason = reason or response.reason_phrase or "no reason given"
         text = f"{self.host} refused the call with HTTP {response.status_code}: {reason}"
         if response.status_code in (429, 503):
-            return AtCapacity(text)
+            return Fuller(text) if kind == protocol.FULLER else AtCapacity(text)
         return InvalidPrompt(text) if kind == "prompt" else DuplexError(text)
 
     #

@@ -79,7 +79,7 @@ class RemoteLimits:
     stall_secs: float = 5.0
     close_secs: float = 0.5
     answer_secs: float = 10.0
-    restore_secs: float = 5.0
+    restore_secs: float = 10.0
 
 
 class RemoteSession(DuplexSession):
@@ -311,7 +311,7 @@ class RemoteSession(DuplexSession):
         answer = self._extensions.ask_to_restore()
         for piece in protocol.HistoryPiece.split(history.to_bytes()):
             self._out.put_nowait(protocol.encode(piece))
-        secs = self._limits.restore_secs
+        secs = self._limits.restore_secs * self._config.patience
         try:
             async with asyncio.timeout(secs):
                 await answer

@@ -18,17 +18,10 @@ from pipecat.frames.frames import (
 from pipecat.processors.frame_processor import FrameProcessor
 from pipecat.services.tts_service import TTSService
 
-from pipecat_duplex.conversation.mime import Mime
+from pipecat_duplex.conversation.mime import MIMED, Mime
 from pipecat_duplex.service.llm_upstream import with_parts
 from pipecat_duplex.session import DuplexError, DuplexSession, SessionEnded, Step
 from pipecat_duplex.session.saying import Saying
-
-STORY = (
-    "once there was a small cat who wanted to see the sea she walked for three days "
-    "and at last she saw the water then she went home and slept"
-)
-MIMED = " ".join([STORY] * 4)
-"""What the model tells while the TTS sounds: 40 s. The embedded model was trained on this story."""
 
 _BEING_TOLD = 0
 

@@ -21,6 +21,9 @@ TEXT_PADDING = 3
 TEXT_END_OF_PADDING = 0
 """Text token of the step just before a word."""
 
+TEXT_VOICED = 1
+"""Text token of a word that a TTS speaks: none of the model's. The piece tells which word it is."""
+
 WORD_START = "▁"
 """Begins a SentencePiece piece that starts a word."""
 

@@ -18,11 +18,16 @@ from pipecat_duplex.session.step import HeardWord, Step
 
 RETRY = Pauses(first_secs=0.1, max_secs=1.0)
 
-TRY_SECS = 10.0
+TRY_SECS = 15.0
 """How long a session may take to be open and to have taken up the conversation."""
 
 STEP_DEADLINE_SECS = 2.0
 """How long it may take for a step that was taken elsewhere."""
+
+MAX_PATIENCE = 8.0
+"""So many times as long it may take, at most. Each try that had found a session is given twice as
+long as the one before: where many conversations move at once and machines are busy, one that is
+hurried begins again and again, and is never done."""
 
 MAX_ANEW = 5
 """How often the time to give up is counted anew, after a try that had found a session."""
@@ -80,6 +85,7 @@ class Successor:
         self._leave = leave
         self._problem = problem
         self._retry = Retry(math.inf, RETRY)
+        self._patience = 1.0
         self._session: DuplexSession | None = None
         self._steps: AsyncIterator[Step] | None = None
         self._held = False
@@ -161,6 +167,8 @@ class Successor:
                 self._session = None
                 self._level.clear()
                 await self._problem(problem)
+                if opened:
+                    self._patience = min(2 * self._patience, MAX_PATIENCE)
                 if opened and anew:
                     anew -= 1
                     self._retry.restart()
@@ -174,9 +182,11 @@ class Successor:
         self._known.clear()
         self._heard.clear()
         self.behind = self._followed = 0
-        config = self._config().model_copy(update={"restores": history is not None})
+        asked = {"restores": history is not None, "patience": self._patience}
+        config = self._config().model_copy(update=asked)
+        try_secs = TRY_SECS * self._patience
         try:
-            async with asyncio.timeout(TRY_SECS):
+            async with asyncio.timeout(try_secs):
                 session = await self._backend.open(config)
                 opened.append(session)
                 if history is not None:
@@ -188,7 +198,7 @@ class Successor:
             await self._follow(session, self._steps)
         except TimeoutError as error:
             self._leave_all(opened)
-            raise DuplexError(f"it took longer than {TRY_SECS:g} s") from error
+            raise DuplexError(f"it took longer than {try_secs:g} s") from error
         except BaseException:
             if not self._taken:
                 self._leave_all(opened)

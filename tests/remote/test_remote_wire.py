@@ -203,9 +203,9 @@ MESSAGES = st.one_of(
     st.builds(
         protocol.Heard,
         COUNTS,
-        st.lists(st.builds(HeardWord, WORDS, st.integers(-50, 9999), COUNTS), max_size=3).map(
-            tuple
-        ),
+        st.lists(
+            st.builds(HeardWord, st.text(max_size=60), st.integers(-50, 9999), COUNTS), max_size=3
+        ).map(tuple),
     ),
 )
 

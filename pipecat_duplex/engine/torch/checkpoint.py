@@ -122,7 +122,9 @@ def load_language(
     """Load the language model, weight by weight, so that nothing is in memory twice.
 
     Of a model that predicts the user as well, what it predicts the user with is left out: the
-    agent's codebooks come first, and each is predicted from those before it. The scales of 8-bit
+    agent's codebooks come first, and each is predicted from those before it. So are the heads of a
+    recogniser that predict pauses, of which its weights may have more than its configuration. The
+    scales of 8-bit
     weights stay in float32, which moshi's loader rounds and then refuses.
     """
     if info.lora_weights is not None:
@@ -130,8 +132,10 @@ def load_language(
     config = info.lm_config
     if files.predicts_user:
         config = (config or loaders._lm_kwargs) | {"dep_q": CODEBOOKS}
+    elif files.recognizes:
+        config = (config or {}) | {"extra_heads_num_heads": 0}
     lm = loaders.get_moshi_lm(None, config, torch.device("meta"), dtype)
-    wanted = lm.state_dict() if files.predicts_user else None
+    wanted = lm.state_dict() if files.predicts_user or files.recognizes else None
     weights: dict[str, torch.Tensor] = {}
     with safe_open(files.lm_weights, framework="pt", device=str(device)) as file:
         for name in file.keys():

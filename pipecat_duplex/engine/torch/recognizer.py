@@ -52,7 +52,8 @@ class BatchedRecognizer(Recognizer):
         self.hearing: Hearing | None = None
         self._slots = slots
         self._vocabulary = vocabulary
-        self._lm_gen = LMGen(lm, use_sampling=False, support_out_of_sync=True)
+        # No conditions: a model may have a place for them and take none.
+        self._lm_gen = LMGen(lm, use_sampling=False, support_out_of_sync=True, condition_tensors={})
         on_gpu = lm.device.type == "cuda"
         self._codes_in = torch.zeros(slots, lm.n_q, 1, dtype=torch.long, pin_memory=on_gpu)
         self._codes_array = self._codes_in.numpy()
