@@ -1,6 +1,7 @@
 """Any LLM upstream gives the words; the duplex model keeps the floor."""
 
 import asyncio
+import math
 
 import pytest
 from pipecat.frames.frames import (
@@ -11,6 +12,7 @@ from pipecat.frames.frames import (
 )
 
 from pipecat_duplex import DuplexLLMService
+from pipecat_duplex.conversation.turns import TurnSettings
 from pipecat_duplex.scripted import Script, ScriptedBackend
 from pipecat_duplex.service.frames import UserBackchannelFrame
 from tests.llm_pipeline import Reply, talk, user_audio
@@ -72,6 +74,28 @@ async def test_a_yield_cancels_the_llm_and_cuts_the_context_at_the_word() -> Non
     assert (stop, okay) == ("stop now", "okay")
     assert len(result.of("on_yield")) == 1
     assert "never" not in str(result.context.get_messages())
+
+
+@pytest.mark.parametrize("longest_secs", [1.0, math.inf])
+async def test_who_speaks_over_given_words_for_long_gets_the_floor(longest_secs) -> None:
+    """The model never yields by itself here."""
+    words = " ".join(f"w{number}" for number in range(40))
+    result = await talk(
+        backend(yield_steps=None),
+        user_audio((1.0, False), (1.0, True), (2.5, False), (3.0, True), (8.0, False)),
+        transcripts=[("tell me a story", 1), ("please stop now", 3)],
+        replies=[Reply([(1, words)]), Reply([(1, "okay")])],
+        turns=TurnSettings(longest_overlap_secs=longest_secs),
+    )
+    if longest_secs == math.inf:
+        assert ("assistant", words) in result.messages() and not result.of("on_yield")
+        return
+    (told,) = [text for role, text in result.messages()[1:2]]
+    assert words.startswith(told) and 5 < len(told.split()) < 30
+    assert result.messages()[2:] == [("user", "please stop now"), ("assistant", "okay")]
+    ((event, _),) = result.of("on_yield")
+    assert 1.0 <= event.delay_secs <= 1.4
+    assert next(said for said, *_ in result.of("on_said")).unspoken
 
 
 async def test_a_backchannel_is_no_message_and_the_answer_goes_on() -> None:

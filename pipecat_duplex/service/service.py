@@ -49,7 +49,7 @@ from pipecat_duplex.conversation.agent_audio import AgentAudio, AgentSound
 from pipecat_duplex.conversation.captions import Caption, Captions
 from pipecat_duplex.conversation.clock import ClockSettings
 from pipecat_duplex.conversation.monologue import Monologue, Word
-from pipecat_duplex.conversation.pcm import float_to_pcm16
+from pipecat_duplex.conversation.pcm import SILENCE_DB, float_to_pcm16
 from pipecat_duplex.conversation.turns import (
     AgentStarted,
     AgentStopped,
@@ -939,6 +939,9 @@ class DuplexLLMService(TracedConversation, LLMService):
         if self._interrupted:
             await self._handle_interrupted()
         await self._hear_given_words(step)
+        if self._given_words.is_hushed:  # What still comes is not heard.
+            agent_level_db = SILENCE_DB
+            step = replace(step, text_piece=None, utterance_id=None)
         await self._push_word(self._monologue.feed(step.index, step.text_piece))
         events: list[TurnEvent] = []
         if self._voice.is_on and not self._voice.sounds:
@@ -950,6 +953,7 @@ class DuplexLLMService(TracedConversation, LLMService):
             agent_level_db=agent_level_db,
             agent_word=step.text_piece is not None,
             given_word=step.utterance_id is not None,
+            can_be_cut=self._voice.sounds or self._given_words.is_saying(self._utterance_id),
         )
         if step.wish:
             events += self._tracker.hear_wish()
