@@ -221,7 +221,7 @@ async def test_words_that_cut_in_begin_at_once():
 
 @pytest.mark.slow
 async def test_its_own_words_are_heard_in_its_own_voice():
-    user = [QUIET] * 4 + list(question()) + [QUIET] * 40
+    user = [QUIET] * 15 + list(question()) + [QUIET] * 50
     with_tts = await with_engine(Hum(), user, None, held=False)
     without = await with_engine(None, user, None, held=False)
     assert words_of(with_tts) == words_of(without) != ""
