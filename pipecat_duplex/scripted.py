@@ -10,7 +10,14 @@ import itertools
 import re
 import time
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Collection,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -26,6 +33,7 @@ from pipecat_duplex.session import (
     CannotSay,
     CanSay,
     DuplexError,
+    HeardWord,
     Said,
     SessionConfig,
     SessionEnded,
@@ -58,6 +66,9 @@ class Script:
         fail_step: The step at which the session fails.
         remembers: Whether steps come with tokens, from which a session can be restored.
         unsayable: Words, in lower case, that it does not have.
+        hears: Returns the word that the user begins in a step of audio, if any. ``None`` is a
+            backend without a recogniser.
+        hearing_delay_steps: Steps after which such a word is known.
     """
 
     opening: str | None = None
@@ -70,6 +81,8 @@ class Script:
     fail_step: int | None = None
     remembers: bool = False
     unsayable: Collection[str] = ()
+    hears: Callable[[np.ndarray], str | None] | None = None
+    hearing_delay_steps: int = 6
 
 
 class ScriptedBackend:
@@ -131,6 +144,7 @@ class ScriptedSession:
         self._follows = False
         self._cutters: dict[int, WordCutter] = {}
         self._streams = TextStreams()
+        self._heard: deque[HeardWord] = deque()
         self.closed = False
 
     @property
@@ -147,6 +161,11 @@ class ScriptedSession:
     def memory(self) -> ResumeKey | None:
         """Identifies which sessions can resume this one."""
         return ResumeKey(FINGERPRINT, CONTEXT_STEPS) if self._script.remembers else None
+
+    @property
+    def hearing_delay_steps(self) -> int | None:
+        """Steps by which the user's words are behind the voice; None without a recogniser."""
+        return None if self._script.hears is None else self._script.hearing_delay_steps
 
     @property
     def secs_left(self) -> float | None:
@@ -193,6 +212,7 @@ class ScriptedSession:
             started_secs = time.monotonic()
             await asyncio.sleep(self._script.step_secs + self._script.stalls.get(index, 0.0))
             spoken = self._agent.step(index, pcm)
+            self._hear(index, pcm)
             if known is not None:
                 self._agent.restore(known.tolist())
             timing = StepTiming(
@@ -208,7 +228,19 @@ class ScriptedSession:
                 self._agent.take_said(),
                 spoken.tokens if self._script.remembers else None,
                 spoken.wish,
+                self._take_heard(index),
             )
+
+    def _hear(self, index: int, pcm: np.ndarray) -> None:
+        word = None if self._script.hears is None else self._script.hears(pcm)
+        if word is not None:
+            self._heard.append(HeardWord(word, index, index + 1))
+
+    def _take_heard(self, index: int) -> tuple[HeardWord, ...]:
+        heard: list[HeardWord] = []
+        while self._heard and self._heard[0].end_step + self._script.hearing_delay_steps <= index:
+            heard.append(self._heard.popleft())
+        return tuple(heard)
 
     async def restore(self, history: History) -> None:
         """Go on with a conversation; see :class:`~pipecat_duplex.session.DuplexSession`."""
@@ -217,6 +249,8 @@ class ScriptedSession:
             raise DuplexError("a history is taken up before the first step, and once")
         history.check(FINGERPRINT, text_tokens=100, audio_tokens=1000)
         self._agent.restore(history.codes[:, -1].tolist())
+        for place, pcm in enumerate(history.audio):
+            self._hear(place - len(history.audio), pcm)
         self._follows = True
 
     async def say(

@@ -67,9 +67,16 @@ class Clock:
     def __init__(self):
         self.service: DuplexLLMService | None = None
 
-    async def wait(self, steps: int) -> None:
+    @property
+    def now(self) -> int:
         assert self.service is not None
-        until = self.service.step_count + steps
+        return self.service.step_count
+
+    async def wait(self, steps: int) -> None:
+        await self.wait_until(self.now + steps)
+
+    async def wait_until(self, until: int) -> None:
+        assert self.service is not None
         while self.service.step_count < until:  # noqa: ASYNC110
             await asyncio.sleep(0)
 
@@ -81,7 +88,7 @@ class ScriptedSTT(FrameProcessor):
         super().__init__()
         self._clock = clock
         self._texts = list(texts)
-        self._queue: asyncio.Queue[tuple[str | None, int]] = asyncio.Queue()
+        self._queue: asyncio.Queue[tuple[str | None, int]] = asyncio.Queue()  # Text and due step.
         self._task = None
 
     async def process_frame(self, frame: Frame, direction: FrameDirection):
@@ -91,14 +98,15 @@ class ScriptedSTT(FrameProcessor):
             await self.push_frame(STTMetadataFrame(service_name="stt", ttfs_p99_latency=1.0))
             self._task = self.create_task(self._transcribe())
         elif isinstance(frame, VADUserStoppedSpeakingFrame) and self._texts:
-            self._queue.put_nowait(self._texts.pop(0))
+            text, delay_steps = self._texts.pop(0)
+            self._queue.put_nowait((text, self._clock.now + delay_steps))
         elif isinstance(frame, EndFrame) and self._task:
             await self.cancel_task(self._task)
 
     async def _transcribe(self):
         while True:
-            text, delay_steps = await self._queue.get()
-            await self._clock.wait(delay_steps)
+            text, due_step = await self._queue.get()
+            await self._clock.wait_until(due_step)
             if text is not None:
                 frame = TranscriptionFrame(text, "user", "now", finalized=True)
                 await self.push_frame(frame)
@@ -175,7 +183,14 @@ class Talk:
         return [rest for event, *rest in self.events if event == name]
 
 
-NOTED = ("on_said", "on_yield", "on_backchannel", "on_user_transcript", "on_agent_stopped")
+NOTED = (
+    "on_said",
+    "on_yield",
+    "on_backchannel",
+    "on_user_transcript",
+    "on_agent_started",
+    "on_agent_stopped",
+)
 
 
 def user_audio(*parts: tuple[float, bool]) -> np.ndarray:
@@ -190,7 +205,7 @@ async def talk(
     backend,
     audio: np.ndarray,
     *,
-    transcripts: Sequence[tuple[str | None, int]],
+    transcripts: Sequence[tuple[str | None, int]] | None,
     replies: Sequence[Reply],
     prepare: Callable[[Talk], None] = lambda _: None,
     at_secs: dict[float, Callable[[Talk], Awaitable[None]]] | None = None,
@@ -205,8 +220,9 @@ async def talk(
 ) -> Talk:
     """Hold a conversation.
 
-    ``own`` leaves the LLM out, ``llm`` puts another in its place, and ``tts`` speaks for the agent.
-    ``behind`` makes nodes that stand right behind the service, ``wrap`` puts it into another.
+    No ``transcripts`` leaves the STT out, ``own`` the LLM. ``llm`` puts another in its place, and
+    ``tts`` speaks for the agent. ``behind`` makes nodes that stand right behind the service,
+    ``wrap`` puts it into another.
     """
     fed_secs = 0.0
     clock = Clock()
@@ -222,13 +238,14 @@ async def talk(
     context = context or LLMContext()
     pair = LLMContextAggregatorPair(context)
     user, assistant = pair
-    stt, near, far = ScriptedSTT(clock, transcripts), Tap(), Tap()
+    stt = [] if transcripts is None else [ScriptedSTT(clock, transcripts)]
+    near, far = Tap(), Tap()
     speaker = StepSpeaker(clock) if tts else Speaker(realtime=False)
     result = Talk(context, llm, service, near, far, speaker)
     for name in NOTED:
         service.add_event_handler(name, noter(result.events, name))
     prepare(result)
-    front = [stt, user] if own else [stt, user, llm]
+    front = [*stt, user] if own else [*stt, user, llm]
     worker = PipelineWorker(
         Pipeline(
             [

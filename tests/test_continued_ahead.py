@@ -283,6 +283,19 @@ async def test_a_next_server_that_dies_is_left_out():
     await talking.end()
 
 
+async def test_servers_that_are_too_busy_are_given_more_time(monkeypatch):
+    """One that is hurried each time would begin again and again, and the conversation be lost."""
+    monkeypatch.setattr("pipecat_duplex.session.successor.TRY_SECS", 0.15)
+    first, second = Server(script()), Server(script(), restore_secs=0.5)
+    talking = await talk(first, second)
+    await talking.until_word(4)
+    first.dead = True
+    await talking.until_word(30)
+    assert talking.text == LONG and talking.session.moves == 1
+    assert len(second.seats) == 3
+    await talking.end()
+
+
 @pytest.mark.slow
 async def test_where_steps_of_others_are_not_taken_it_goes_on_with_a_gap():
     first, second = Server(script()), Server(script(), can_follow=False)

@@ -9,6 +9,7 @@ from pipecat_duplex import DuplexLLMService
 from pipecat_duplex.scripted import Script, ScriptedBackend
 from pipecat_duplex.service.frames import UserBackchannelFrame
 from tests.llm_pipeline import Reply, talk, user_audio
+from tests.voices import ToneTTS
 
 
 def backend(**script) -> ScriptedBackend:
@@ -136,10 +137,7 @@ async def test_a_tool_is_called_and_its_result_is_said_after_a_filler() -> None:
             words="given", filler=["let me see"], filler_after_ms=400
         ),
     )
-    assert [text for role, text in result.messages() if role == "assistant"] == [
-        "let me see",
-        "it is ready",
-    ]
+    assert result.messages()[-1] == ("assistant", "let me see it is ready")
     tool = [message for message in result.context.get_messages() if message["role"] == "tool"]
     assert "ready" in tool[0]["content"]
     assert len(result.llm.contexts) == 2
@@ -290,15 +288,97 @@ async def test_a_flow_says_and_asks() -> None:
     assert said == "one moment hello there"
 
 
-async def test_a_filler_waits_for_all_words_of_the_turn():
+HALVES = ((0.5, False), (0.8, True), (0.4, False), (0.8, True))
+
+
+@pytest.mark.parametrize(
+    ("voice", "transcripts", "reply_steps"),
+    [
+        pytest.param(((1.0, False), (1.0, True)), [("where is it", 20)], 20, id="late words"),
+        pytest.param(((1.0, False), (1.0, True)), [("where is it", 8)], 20, id="words within it"),
+        pytest.param(HALVES, [("where", 10), ("is it", 15)], 20, id="words in halves"),
+        pytest.param(
+            ((1.0, False), (1.0, True)), [("where is it", 60)], 1, id="words after the wait"
+        ),
+    ],
+)
+@pytest.mark.parametrize("voice_of_agent", ["own", "tts"])
+async def test_a_filler_bridges_the_wait_for_words_and_stands_behind_them(
+    voice, transcripts, reply_steps, voice_of_agent
+) -> None:
     result = await talk(
-        ScriptedBackend(Script(step_secs=0, replies=["mine"])),
-        user_audio((0.5, False), (0.8, True), (0.4, False), (0.8, True), (12.0, False)),
-        transcripts=[("first half", 10), ("second half", 15)],
-        replies=[Reply([(20, "the answer")])],
-        settings=DuplexLLMService.Settings(words="given", filler="well", filler_after_ms=400),
+        backend(),
+        user_audio(*voice, (9.0, False)),
+        transcripts=transcripts,
+        replies=[Reply([(reply_steps, "over there.")])],
+        settings=settings(filler="well.", filler_after_ms=400),
+        tts=ToneTTS() if voice_of_agent == "tts" else None,
     )
     roles = [role for role, _ in result.messages()]
     assert roles == sorted(roles, reverse=True), result.messages()
     texts = [" ".join(text for r, text in result.messages() if r == role) for role in set(roles)]
-    assert set(texts) == {"first half second half", "well the answer"}
+    assert set(texts) == {"where is it", "well. over there."}
+    assert len(result.llm.contexts) == 1
+    _, _, end_secs, _ = result.of("on_user_transcript")[-1]
+    assert result.of("on_agent_started")[0][0].time_secs - end_secs < 0.9
+
+
+@pytest.mark.parametrize(
+    ("voice", "transcripts"),
+    [
+        pytest.param(((1.0, False), (0.3, True), (4.0, False)), [(None, 0)], id="a cough"),
+        pytest.param(
+            ((1.0, False), (0.8, True), (0.5, False), (2.0, True), (0.4, False)),
+            [("where", 30), ("is it", 30)],
+            id="a user who goes on",
+        ),
+    ],
+)
+async def test_no_filler(voice, transcripts) -> None:
+    result = await talk(
+        backend(),
+        user_audio(*voice),
+        transcripts=transcripts,
+        replies=[],
+        settings=settings(filler="well", filler_after_ms=400),
+    )
+    assert not result.of("on_agent_started")
+
+
+async def test_after_a_filler_the_user_is_asked_again_if_no_words_come() -> None:
+    result = await talk(
+        backend(),
+        user_audio((1.0, False), (1.0, True), (6.0, False)),
+        transcripts=[(None, 0)],
+        replies=[Reply([(1, "what was that")])],
+        settings=settings(filler="well", filler_after_ms=400),
+    )
+    assert " ".join(text for _, text in result.messages()) == "well what was that"
+    (context,) = result.llm.contexts
+    assert context[-1]["role"] == "developer"
+
+
+@pytest.mark.parametrize("words", ["given", "both"])
+async def test_messages_of_one_turn_are_answered_once_wherever_they_stand(words) -> None:
+    """The agent has spoken before the words are known: a filler, or small talk."""
+    result = await talk(
+        backend(replies=["okay"]),
+        user_audio((0.5, False), (0.8, True), (1.6, False), (1.2, True), (8.0, False)),
+        transcripts=[("where is it", 45), ("and what is it", 22)],
+        replies=[Reply([(3, "over there")])],
+        settings=settings(filler=["well", "see"], filler_after_ms=300)
+        if words == "given"
+        else DuplexLLMService.Settings(words=words),
+    )
+    (context,) = result.llm.contexts
+    assert [text["content"] for text in context if text["role"] == "user"] == [
+        "where is it",
+        "and what is it",
+    ]
+    first, second = ("well", "see over there") if words == "given" else ("okay", "okay")
+    assert result.messages()[:4] == [
+        ("user", "where is it"),
+        ("assistant", first),
+        ("user", "and what is it"),
+        ("assistant", second),
+    ]

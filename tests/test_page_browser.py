@@ -141,6 +141,8 @@ for (const who of ["agent", "user"]) {
     const note = () => { if (lane.dataset.speaking === "true") window.spoke[who] = true; };
     new MutationObserver(note).observe(lane, { attributeFilter: ["data-speaking"] });
 }
+const speaker = document.querySelector("#speaker");
+speaker.addEventListener("volumechange", () => { window.hushed ||= speaker.muted; });
 """
 
 
@@ -176,11 +178,14 @@ async def test_a_conversation(tmp_path: Path, microphone: Path):
         await tab.until("document.querySelector('.said.yielded .cut + .mark.yield') !== null")
         await tab.until("document.querySelector('#yields').textContent > 0")
         await tab.until("duplexPage.lanes.marks.some((mark) => mark.label === 'yield')")
+        await tab.until("window.hushed")  # What the browser still holds is not heard.
         cut = await tab.js("document.querySelector('.said.yielded p').firstChild.data")
         assert STORY.startswith(cut) and cut != STORY
         assert not await tab.js("document.querySelector('.said.yielded').matches('.live')")
 
         await tab.until("document.querySelector('.said.live')?.textContent.includes('kitchen')")
+        await tab.until("!document.querySelector('#speaker').muted")
+        await tab.until("document.querySelector('#agent .meter').ariaValueNow > 20")
 
         # Its words stand on the time line under its voice, and both move on.
         await tab.until("duplexPage.lanes.words.length > 2")

@@ -42,7 +42,9 @@ def test_a_host_that_is_unknown():
 def test_a_voice_that_is_none(voice, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(llm, "find_spec", lambda name: True)
     given = llm.TalkLlm("http://localhost:1/v1", "any", tts=voice)
-    with pytest.raises(DuplexError, match=rf"--tts {voice}: a voice of Piper's is an \.onnx file"):
+    with pytest.raises(
+        DuplexError, match=rf"--tts {voice}: there is 'hibari', 'joe', an \.onnx file"
+    ):
         talk.run_talk(**arguments(llm=given))
 
 

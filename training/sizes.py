@@ -115,3 +115,51 @@ def lm_config(text_card: int, size: Size = "embedded") -> dict[str, Any]:
         "depformer_weights_per_step": True,
         "delays": DELAYS,
     }
+
+
+def recognizer_config(text_card: int, codebooks: int, card: int) -> dict[str, Any]:
+    """A recogniser's whole ``config.json``, in the keys of Kyutai's, small as ``tiny`` is.
+
+    Args:
+        text_card: number of pieces of the tokenizer.
+        codebooks: how many it hears.
+        card: entries of each.
+    """
+    return {
+        "card": card,
+        "n_q": codebooks,
+        "dep_q": 0,
+        "delays": [0] * (1 + codebooks),
+        "dim": 64,
+        "text_card": text_card,
+        "existing_text_padding_id": PADDING_ID,
+        "num_heads": 2,
+        "num_layers": 2,
+        "hidden_scale": 4.125,
+        "causal": True,
+        "layer_scale": None,
+        "context": 75,
+        "max_period": 100000.0,
+        "gating": "silu",
+        "norm": "rms_norm_f32",
+        "positional_embedding": "rope",
+        "depformer_dim": 64,
+        "depformer_num_heads": 2,
+        "depformer_num_layers": 1,
+        "depformer_dim_feedforward": None,
+        "depformer_multi_linear": True,
+        "depformer_pos_emb": "none",
+        "depformer_weights_per_step": True,
+        "extra_heads_num_heads": 4,
+        "extra_heads_dim": 6,
+        "conditioners": {},
+        "cross_attention": False,
+        "model_id": {"sig": "random", "epoch": 0},
+        "lm_gen_config": {"temp": 0.0, "temp_text": 0.0, "top_k": 250, "top_k_text": 50},
+        "stt_config": {"audio_delay_seconds": 0.5, "audio_silence_prefix_seconds": 0.0},
+        "model_type": "stt",
+        "moshi_name": "model.safetensors",
+        "mimi_name": "mimi.safetensors",
+        "mimi_config_name": "file://mimi_config.json",
+        "tokenizer_name": "tokenizer.model",
+    }

@@ -26,7 +26,9 @@ from benchmarks.duplex.speech import SEEN, UNSEEN, voices
 from benchmarks.duplex.stage import by_the_clock, in_lock_step
 from benchmarks.duplex.surroundings import NoSounds, echo_plans, sound_plans
 from benchmarks.duplex.users import TURNS, Plan, draw_plans
+from benchmarks.duplex.voiced import Remembered, VoicedBackend
 from pipecat_duplex.commands.audio_file import write_wav
+from pipecat_duplex.engine.engine import QUANTIZATIONS, Engine
 from pipecat_duplex.session import SAMPLE_RATE_HZ, DuplexBackend, DuplexError
 
 REPEATS = 3
@@ -75,14 +77,19 @@ def options() -> argparse.Namespace:
     )
     parser.add_argument(
         "--voice",
-        choices=["own", "tts"],
+        choices=["own", "tts", "engine"],
         default="own",
-        help="tts: another voice speaks for the model, as a TTS behind the service (lock step)",
+        help="another voice speaks for the model (lock step): tts, as one behind the service; "
+        "engine, one in the engine",
     )
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--at-once", type=int, default=4, help="dialogues at a time")
     parser.add_argument("--lockstep", action="store_true", help="not by the clock")
     parser.add_argument("--threads", type=int, default=1, help="of the engine")
+    parser.add_argument("--runtime", choices=["onnx", "torch"], help="of the engine")
+    parser.add_argument(
+        "--quantize", choices=QUANTIZATIONS, help="weights in fewer bits, on torch (docs/gpu.md)"
+    )
     parser.add_argument(
         "--world",
         choices=["auto", "embedded", "none"],
@@ -122,9 +129,14 @@ async def open_backend(args: argparse.Namespace) -> DuplexBackend:
         from pipecat_duplex.remote import RemoteBackend
 
         return RemoteBackend(args.url)
-    from pipecat_duplex.engine import Engine
-
-    return await Engine.load(args.checkpoint, slots=args.at_once, cpu_threads=args.threads)
+    return await Engine.load(
+        args.checkpoint,
+        slots=args.at_once,
+        runtime=args.runtime,
+        cpu_threads=args.threads,
+        quantize=args.quantize,
+        tts=Remembered() if args.voice == "engine" else None,
+    )
 
 
 def draw_all(args: argparse.Namespace) -> Iterator[Plan]:
@@ -167,16 +179,24 @@ async def hold_dialogues(args: argparse.Namespace) -> list[Dialogue]:
     backend = await open_backend(args)
     if args.voice == "tts":
         backend = MimedBackend(backend)
+    elif args.voice == "engine":
+        backend = VoicedBackend(backend)
     try:
         return await hold(backend, plans, at_once=args.at_once, seeds=seeds, on_done=tell)
     finally:
         await backend.close()
 
 
+def _target(args: argparse.Namespace) -> str:
+    bits = f", weights in {args.quantize}" if args.quantize else ""
+    voice = "" if args.voice == "own" else f", spoken by a TTS ({args.voice})"
+    return (args.url or args.checkpoint) + bits + voice
+
+
 def make_report(args: argparse.Namespace, dialogues: list[Dialogue]) -> Report:
     """Measure all dialogues."""
     report = Report(
-        target=(args.url or args.checkpoint) + (", spoken by a TTS" if args.voice == "tts" else ""),
+        target=_target(args),
         pace="in lock step" if args.lockstep or args.voice != "own" else "by the clock",
         at_once=args.at_once,
         seed=args.seed,

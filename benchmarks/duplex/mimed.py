@@ -34,7 +34,7 @@ ANSWER_SECS = 8.0
 WORD_STEPS = 4
 
 _HUM = (0.1 * np.sin(2 * np.pi * 200 * np.arange(STEP_SAMPLES) / SAMPLE_RATE_HZ)).astype(np.float32)
-_TURN_STEPS = 3  # of the user's voice, which make a turn
+TURN_STEPS = 3  # of the user's voice, which make a turn
 
 
 class MimedBackend:
@@ -72,10 +72,10 @@ class MimedSession:
             turns: Times of the turns.
         """
         self._session = session
-        self._voice = ForeignVoice(_NoPipeline(), _steps(turns.mime_stop_secs))
+        self._voice = ForeignVoice(_NoPipeline(), in_steps(turns.mime_stop_secs))
         self._voice.is_on = True
         self._voice.begin_session(session)
-        self._turn_end = TurnEnd(_steps(turns.wish_patience_secs))
+        self._turn_end = TurnEnd(in_steps(turns.wish_patience_secs))
         self._ear = UserEar()
         self._user_db: deque[float] = deque()
         self._user_steps = 0
@@ -116,13 +116,13 @@ class MimedSession:
         if self._ear.speaks_now:
             self._user_steps += 1
             self._due_steps = 0
-        is_turn = self._user_steps >= _TURN_STEPS
+        is_turn = self._user_steps >= TURN_STEPS
         if is_turn and self._turn_end.step(user_speaking=self._ear.speaks_now, wish=step.wish):
-            self._user_steps, self._due_steps = 0, _steps(LATENCY_SECS)
+            self._user_steps, self._due_steps = 0, in_steps(LATENCY_SECS)
         elif self._due_steps:
             self._due_steps -= 1
             if not self._due_steps:
-                self._left_steps = _steps(ANSWER_SECS)
+                self._left_steps = in_steps(ANSWER_SECS)
                 await self._voice.started()
 
 
@@ -137,5 +137,6 @@ class _NoPipeline:
         return asyncio.create_task(coroutine, name=name)
 
 
-def _steps(secs: float) -> int:
+def in_steps(secs: float) -> int:
+    """Return a time in steps, at least one."""
     return max(1, round(secs / STEP_SECS))

@@ -129,5 +129,5 @@ if __name__ == "__main__":
     arguments = parse()
     logger.remove()
     if arguments.verbose:
-        logger.add(sys.stderr, level="INFO")
+        logger.add(sys.stderr, level="DEBUG", filter="pipecat_duplex")
     asyncio.run(main(arguments))

@@ -16,7 +16,9 @@ from pipecat.pipeline.pipeline import Pipeline
 from pipecat.pipeline.worker import PipelineParams, PipelineWorker
 from pipecat.processors.aggregators.llm_context import LLMContext
 from pipecat.processors.aggregators.llm_response_universal import LLMContextAggregatorPair
+from pipecat.processors.frame_processor import FrameProcessor
 from pipecat.transports.base_input import BaseInputTransport
+from pipecat.transports.base_output import BaseOutputTransport
 from pipecat.transports.base_transport import TransportParams
 from pipecat.workers.runner import WorkerRunner
 
@@ -68,37 +70,62 @@ class CallResult:
     moves: int = 0
 
 
-class _Microphone(BaseInputTransport):
+class Microphone(BaseInputTransport):
+    """Takes what a caller says."""
+
     def __init__(self):
+        """Initialize."""
         super().__init__(
             TransportParams(audio_in_enabled=True, audio_in_sample_rate=SAMPLE_RATE_HZ)
         )
 
     async def start(self, frame):
+        """Begin to take audio."""
         await super().start(frame)
         await self.set_transport_ready(frame)
 
     async def hear(self, pcm: np.ndarray) -> None:
+        """Take a step of the caller's audio."""
         frame = InputAudioRawFrame(float_to_pcm16(pcm), SAMPLE_RATE_HZ, num_channels=1)
         await self.push_audio_frame(frame)
+
+
+def make_worker(
+    microphone: BaseInputTransport,
+    agent: FrameProcessor,
+    loudspeaker: BaseOutputTransport,
+    context: LLMContext | None = None,
+) -> PipelineWorker:
+    """Return a call's pipeline, with an agent between a caller's microphone and loudspeaker."""
+    aggregators = LLMContextAggregatorPair(context or LLMContext())
+    return PipelineWorker(
+        Pipeline([microphone, aggregators.user(), agent, loudspeaker, aggregators.assistant()]),
+        params=PipelineParams(
+            audio_in_sample_rate=SAMPLE_RATE_HZ, audio_out_sample_rate=SAMPLE_RATE_HZ
+        ),
+        idle_timeout_secs=None,
+        enable_rtvi=False,
+    )
 
 
 class Caller:
     """Lets the agent count, and listens."""
 
-    def __init__(self, urls: Sequence[str], task: Task):
+    def __init__(self, urls: Sequence[str], task: Task, noise: float = 0.0):
         """Initialize.
 
         Args:
             urls: The workers.
+            noise: Noise on the caller's line; 1 is full scale.
             task: ``told``: the bot gives the agent words to say, without a pause; ``count``: the
                 caller asks it to count to ten, again and again.
         """
         self._task: Task = task
+        self._noise = (noise * np.random.default_rng(0).standard_normal(STEP_SAMPLES)).astype("f4")
         self._fleet = RemoteFleet(urls)
         settings = DuplexLLMService.Settings(text_temperature=0, audio_temperature=0)
         self._service = DuplexLLMService(backend=self._fleet, settings=settings)
-        self._microphone = _Microphone()
+        self._microphone = Microphone()
         self._context = LLMContext()
         self._pieces: list[tuple[float, str]] = []
         self._said_words: list[str] = []
@@ -117,23 +144,7 @@ class Caller:
             secs: How long the agent gets something to say.
         """
         loudspeaker = FileOutputTransport(self._note, realtime=True)
-        aggregators = LLMContextAggregatorPair(self._context)
-        worker = PipelineWorker(
-            Pipeline(
-                [
-                    self._microphone,
-                    aggregators.user(),
-                    self._service,
-                    loudspeaker,
-                    aggregators.assistant(),
-                ]
-            ),
-            params=PipelineParams(
-                audio_in_sample_rate=SAMPLE_RATE_HZ, audio_out_sample_rate=SAMPLE_RATE_HZ
-            ),
-            idle_timeout_secs=None,
-            enable_rtvi=False,
-        )
+        worker = make_worker(self._microphone, self._service, loudspeaker, self._context)
         started = asyncio.Event()
 
         @worker.event_handler("on_pipeline_started")
@@ -191,7 +202,7 @@ class Caller:
                 return
             await asyncio.sleep(began_secs + index * STEP_SECS - loop.time())
             place = (index - lead) % period if index >= lead else period
-            pcm = np.zeros(STEP_SAMPLES, np.float32)
+            pcm = self._noise
             if self._task == "count" and place < steps and (index - place) * STEP_SECS < secs:
                 if place == 0:
                     self._requests_at_secs.append(loop.time())

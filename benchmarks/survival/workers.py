@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import aiohttp
 
@@ -138,6 +139,12 @@ class Worker:
         assert self._process is not None
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(number)
+
+    def cpu_secs(self) -> float:
+        """Return the processor time that the process has taken, its threads' and the kernel's."""
+        assert self._process is not None
+        status = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(status[11]) + int(status[12])) / os.sysconf("SC_CLK_TCK")
 
     async def wait(self) -> None:
         """Wait for the end of the process."""

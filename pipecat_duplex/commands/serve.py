@@ -71,6 +71,8 @@ class ServeOptions:
         quantize: Keeps the model's weights in fewer bits, on torch.
         long_calls: What becomes of calls longer than the model's context.
         suppress_echo: Whether the agent's own voice is kept from what the model hears.
+        tts: Who speaks given words in the model's place.
+        hears: A recogniser that tells callers of ours what the user says: a hub name or a folder.
         voices: A folder of recordings that callers may name as the agent's voice.
         default_voice: The voice of callers who name one that is not there: one of the folder, or
             ``""`` for the model's own. ``None`` refuses them.
@@ -93,6 +95,8 @@ class ServeOptions:
     quantize: Literal["int8", "int4"] | None = None
     long_calls: Literal["ring", "rebuild"] = "ring"
     suppress_echo: bool = True
+    tts: str | None = None
+    hears: str | None = None
     voices: Path | None = None
     default_voice: str | None = None
     static: Path | None = None
@@ -221,6 +225,8 @@ async def _serve(
             quantize=options.quantize,
             long_calls=options.long_calls,
             suppress_echo=options.suppress_echo,
+            tts=options.tts,
+            hears=options.hears,
             voices=options.voices,
         )
     server = DuplexServer(

@@ -11,6 +11,7 @@ This is less than what a telephone's or a browser's echo canceller does (ITU-T G
 most callers have. It is for those who have none.
 """
 
+from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,42 +79,65 @@ class Echo:
 
 
 class EchoFinder:
-    """Finds the delay at which what was played is heard, from running sums over steps."""
+    """Finds the delay at which what was played is heard, from running sums over steps.
+
+    What was played is kept as windows of two steps, each one step on from the one before, and their
+    spectra: the lags of a step against one window are those of a step's length.
+    """
 
     def __init__(self):
         """Initialize; nothing was played or heard yet."""
         self._step = STEP_SAMPLES // DECIMATION
-        self._played = np.zeros(self._step * MAX_DELAY_STEPS, np.float32)
-        lags = len(self._played) - self._step + 1
-        self._products = np.zeros(lags)
-        self._energies = np.zeros(lags)
+        windows = MAX_DELAY_STEPS - 1
+        self._new: deque[np.ndarray] = deque(maxlen=MAX_DELAY_STEPS)
+        self._played = np.zeros((MAX_DELAY_STEPS, self._step), np.float32)
+        self._spectra = np.zeros((windows, self._step + 1), np.complex64)
+        self._energies = np.zeros(self._step * windows + 1, np.float32)
+        self._product_spectra = np.zeros_like(self._spectra)
+        self._energy_sums = np.zeros_like(self._energies)
         self._heard_energy = 0.0
         self._found = False
-        self._fft_size = 1 << (len(self._played) - 1).bit_length()
 
     def play(self, pcm: np.ndarray) -> None:
         """Take a step of what is played, float32 ``(STEP_SAMPLES,)``."""
-        self._played = np.concatenate([self._played[self._step :], _thin(pcm)])
+        self._new.append(pcm.copy())  # most are never looked at: nothing was heard meanwhile
 
     def hear(self, pcm: np.ndarray) -> Echo | None:
         """Take a step of what is heard, float32 ``(STEP_SAMPLES,)``; return the echo in it."""
+        self._take_played()
         heard = _thin(pcm)
-        size = self._fft_size
-        spectrum = np.fft.rfft(self._played, size) * np.conj(np.fft.rfft(heard, size))
-        products = np.fft.irfft(spectrum, size)[: len(self._products)]
-        sums = np.cumsum(np.concatenate([[0.0], np.square(self._played, dtype=np.float64)]))
-        energies = sums[self._step :] - sums[: -self._step]
+        self._product_spectra *= FORGETTING
+        self._product_spectra += self._spectra * np.conj(np.fft.rfft(heard, 2 * self._step))
+        self._energy_sums *= FORGETTING
+        self._energy_sums += self._energies
         heard_energy = float(np.dot(heard, heard))
-        self._products = FORGETTING * self._products + products
-        self._energies = FORGETTING * self._energies + energies
         self._heard_energy = FORGETTING * self._heard_energy + heard_energy
-        correlation = _correlation(self._products, self._energies, self._heard_energy)
+        lags = np.fft.irfft(self._product_spectra)[:, : self._step + 1]
+        products = np.append(lags[:, :-1], lags[-1, -1])
+        correlation = _correlation(products, self._energy_sums, self._heard_energy)
         best = int(np.argmax(correlation))
         if correlation[best] < (FOUND_AGAIN if self._found else FOUND):
             return None
         self._found = True
         delay = (len(correlation) - 1 - best) * DECIMATION
-        return Echo(delay, float(_correlation(products[best], energies[best], heard_energy)))
+        product = np.dot(self._played.ravel()[best : best + self._step], heard)
+        return Echo(delay, float(_correlation(product, self._energies[best], heard_energy)))
+
+    def _take_played(self) -> None:
+        """Work out what depends on what was played alone."""
+        if not self._new:
+            return
+        _push(self._played, _thin(np.stack(self._new)))
+        steps = self._played[-len(self._new) - 1 :]
+        self._new.clear()
+        windows = np.concatenate([steps[:-1], steps[1:]], axis=1)
+        _push(self._spectra, np.fft.rfft(windows))
+        squares = np.square(steps, dtype=np.float64)
+        # The energy of a step's length from each lag on: what comes in, less what goes out.
+        first = squares[:-1].sum(1, keepdims=True)
+        energies = first + np.cumsum(squares[1:] - squares[:-1], axis=1)
+        _push(self._energies, energies.ravel())
+        self._energies[0] = np.dot(self._played[0], self._played[0])
 
 
 class EchoPath:
@@ -183,7 +207,7 @@ class EchoSuppressor:
 
     def play(self, pcm: np.ndarray) -> None:
         """Take a step of what the agent says, float32 ``(STEP_SAMPLES,)``."""
-        self._played = np.concatenate([self._played[STEP_SAMPLES:], pcm])
+        _push(self._played, pcm)
         self._finder.play(pcm)
 
     def hear(self, pcm: np.ndarray) -> np.ndarray:
@@ -195,7 +219,7 @@ class EchoSuppressor:
         Returns:
             The same array while there is no echo.
         """
-        if _power(self._played) < AUDIBLE**2 or _power(pcm) < AUDIBLE**2:
+        if _power(pcm) < AUDIBLE**2 or _power(self._played) < AUDIBLE**2:
             return pcm
         echo = self._finder.hear(pcm)
         self._alone *= FADING
@@ -251,10 +275,23 @@ def _correlation(products, energies, heard_energy):
     return np.abs(products) / np.sqrt(np.maximum(energies * heard_energy, 1e-12))
 
 
+def _push(kept: np.ndarray, new: np.ndarray) -> None:
+    """Forget the oldest of what is kept, and keep what is new."""
+    kept[: -len(new)] = kept[len(new) :]
+    kept[-len(new) :] = new
+
+
 def _thin(pcm: np.ndarray) -> np.ndarray:
-    """Keep a quarter of the samples, with the high tones raised: voices then differ more."""
-    thin = pcm.reshape(-1, DECIMATION).mean(1)
-    return np.diff(thin, prepend=thin[:1]).astype(np.float32)
+    """Keep a quarter of the samples, with the high tones raised: voices then differ more.
+
+    Args:
+        pcm: One or more steps, ``(..., STEP_SAMPLES)``.
+    """
+    mean = np.full(DECIMATION, 1 / DECIMATION, np.float32)
+    thin = pcm.reshape(*pcm.shape[:-1], -1, DECIMATION) @ mean
+    raised = np.zeros(thin.shape, np.float32)
+    np.subtract(thin[..., 1:], thin[..., :-1], out=raised[..., 1:])
+    return raised
 
 
 def _power(pcm: np.ndarray) -> float:

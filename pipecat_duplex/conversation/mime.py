@@ -7,6 +7,13 @@ the mime falls silent, the model has yielded. Without a user, its pauses mean no
 
 from pipecat_duplex.conversation.user_ear import UserEar
 
+STORY = (
+    "once there was a small cat who wanted to see the sea she walked for three days "
+    "and at last she saw the water then she went home and slept"
+)
+MIMED = " ".join([STORY] * 4)
+"""What the model tells while the voice sounds: 40 s. The embedded model was trained on it."""
+
 SOUND_LEVEL_DB = -50.0
 """Audio of the model above this level (dBFS, RMS of a step) is speech."""
 

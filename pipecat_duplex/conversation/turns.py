@@ -207,6 +207,11 @@ class TurnTracker:
         return self._user_speaking
 
     @property
+    def user_begins(self) -> bool:
+        """Whether the detector hears a voice that it is not sure of yet."""
+        return self._user_voice is UserVoice.STARTING
+
+    @property
     def agent_speaking(self) -> bool:
         """Whether an agent utterance is open."""
         return self._agent_speaking

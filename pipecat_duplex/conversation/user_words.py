@@ -19,6 +19,9 @@ SHORT_WORDS = 3
 SHORT_SECS = 1.0
 """Over the agent's last words, so few words in so short a time are a backchannel."""
 
+NEAR_SECS = 0.4
+"""How far a word's time and the detector's may be apart."""
+
 KEPT = 32
 
 _SECS_A_WORD = 0.3
@@ -81,6 +84,8 @@ class UserWords:
         self._stretches: deque[Stretch] = deque(maxlen=KEPT)
         self._utterances: deque[AgentUtterance] = deque(maxlen=KEPT)
         self._agent_start_secs = 0.0
+        self._agent_speaks = False
+        self._unfinished: AgentUtterance | None = None
 
     @property
     def now_secs(self) -> float:
@@ -111,9 +116,16 @@ class UserWords:
     def agent_started(self, time_secs: float) -> None:
         """The agent began an utterance."""
         self._agent_start_secs = time_secs
+        self._agent_speaks = True
+        self._unfinished = None
 
-    def agent_stopped(self, text: str) -> None:
-        """The agent's utterance is over, with this text in the context."""
+    def agent_stopped(self, text: str, *, goes_on: bool = False) -> None:
+        """The agent's utterance is over.
+
+        Args:
+            text: What was heard of it.
+            goes_on: Whether it is the beginning of a message that is not in the context yet.
+        """
         for stretch in self._stretches:
             if stretch.fate is Fate.OPEN:
                 is_short = (
@@ -121,18 +133,36 @@ class UserWords:
                     and stretch.end_secs - stretch.start_secs <= SHORT_SECS
                 )
                 stretch.fate = Fate.SHORT if is_short else Fate.TURN
+        self._agent_speaks = False
         if text.strip():
-            self._utterances.append(AgentUtterance(self._agent_start_secs, text.strip()))
+            self._unfinished = AgentUtterance(self._agent_start_secs, text.strip())
+        if not goes_on:
+            self.message_ended()
+
+    def message_ended(self) -> None:
+        """What the agent has said is in the context now."""
+        if self._unfinished is not None:
+            self._utterances.append(self._unfinished)
+            self._unfinished = None
 
     def awaits_transcript(self, within_secs: float) -> bool:
         """Whether a turn's voice ended less than this long ago, and its words are not known."""
-        return any(
-            stretch.fate is not Fate.BACKCHANNEL
+        return bool(self._awaited(within_secs))
+
+    def awaited_secs(self, within_secs: float, since_secs: float) -> float:
+        """Return for how long the user spoke since a time, of what is not known in words yet."""
+        awaited = self._awaited(within_secs)
+        return sum(self._secs(each) for each in awaited if each.start_secs > since_secs)
+
+    def _awaited(self, within_secs: float) -> list[Stretch]:
+        return [
+            stretch
+            for stretch in self._stretches
+            if stretch.fate is not Fate.BACKCHANNEL
             and stretch.end_secs is not None
             and not stretch.texts
             and self._now_secs - stretch.end_secs < within_secs
-            for stretch in self._stretches
-        )
+        ]
 
     def place(self, text: str, *, whole: bool) -> Stretch:
         """Return the stretch that a transcript describes, and note the text there.
@@ -147,6 +177,37 @@ class UserWords:
             # A voice that the detector never heard.
             stretch = Stretch(self._now_secs, Fate.TURN, self._now_secs)
             self._stretches.append(stretch)
+        return self._note(stretch, text)
+
+    def place_at(self, text: str, start_secs: float, end_secs: float) -> Stretch:
+        """Return the stretch in which something was said at a known time, and note it there.
+
+        Args:
+            text: What was said.
+            start_secs: When it began.
+            end_secs: When it ended.
+        """
+        stretch = self.stretch_at((start_secs + end_secs) / 2)
+        if stretch is None:
+            # A voice that the detector never heard.
+            stretch = Stretch(start_secs, Fate.TURN, end_secs)
+            self._stretches.append(stretch)
+        return self._note(stretch, text)
+
+    def stretch_at(self, time_secs: float) -> Stretch | None:
+        """Return the stretch of voice at a time, or the nearest one within :data:`NEAR_SECS`."""
+
+        def distance_secs(stretch: Stretch) -> float:
+            end_secs = self._now_secs if stretch.end_secs is None else stretch.end_secs
+            return max(stretch.start_secs - time_secs, time_secs - end_secs, 0.0)
+
+        nearest = min(self._stretches, key=distance_secs, default=None)
+        if nearest is None or distance_secs(nearest) > NEAR_SECS:
+            return None
+        return nearest
+
+    def _note(self, stretch: Stretch, text: str) -> Stretch:
+        words = len(text.split())
         stretch.texts.append(text)
         if stretch.fate is Fate.SHORT:
             stretch.fate = Fate.BACKCHANNEL if words <= SHORT_WORDS else Fate.TURN
@@ -166,6 +227,10 @@ class UserWords:
         ended_secs = stretch.start_secs if stretch.end_secs is None else stretch.end_secs
         return [each.text for each in self._utterances if each.start_secs >= ended_secs - 0.2]
 
+    def agent_goes_on(self, stretch: Stretch) -> bool:
+        """Whether the agent still says what it had begun to say before this stretch."""
+        return self._agent_speaks and self._agent_start_secs < stretch.start_secs
+
     def _decide(self, fate: Fate) -> None:
         for stretch in self._stretches:
             if stretch.fate is Fate.OPEN:
@@ -180,9 +245,12 @@ class UserWords:
             and self._now_secs - (stretch.end_secs or self._now_secs) <= MAX_TRANSCRIPT_SECS
             and words <= 2 + _MAX_WORDS_A_SEC * self._secs(stretch)
         ]
+        # Transcripts come in order.
+        last_secs = max((each.start_secs for each in self._stretches if each.texts), default=-1.0)
+        waiting = [each for each in waiting if each.start_secs > last_secs] or waiting
         if waiting:
             misfits = [abs(self._secs(each) - _SECS_A_WORD * words) for each in waiting]
-            # Transcripts come in order, but a voice may have none.
+            # But a voice may have none.
             first_good = min(misfits) + _FIT_SECS
             return next(
                 s for s, misfit in zip(waiting, misfits, strict=True) if misfit <= first_good

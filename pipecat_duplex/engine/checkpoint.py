@@ -22,6 +22,7 @@ from pipecat_duplex.engine.checkpoint_config import (
     FileName,
     check_codec_config,
     check_language_config,
+    check_recognizer_config,
     file_name,
     is_personaplex,
     read_json,
@@ -112,6 +113,11 @@ class CheckpointFiles:
         return self.is_personaplex or self.config.get("dep_q", CODEBOOKS) > CODEBOOKS
 
     @property
+    def recognizes(self) -> bool:
+        """Whether it writes down speech, and does not speak."""
+        return self.config.get("dep_q") == 0
+
+    @property
     def text_tokens(self) -> int:
         """Tokens of the monologue."""
         return int(self.config.get("text_card", 32_000))
@@ -151,20 +157,40 @@ class CheckpointFiles:
         return Vocabulary(tokenizer, words_only=words_only)
 
 
-def find_checkpoint(name: str | Path) -> CheckpointFiles:
+CheckConfig = Callable[[str, dict[str, Any]], None]
+"""Raises if a checkpoint, by its name and its ``config.json``, is of another kind."""
+
+
+def find_checkpoint(
+    name: str | Path, check: CheckConfig = check_language_config
+) -> CheckpointFiles:
     """Find the files of a checkpoint (downloading them if need be) and check what they hold.
 
     Args:
         name: ``embedded``, a local folder, or ``owner/name[@revision]`` on the hub.
+        check: What kind it has to be of: a full-duplex Moshi, if nothing else is said.
 
     Raises:
-        CheckpointError: It cannot be found, is incomplete, or is not a full-duplex Moshi.
+        CheckpointError: It cannot be found, is incomplete, or is of another kind.
         MissingExtra: It is on the hub, and the hub's client is not installed.
     """
     folder = find_folder(name)
     if folder is not None:
-        return _find_local(str(name), folder)
-    return _find_on_hub(str(name), *split_hub_name(name))
+        return _find_local(str(name), folder, check)
+    return _find_on_hub(str(name), *split_hub_name(name), check)
+
+
+def find_recognizer(name: str | Path) -> CheckpointFiles:
+    """Find the files of a recogniser, as :func:`find_checkpoint` does.
+
+    Args:
+        name: A local folder, or ``owner/name[@revision]`` on the hub.
+
+    Raises:
+        CheckpointError: It cannot be found, is incomplete, or does not recognise speech.
+        MissingExtra: It is on the hub, and the hub's client is not installed.
+    """
+    return find_checkpoint(name, check_recognizer_config)
 
 
 def split_hub_name(name: str | Path) -> tuple[str, str | None]:
@@ -207,12 +233,12 @@ def has_graphs(folder: Path) -> bool:
     return all((folder / f"{name}.onnx").is_file() for name in GRAPHS)
 
 
-def _find_local(name: str, folder: Path) -> CheckpointFiles:
+def _find_local(name: str, folder: Path, check: CheckConfig) -> CheckpointFiles:
     config_path = folder / "config.json"
     if not config_path.is_file():
         raise CheckpointError(f"checkpoint {folder} is incomplete: it has no config.json")
     config = read_json(config_path)
-    check_language_config(name, config)
+    check(name, config)
 
     def locate(file: FileName) -> Path:
         if file.repo is None:
@@ -228,7 +254,7 @@ def _find_local(name: str, folder: Path) -> CheckpointFiles:
     return _make_files(name, config_path, config, files)
 
 
-def _find_on_hub(name: str, repo: str, revision: str | None) -> CheckpointFiles:
+def _find_on_hub(name: str, repo: str, revision: str | None, check: CheckConfig) -> CheckpointFiles:
     hub = _hub_for(name)
 
     def locate(file: FileName) -> Path:
@@ -240,9 +266,11 @@ def _find_on_hub(name: str, repo: str, revision: str | None) -> CheckpointFiles:
         # The small file first: a wrong kind of model is refused before gigabytes are fetched.
         config_path = hub.download_if_any(repo, "config.json", revision)
         config: dict[str, Any] = {}
+        if config_path is None and check is not check_language_config:
+            raise CheckpointError(f"checkpoint {name} has no config.json")
         if config_path is not None:
             config = read_json(config_path)
-            check_language_config(name, config)
+            check(name, config)
         named = (file_name(name, key, config) for key in FILE_NAMES)
         hub.announce(repo, [file.path for file in named if file and not file.repo], revision)
         files = _locate_all(name, config, locate)

@@ -33,6 +33,8 @@ WEIGHTS = ("moshi_name", "mimi_name", "lora_name")
 ELSEWHERE = "hf://"
 """Begins the name of a file that lives in another repository."""
 
+MAX_CODEBOOKS = 64
+MAX_RECOGNIZER_SECS = 10
 MAX_CONFIG_BYTES = 1024 * 1024
 MAX_DELAY_STEPS = 64
 MAX_LAYERS = 512
@@ -97,6 +99,36 @@ def check_language_config(name: str, config: Mapping[str, Any]) -> None:
         generation = config.get("lm_gen_config") or {}
         if key in generation and not is_right(generation[key]):
             raise _wrong(name, f"lm_gen_config.{key}", generation[key], wanted)
+    for key in FILE_NAMES:
+        file_name(name, key, config)
+
+
+def check_recognizer_config(name: str, config: Mapping[str, Any]) -> None:
+    """Check that a language model's configuration is that of a recogniser of Kyutai's.
+
+    Args:
+        name: The checkpoint, for errors.
+        config: What its ``config.json`` says.
+
+    Raises:
+        CheckpointError: It describes another kind of model, or a value has the wrong type or is out
+            of range.
+    """
+    problem = _find_no_recognizer(config)
+    if problem is not None:
+        raise CheckpointError(
+            f"checkpoint {name} does not recognise speech: {problem}. A recogniser is, for "
+            "example, kyutai/stt-1b-en_fr"
+        )
+    for key, is_right, wanted in _RULES:
+        is_depth = key == "dep_q" or key.startswith("depformer")
+        if key in config and not is_depth and not is_right(config[key]):
+            raise _wrong(name, key, config[key], wanted)
+    for key in ("audio_delay_seconds", "audio_silence_prefix_seconds"):
+        secs = config["stt_config"].get(key, 0.0)
+        if not _is_number(secs) or not 0 <= secs <= MAX_RECOGNIZER_SECS:
+            wanted = f"a number from 0 to {MAX_RECOGNIZER_SECS}"
+            raise _wrong(name, f"stt_config.{key}", secs, wanted)
     for key in FILE_NAMES:
         file_name(name, key, config)
 
@@ -177,18 +209,37 @@ def _find_other_kind(config: Mapping[str, Any]) -> str | None:
     if not isinstance(delays, list) or len(delays) != STREAMS:
         return f"it does not have {STREAMS} streams"
     if config.get("fuser") or config.get("conditioners"):
-        return f"it wants conditions that a conversation does not have ({_conditions(config)})"
+        named = ", ".join(_conditions(config)) or "unnamed"
+        return f"it wants conditions that a conversation does not have ({named})"
     if config.get("existing_text_padding_id", TEXT_PADDING) != TEXT_PADDING:
         return f"its text padding is not token {TEXT_PADDING}"
     return None
 
 
-def _conditions(config: Mapping[str, Any]) -> str:
+def _find_no_recognizer(config: Mapping[str, Any]) -> str | None:
+    """Return what shows that a model is no recogniser, or ``None``."""
+    codebooks, delays = config.get("n_q"), config.get("delays")
+    if config.get("dep_q", CODEBOOKS) != 0 or not isinstance(config.get("stt_config"), dict):
+        return f"its model type is {config.get('model_type', 'moshi')!r}, and it speaks"
+    if not isinstance(codebooks, int) or not 1 <= codebooks <= MAX_CODEBOOKS:
+        return f"it hears {codebooks!r} codebooks"
+    if not isinstance(delays, list) or len(delays) != 1 + codebooks:
+        return f"it does not have {1 + codebooks} streams"
+    conditions = _conditions(config)
+    if conditions:
+        return f"it wants conditions that a conversation does not have ({', '.join(conditions)})"
+    if config.get("existing_text_padding_id", TEXT_PADDING) != TEXT_PADDING:
+        return f"its text padding is not token {TEXT_PADDING}"
+    return None
+
+
+def _conditions(config: Mapping[str, Any]) -> list[str]:
     """Name the conditions of a model, and how they come in."""
     fuser, conditioners = config.get("fuser"), config.get("conditioners")
-    ways = [way for way, names in fuser.items() if names] if isinstance(fuser, dict) else []
+    ways = fuser.items() if isinstance(fuser, dict) else ()
     names = list(conditioners) if isinstance(conditioners, dict) else []
-    return ", ".join(map(str, [*ways, *names])) or "unnamed"
+    # Among the ways are settings of theirs.
+    return [*(way for way, used in ways if isinstance(used, list) and used), *map(str, names)]
 
 
 def _check_values(path: Path, key: str, value: object, depth: int) -> None:

@@ -15,9 +15,12 @@ from pipecat_duplex.engine.persona import Persona, Voices, read_persona
 from pipecat_duplex.engine.session import EngineSession
 from pipecat_duplex.engine.share import LoopShare
 from pipecat_duplex.engine.stats import WINDOW_STEPS, EngineStats
+from pipecat_duplex.engine.voice import TTS, Voice, load_tts
 from pipecat_duplex.session import (
+    STEP_SECS,
     AtCapacity,
     BackendHealth,
+    CannotSay,
     DuplexBackend,
     DuplexError,
     InvalidPrompt,
@@ -61,8 +64,10 @@ class Engine(DuplexBackend):
         voices: Voices,
         long_calls: LongCalls = "ring",
         suppress_echo: bool = True,
+        voice: Voice | None = None,
     ):
         """Initialize around a running loop; use :meth:`load`."""
+        self._voice = voice
         self._long_calls: LongCalls = long_calls
         self._suppress_echo = suppress_echo
         self._step_loop = step_loop
@@ -88,6 +93,8 @@ class Engine(DuplexBackend):
         quantize: Quantization | None = None,
         long_calls: LongCalls = "ring",
         suppress_echo: bool = True,
+        tts: str | TTS | None = None,
+        hears: str | Path | None = None,
     ) -> "Engine":
         """Load a checkpoint, without holding up the asyncio loop.
 
@@ -120,14 +127,21 @@ class Engine(DuplexBackend):
                 ``docs/long-calls.md`` says what that gains and costs.
             suppress_echo: Whether the agent's own voice, where a loudspeaker or a line gives it
                 back, is kept from what the model hears. Audio without an echo is never changed.
+            tts: Who speaks given words in the model's place: ``hibari``, which needs the extra
+                ``voice``, or an object of your own. None is the model itself, with the words that
+                it has. ``docs/say.md`` says how the model keeps the floor meanwhile.
+            hears: A speech-to-text model of Kyutai's, such as ``kyutai/stt-1b-en_fr``, which hears
+                the user's words on the model's own codec and tells them in :attr:`Step.heard`.
+                Needs torch, and a model with the same Mimi. ``docs/llm.md`` says more.
 
         Raises:
-            CheckpointError: The checkpoint cannot be found or loaded.
+            CannotSay: The checkpoint lacks the words that it has to tell while a TTS speaks.
+            CheckpointError: A checkpoint cannot be found or loaded, or the two do not fit together.
             DuplexError: There is no such folder of voices.
-            MissingExtra: The checkpoint needs torch, which is not installed.
+            MissingExtra: The checkpoint needs torch, or ``tts`` its package, which is not there.
             ValueError: ``slots`` or ``cpu_threads`` is not positive, ``gather_ms`` is negative,
-                ONNX Runtime is asked for another device than the CPU, or there is no such way with
-                long calls.
+                ONNX Runtime is asked for another device than the CPU or for a recogniser, or there
+                is no such TTS or way with long calls.
         """
         if slots < 1 or (cpu_threads is not None and cpu_threads < 1):
             raise ValueError("an engine needs at least one slot and one thread")
@@ -140,6 +154,13 @@ class Engine(DuplexBackend):
             raise ValueError(f"quantize={quantize!r}: there are {', '.join(QUANTIZATIONS)}")
         if long_calls not in LONG_CALLS:
             raise ValueError(f"long_calls={long_calls!r}: there are {', '.join(LONG_CALLS)}")
+        if hears is not None:
+            if runtime == "onnx":
+                raise ValueError(
+                    f"hears={str(hears)!r} needs torch: ONNX Runtime runs no recogniser here. "
+                    "Leave runtime out, or put a speech-to-text service into the pipeline"
+                )
+            runtime = "torch"
         if dtype is not None or quantize is not None:
             if runtime == "onnx":
                 raise ValueError("dtype and quantize are for torch: a graph has one number format")
@@ -147,6 +168,7 @@ class Engine(DuplexBackend):
         if runtime == "onnx" and device not in (None, "cpu"):
             raise ValueError(f"ONNX Runtime runs on the CPU here, not on {device!r}")
         found = Voices(Path(voices) if voices is not None else None)
+        speaks = await asyncio.to_thread(load_tts, tts) if isinstance(tts, str) else tts
 
         def load_model() -> StepModel:
             if (runtime or _choose_runtime(checkpoint, device)) == "onnx":
@@ -162,6 +184,7 @@ class Engine(DuplexBackend):
                 cpu_threads or 1,
                 dtype=dtype,
                 quantization=quantize,
+                hears=hears,
             )
 
         step_loop = StepLoop(load_model, slots, gather_ms / 1000, long_calls)
@@ -171,12 +194,18 @@ class Engine(DuplexBackend):
             step_loop.stop("loading was cancelled")  # the thread is still at it
             raise
         summary = loaded.summary
+        try:
+            voice = Voice(speaks, loaded.vocabulary) if speaks is not None else None
+        except CannotSay:
+            step_loop.stop("it cannot speak with a TTS")
+            raise
         logger.info(
             f"Engine loaded: {summary.name} ({summary.lm_parameters / 1e6:.0f} M parameters"
             f"{'' if summary.trained else ', random weights'}) on {summary.device} in "
             f"{summary.quantization or summary.dtype} by {summary.runtime}, slots: {slots}"
+            f"{_describe_hearing(summary)}"
         )
-        return cls(step_loop, loaded, slots, found, long_calls, suppress_echo)
+        return cls(step_loop, loaded, slots, found, long_calls, suppress_echo, voice)
 
     @classmethod
     async def shared(
@@ -266,6 +295,7 @@ class Engine(DuplexBackend):
             leave_slot=self._leave_slot,
             suppress_echo=self._suppress_echo,
             keeps_persona=self._long_calls == "rebuild",
+            voice=self._voice,
         )
         if not self._step_loop.take_seat(session):
             self._check_running()
@@ -310,6 +340,8 @@ class Engine(DuplexBackend):
         first, self._closed = not self._closed, True
         self._step_loop.stop("the engine was closed")
         await asyncio.to_thread(self._step_loop.join)
+        if self._voice is not None:
+            self._voice.close()
         if first:
             stats = self.stats()
             logger.info(
@@ -325,6 +357,16 @@ class Engine(DuplexBackend):
             raise DuplexError("the engine is closed")
         if self._step_loop.failure is not None:
             raise DuplexError(f"the engine has failed: {self._step_loop.failure}")
+
+
+def _describe_hearing(summary: ModelSummary) -> str:
+    hearing = summary.hearing
+    if hearing is None:
+        return ""
+    return (
+        f"; the user's words by {hearing.name} ({hearing.parameters / 1e6:.0f} M parameters, "
+        f"{hearing.delay_steps * STEP_SECS:.2f} s behind)"
+    )
 
 
 def _choose_runtime(checkpoint: str | Path, device: str | None) -> Runtime:

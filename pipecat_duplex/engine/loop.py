@@ -12,6 +12,7 @@ import numpy as np
 from loguru import logger
 
 from pipecat_duplex.conversation.pcm import level_db
+from pipecat_duplex.engine.ears import Ears
 from pipecat_duplex.engine.faults import step_apart
 from pipecat_duplex.engine.long_calls import (
     Candidate,
@@ -41,6 +42,10 @@ BEAT_SECS = 0.5
 
 STUCK_SECS = 1.5
 """A thread that has shown nothing for so long, or a step that takes so long, is called stuck."""
+
+LISTEN_SECS = STEP_SECS / 2
+"""While frames wait, a step and one of the recogniser may take so long together: a backlog is then
+worked off at twice real time, as without one."""
 
 BEHIND_SECS = 0.04
 """With a frame that has waited for so long, long calls are to wait."""
@@ -135,6 +140,8 @@ class StepLoop:
         self._failures_in_a_row = 0
         self._recollections: dict[int, Recollection] = {}
         self._turns_skipped = 0
+        self._ears: Ears | None = None
+        self._compute_secs = self._listen_secs = 0.0
 
     def start(self) -> Future[Loaded]:
         """Start the thread; the future tells what was loaded, once steps can begin."""
@@ -232,11 +239,14 @@ class StepLoop:
             self._limits = Limits.of(context) if self._long_calls == "rebuild" else None
             self._preparations = Preparations(model, self._limits)
             self._rebuilds = Rebuilds(model)
+            recognizer = model.recognizer
+            self._ears = None if recognizer is None else Ears(recognizer)
             try:
                 while (batch := self._gather()) is not None:
                     if batch:
                         self._step(model, batch)
                         self._step_began_secs = None
+                    self._listen()
                     self._prepare(model)
                     self._rebuild()
             except Exception as error:
@@ -284,16 +294,14 @@ class StepLoop:
             self._recover(model, error)
             return
         self._stepped_at_secs = time.perf_counter()
-        compute_secs = self._stepped_at_secs - began_secs
+        compute_secs = self._compute_secs = self._stepped_at_secs - began_secs
         letters: list[Letter] = []
         for slot, output in outputs.items():
             session, frame = batch[slot]
             try:
                 token = output.text_token
                 session.speaker.observe(token, level_db(output.pcm), level_db(heard[slot]))
-                if session.echo is not None:
-                    session.echo.play(output.pcm)
-                step = Step(
+                computed = Step(
                     frame.step_index,
                     output.pcm,
                     token,
@@ -303,10 +311,16 @@ class StepLoop:
                     spoken[slot].said,
                     None if output.is_silence else output.tokens,
                     spoken[slot].wish,
+                    () if self._ears is None else self._ears.take_words(slot),
                 )
+                step = session.speaker.sound(computed)
+                if session.echo is not None:
+                    session.echo.play(step.pcm)
                 letters.append(Letter(session, session.deliver, step))
                 if slot in self._recollections:
                     self._recollections[slot].take(step.tokens)
+                if self._ears is not None and output.sound is not None:
+                    self._ears.hear(slot, frame.step_index, output.sound)
             except Exception as error:
                 faults[slot] = error
         if outputs:
@@ -316,6 +330,33 @@ class StepLoop:
         model.keep()
         for slot, error in (faults | words.faults).items():
             self._expel(model, slot, batch[slot][0], error)
+
+    def _listen(self) -> None:
+        """Recognise what the user said, as far as no step of a conversation waits for it.
+
+        While nobody's frame waits there is time. Otherwise the recogniser takes a turn if that
+        keeps the engine in real time: nobody has a backlog, or a step and a turn are short enough
+        to work it off.
+        """
+        ears = self._ears
+        if ears is None:
+            return
+        while ears.behind_steps and self._may_listen():
+            began_secs = time.perf_counter()
+            ears.listen()
+            self._listen_secs = time.perf_counter() - began_secs
+            if self._has_preparation():
+                break  # It takes turns with those who wait for their beginning.
+        self.recorder.note_hearing(ears.behind_steps, ears.dropped_steps)
+
+    def _may_listen(self) -> bool:
+        ready = (s for s in list(self._seats) if s is not None and not s.is_preparing)
+        waiting = [len(session.waiting) for session in ready]
+        most = max(waiting, default=0)
+        if not most:
+            return True
+        turn_secs = self._compute_secs + self._listen_secs
+        return turn_secs <= (STEP_SECS if most == 1 else LISTEN_SECS)
 
     def _compute(
         self, model: StepModel, batch: Batch, frames: dict[int, np.ndarray], words: WordChooser
@@ -354,6 +395,8 @@ class StepLoop:
             letters.append(Letter(session, session.finish_preparation, preparation))
             if slot in self._recollections and preparation.error is None:
                 self._recollections[slot].begin(preparation.frames, preparation.history)
+            if self._ears is not None and preparation.sounds is not None:
+                self._ears.recall(slot, preparation.sounds)
         self._post(letters)
 
     def _rebuild(self) -> None:
@@ -384,6 +427,8 @@ class StepLoop:
                 self._expel(model, slot, session, error)
                 return False
             self._seated[slot] = session
+            if self._ears is not None:
+                self._ears.join(slot, session.id)
             if self._limits is not None:
                 self._recollections[slot] = Recollection(self._limits)
         return True
@@ -395,15 +440,19 @@ class StepLoop:
                 del batch[slot]
         for slot, session in enumerate(self._seated):
             if session is not None and self._seats[slot] is not session and slot not in batch:
-                model.leave(slot)
-                self._seated[slot] = None
+                self._leave(model, slot)
+
+    def _leave(self, model: StepModel, slot: int) -> None:
+        model.leave(slot)
+        self._seated[slot] = None
+        if self._ears is not None:
+            self._ears.leave(slot)
 
     def _expel(self, model: StepModel, slot: int, session: EngineSession, error: Exception) -> None:
         """End one session that something failed for."""
         logger.opt(exception=error).error(f"Session {session.id} is ended: a step failed for it")
         self.leave_seat(session)
-        model.leave(slot)
-        self._seated[slot] = None
+        self._leave(model, slot)
         reason = f"a step of the engine failed for it: {_describe(error)}"
         self._post([Letter(session, session.end, reason)])
 
@@ -433,6 +482,8 @@ class StepLoop:
         self._seated = [None] * len(self._seats)
         self._preparations.clear()
         self._rebuilds.clear()
+        if self._ears is not None:
+            self._ears.clear()
         self._post([Letter(session, session.end, reason) for session in sessions])
 
     def _post(self, letters: list[Letter]) -> None:
@@ -463,7 +514,8 @@ class StepLoop:
         return any(s is not None and s.is_preparing for s in self._seats)
 
     def _has_work(self) -> bool:
-        return self._has_preparation() or self._rebuilds.is_busy
+        is_owed_words = self._ears is not None and self._ears.behind_steps > 0
+        return self._has_preparation() or self._rebuilds.is_busy or is_owed_words
 
     def _is_behind(self) -> bool:
         """Whether a frame has waited for so long that the engine has no time to spare."""

@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
+from pipecat_duplex.engine.ears import Recognizer
 from pipecat_duplex.engine.prefix import Prefix
 from pipecat_duplex.engine.vocabulary import Vocabulary
 from pipecat_duplex.session import STEP_SAMPLES, TEXT_PADDING, Sampling, SessionConfig
@@ -33,6 +34,25 @@ ChooseWord = Callable[[int, int], int]
 
 
 @dataclass(frozen=True, slots=True)
+class Hearing:
+    """A description of the recogniser that hears the user's words beside the model.
+
+    Parameters:
+        name: The name under which it was requested.
+        parameters: Parameters of its language model.
+        codebooks: How many of the user's codebooks it hears.
+        delay_steps: Steps by which its words are behind the voice.
+        kv_bytes_per_slot: Attention memory of one conversation.
+    """
+
+    name: str
+    parameters: int
+    codebooks: int
+    delay_steps: int
+    kv_bytes_per_slot: int
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSummary:
     """A description of the loaded model, for logs and for people.
 
@@ -46,6 +66,7 @@ class ModelSummary:
         device: Where it runs, in torch's words.
         dtype: Number format of the language model; the codec is always float32.
         quantization: How its weights are kept, ``int8`` or ``int4``; ``None`` is in full.
+        hearing: What recognises the user's words, if anything does.
         kv_bytes_per_slot: Attention memory of one conversation.
         sampling: How it recommends to sample.
         fingerprint: Tells checkpoints apart.
@@ -67,6 +88,7 @@ class ModelSummary:
     text_tokens: int
     audio_tokens: int
     quantization: str | None = None
+    hearing: Hearing | None = None
 
 
 class Loaded(NamedTuple):
@@ -89,10 +111,13 @@ class SlotOutput:
         tokens: Int32, shape ``(1 + 2 * codebooks,)``: the monologue, the agent's audio, and the
             user's audio of this step.
         pcm: Agent audio, float32 in [-1, 1], shape ``(STEP_SAMPLES,)``.
+        sound: The user's codes for a recogniser, int, shape ``(its codebooks,)``. ``None`` without
+            one, and in a conversation's first step: the codec begins afresh after it.
     """
 
     tokens: np.ndarray
     pcm: np.ndarray
+    sound: np.ndarray | None = None
 
     @property
     def text_token(self) -> int:
@@ -128,6 +153,7 @@ class StepModel(Protocol):
     slots: int
     summary: ModelSummary
     vocabulary: Vocabulary
+    recognizer: Recognizer | None = None
 
     def running(self) -> AbstractContextManager[None]:
         """Prepare the calling thread; all else is called within. Leaving it frees memory."""
@@ -164,7 +190,7 @@ class StepModel(Protocol):
 
     def prefill(
         self, slot: int, prefix: Prefix, is_alone: Callable[[], bool] = lambda: False
-    ) -> Iterator[None]:
+    ) -> Parts[np.ndarray | None]:
         """Let a conversation that has just joined go on from what is known of it.
 
         The frames are written in parallel, a part at each ``next``; other slots may be stepped in
@@ -174,6 +200,10 @@ class StepModel(Protocol):
             slot: The slot, after ``join`` and before its first step.
             prefix: What is known, at least two frames.
             is_alone: Whether nobody waits meanwhile, so that parts may be longer and fewer.
+
+        Returns:
+            The codes of the prefix's audio for the recogniser, int, shape ``(codebooks, steps)``;
+            ``None`` without one.
         """
         ...
 

@@ -41,6 +41,7 @@ class Preparation:
         error: Why it could not be done.
         finished: Set by the engine's thread.
         frames: Those of the persona, once they are made.
+        sounds: The user's codes in the audio of the history, for the recogniser.
     """
 
     session_id: str
@@ -51,6 +52,7 @@ class Preparation:
     error: Exception | None = None
     finished: bool = False
     frames: np.ndarray | None = None
+    sounds: np.ndarray | None = None
 
     def count_frames(self) -> int:
         """Return how much there is to read."""
@@ -160,4 +162,4 @@ class Preparations:
             preparation.history = self._limits.shorten(preparation.frames, history)
         prefix = Prefix.make(preparation.frames, preparation.history)
         if prefix is not None:
-            yield from self._model.prefill(slot, prefix, is_alone)
+            preparation.sounds = yield from self._model.prefill(slot, prefix, is_alone)

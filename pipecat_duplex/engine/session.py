@@ -17,7 +17,8 @@ from pipecat_duplex.engine.persona import Persona
 from pipecat_duplex.engine.preparation import Preparation
 from pipecat_duplex.engine.share import Allowance, LoopShare
 from pipecat_duplex.engine.speech import MAX_WAITING, Speaker, Utterance
-from pipecat_duplex.engine.vocabulary import Spelling
+from pipecat_duplex.engine.vocabulary import Spelling, SpellsWords
+from pipecat_duplex.engine.voice import Voice
 from pipecat_duplex.session import (
     STEP_SECS,
     CannotSay,
@@ -68,6 +69,7 @@ class EngineSession(DuplexSession):
         leave_slot: Callable[["EngineSession"], None],
         suppress_echo: bool = True,
         keeps_persona: bool = False,
+        voice: Voice | None = None,
     ):
         """Initialize a session. Use ``Engine.open`` instead.
 
@@ -79,13 +81,13 @@ class EngineSession(DuplexSession):
             leave_slot: Called once, when the session is over.
             suppress_echo: Keep the agent's own voice from what the model hears.
             keeps_persona: Whether the model keeps a persona however long the session is.
+            voice: Speaks given words in the model's place.
         """
         if config.seed is None:
             config = config.model_copy(update={"seed": secrets.randbits(63)})
         self._config = config
         self.loop = asyncio.get_running_loop()
         self.waiting: deque[Frame] = deque()
-        self.speaker = Speaker()
         self.echo = EchoSuppressor() if suppress_echo else None
         self.preparation: Preparation | None = None
         self._persona: Persona | None = None
@@ -101,6 +103,8 @@ class EngineSession(DuplexSession):
         self._cutters: dict[int, WordCutter] = {}
         self._streams = TextStreams()
         self._id = secrets.token_hex(4)
+        self.speaker = Speaker() if voice is None else voice.speaker(self._id)
+        self._words: SpellsWords = loaded.vocabulary if voice is None else voice.vocabulary
         self._wake_engine = wake_engine
         self._leave_slot = leave_slot
         self._max_steps = _steps_in(config.max_secs)
@@ -128,6 +132,12 @@ class EngineSession(DuplexSession):
         """Identifies which sessions can resume this one."""
         summary = self._loaded.summary
         return ResumeKey(summary.fingerprint, summary.context_steps)
+
+    @property
+    def hearing_delay_steps(self) -> int | None:
+        """Steps by which :attr:`Step.heard` is behind the voice; None if nobody tells words."""
+        hearing = self._loaded.summary.hearing
+        return None if hearing is None else hearing.delay_steps
 
     @property
     def secs_left(self) -> float | None:
@@ -332,7 +342,7 @@ class EngineSession(DuplexSession):
             )
 
     async def _spell(self, text: str) -> Spelling:
-        spelling = Spelling(self._loaded.vocabulary, text)
+        spelling = Spelling(self._words, text)
         await self._share.run(spelling.parts())
         return spelling
 
@@ -368,6 +378,7 @@ class EngineSession(DuplexSession):
 
     def _leave(self) -> None:
         self._streams.close()
+        self.speaker.close()
         if self.preparation is not None:
             self.preparation.error = SessionEnded(self._id, "it ended before it began")
             self.finish_preparation(self.preparation)

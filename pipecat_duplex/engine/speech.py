@@ -14,7 +14,7 @@ from enum import Enum, auto
 from typing import NamedTuple
 
 from pipecat_duplex.conversation.user_ear import UserEar
-from pipecat_duplex.session import TEXT_END_OF_PADDING, TEXT_PADDING, Said
+from pipecat_duplex.session import TEXT_END_OF_PADDING, TEXT_PADDING, Said, Step
 
 MAX_PAUSE_STEPS = 8
 """Padding that the model may put between two of our words; then the next word comes anyway."""
@@ -143,6 +143,11 @@ class Speaker:
         return self._now is not None or bool(self._queue) or self._held
 
     @property
+    def has_words(self) -> bool:
+        """Whether anything is being said, or queued."""
+        return self._now is not None or bool(self._queue)
+
+    @property
     def waiting(self) -> int:
         """Utterances that have not begun."""
         return len(self._queue)
@@ -252,6 +257,13 @@ class Speaker:
             self._chosen = SpokenStep(utterance_id, wish=wish)
             return token
 
+    def sound(self, step: Step) -> Step:
+        """Return what is heard of a step: the model's own sound."""
+        return step
+
+    def close(self) -> None:
+        """Say nothing more: the session is over."""
+
     def take_spoken(self) -> SpokenStep:
         """Return what is known of the token chosen last, whose step is given out next."""
         with self._lock:
@@ -260,7 +272,7 @@ class Speaker:
             return SpokenStep(chosen.utterance_id, tuple(ended), chosen.wish)
 
     def _begin(self) -> None:
-        quiet = self._is_quiet
+        quiet = self.is_quiet
         ready = next((each for each in self._queue if each.can_begin), None)
         if ready is None or not (quiet or self._cuts_in):
             return
@@ -278,7 +290,7 @@ class Speaker:
         self._user_spoke_before = self._ear.hears_user
 
     @property
-    def _is_quiet(self) -> bool:
+    def is_quiet(self) -> bool:
         """Whether the model's own utterance is over."""
         return self._quiet_steps >= OWN_STOP_STEPS
 
@@ -300,7 +312,7 @@ class Speaker:
         if self._word == len(self._now.words):
             return self._stall(sampled)
         if sampled == TEXT_PADDING:
-            cuts_in_at_the_end = self._word == 0 and self._is_quiet
+            cuts_in_at_the_end = self._word == 0 and self.is_quiet
             if self._pause_steps < MAX_PAUSE_STEPS and not cuts_in_at_the_end:
                 self._pause_steps += 1
                 return TEXT_PADDING

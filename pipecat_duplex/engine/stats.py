@@ -23,6 +23,8 @@ class EngineStats:
         batch_steps: Steps by number of slots that ran in them.
         batch_ms: Median time of a step, by number of slots that ran in it.
         rebuilds: Long calls that were rebuilt, as often as they were.
+        hearing_behind_steps: Steps that the recogniser owes the conversation that waits longest.
+        hearing_dropped_steps: Steps of users' voices that it had no time for.
     """
 
     steps: int
@@ -36,6 +38,8 @@ class EngineStats:
     batch_steps: dict[int, int]
     batch_ms: dict[int, float]
     rebuilds: int = 0
+    hearing_behind_steps: int = 0
+    hearing_dropped_steps: int = 0
 
 
 class StepRecorder:
@@ -49,6 +53,7 @@ class StepRecorder:
         self._frames = 0
         self._failed = 0
         self._rebuilds = 0
+        self._hearing = (0, 0)
 
     def add_step(self, compute_secs: float, batch: int) -> None:
         """Record a step that went well."""
@@ -65,6 +70,10 @@ class StepRecorder:
     def add_rebuilds(self, count: int) -> None:
         """Record long calls that were rebuilt."""
         self._rebuilds += count
+
+    def note_hearing(self, behind_steps: int, dropped_steps: int) -> None:
+        """Record how far the recogniser is, and what it left out since the engine was loaded."""
+        self._hearing = (behind_steps, dropped_steps)
 
     def snapshot(self, last_steps: int = WINDOW_STEPS) -> EngineStats:
         """Return the figures as they are now; all times are 0 before the first step.
@@ -91,4 +100,6 @@ class StepRecorder:
             batch_steps=dict(zip(sizes.tolist(), counts.tolist(), strict=True)),
             batch_ms=dict(zip(sizes.tolist(), medians_ms, strict=True)),
             rebuilds=self._rebuilds,
+            hearing_behind_steps=self._hearing[0],
+            hearing_dropped_steps=self._hearing[1],
         )

@@ -1,7 +1,8 @@
 """What a checkpoint's monologue is made of: from tokens to pieces, and from text to tokens."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import sentencepiece
 
@@ -55,6 +56,10 @@ class Vocabulary:
     def piece(self, token: int) -> str | None:
         """Return the SentencePiece piece of a token; None for padding and control tokens."""
         return self._pieces[token] if 0 <= token < len(self._pieces) else None
+
+    def text(self, tokens: list[int]) -> str:
+        """Return the text that tokens spell, without padding and control tokens."""
+        return self._tokenizer.decode([each for each in tokens if self.piece(each) is not None])
 
     def spell(self, text: str) -> tuple[SpelledWord, ...]:
         """Split a text into words and spell each; numbers and symbols are spelled as spoken.
@@ -122,14 +127,41 @@ class Vocabulary:
         return self._words_only and len(word.tokens) > 1
 
 
+class SpellsWords(Protocol):
+    """Tells how words are said, one by one."""
+
+    def spell_word(self, written: str) -> list[SpelledWord] | None:
+        """Spell a word of a text, which may be several; ``None`` if it cannot be said."""
+        ...
+
+
+class VoicedVocabulary:
+    """Words for a TTS, which needs no tokens and says nearly all."""
+
+    def __init__(self, lacks: Callable[[str], bool]):
+        """Initialize.
+
+        Args:
+            lacks: Whether the TTS has no sound for a word.
+        """
+        self._lacks = lacks
+
+    def spell_word(self, written: str) -> list[SpelledWord] | None:
+        """Spell a word of a text, which may be several; ``None`` if it cannot be said."""
+        words = [word for word in spoken_words(written) if any(map(str.isalnum, word))]
+        if any(map(self._lacks, words)):
+            return None
+        return [SpelledWord(word, ()) for word in words]
+
+
 class Spelling:
     """A text that is being spelled, word by word, since a long one takes its time."""
 
-    def __init__(self, vocabulary: Vocabulary, text: str):
+    def __init__(self, vocabulary: SpellsWords, text: str):
         """Initialize with nothing spelled.
 
         Args:
-            vocabulary: What the monologue is made of.
+            vocabulary: Knows how words are said.
             text: Any text.
         """
         self._vocabulary = vocabulary

@@ -11,7 +11,7 @@ from pipecat_duplex.protocol.encoding import (
     parse,
     shorten,
 )
-from pipecat_duplex.protocol.greeting import CAN_SAY, FOLLOW, RESTORE, SAY, STREAM, Greeting
+from pipecat_duplex.protocol.greeting import CAN_SAY, FOLLOW, HEAR, RESTORE, SAY, STREAM, Greeting
 from pipecat_duplex.protocol.messages import (
     MAX_PIECE_BYTES,
     AgentStep,
@@ -19,6 +19,7 @@ from pipecat_duplex.protocol.messages import (
     Control,
     Error,
     Handshake,
+    Heard,
     HistoryPiece,
     Hold,
     Kind,
@@ -35,7 +36,9 @@ from pipecat_duplex.protocol.messages import (
     WireError,
 )
 from pipecat_duplex.protocol.query import (
+    FULLER,
     MAX_SEED,
+    MOST_USED,
     AudioFormat,
     SessionRequest,
     build_query,
@@ -45,11 +48,14 @@ from pipecat_duplex.protocol.query import (
 __all__ = [
     "CAN_SAY",
     "FOLLOW",
+    "FULLER",
+    "HEAR",
     "MAX_MESSAGE_BYTES",
     "MAX_PIECE_BYTES",
     "MAX_SEED",
     "MAX_SHORT_BYTES",
     "MAX_TEXT_BYTES",
+    "MOST_USED",
     "RESTORE",
     "SAY",
     "STREAM",
@@ -60,6 +66,7 @@ __all__ = [
     "Error",
     "Greeting",
     "Handshake",
+    "Heard",
     "HistoryPiece",
     "Hold",
     "Kind",

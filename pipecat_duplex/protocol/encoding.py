@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 
 from pipecat_duplex.protocol.messages import (
+    MAX_HEARD_WORDS,
     AgentStep,
     Audio,
     Control,
     Error,
     Handshake,
+    Heard,
     HistoryPiece,
     Hold,
     Kind,
@@ -32,7 +34,7 @@ from pipecat_duplex.protocol.messages import (
     TooLong,
     WireError,
 )
-from pipecat_duplex.session import STEP_SAMPLES, Said, Step, StepTiming
+from pipecat_duplex.session import STEP_SAMPLES, HeardWord, Said, Step, StepTiming
 from pipecat_duplex.session.history import STREAMS
 
 MAX_MESSAGE_BYTES = 1024 * 1024
@@ -46,6 +48,9 @@ MAX_TEXT_BYTES = 4096
 
 MAX_TOLD_BYTES = 256 * 1024
 """Longest text of what was spoken, and of what was not: words that came bit by bit go beyond."""
+
+MAX_HEARD_BYTES = 256
+"""Longest word of the user's."""
 
 MAX_UNSAYABLE = 64
 """Most words that a note tells of as left out."""
@@ -282,6 +287,30 @@ def _read_tokens(payload: bytes) -> Tokens:
     return Tokens(index, np.array(tokens, np.int32))
 
 
+def _write_heard(message: Heard) -> bytes:
+    words = [
+        [shorten(each.text, MAX_HEARD_BYTES), each.start_step, each.end_step]
+        for each in message.words
+    ]
+    return _encode_json({"step": message.index, "words": words})
+
+
+def _read_heard(payload: bytes) -> Heard:
+    fields = _decode_json(payload, "what was heard")
+    words = fields.get("words")
+    if not isinstance(words, list) or len(words) > MAX_HEARD_WORDS:
+        raise WireError("what was heard is no list of words, or too long a one")
+    return Heard(_number(fields, "step"), tuple(map(_heard_word, words)))
+
+
+def _heard_word(word: object) -> HeardWord:
+    match word:
+        case [str(text), int(start), int(end)] if max(abs(start), abs(end)) < 2**53:
+            # True is a number of Python's.
+            return HeardWord(shorten(text, MAX_HEARD_BYTES), int(start), int(end))
+    raise WireError("a word that was heard is a text and two steps")
+
+
 def _write_data(message: Audio | HistoryPiece) -> bytes:
     return message.data
 
@@ -301,6 +330,7 @@ _READERS: dict[int, Callable[[bytes], Message | None]] = {
     Kind.TOKENS: _read_tokens,
     Kind.HISTORY: HistoryPiece,
     Kind.HOLD: _read_hold,
+    Kind.HEARD: _read_heard,
 }
 
 _WRITERS: dict[type, tuple[Kind, Callable[[Any], bytes]]] = {
@@ -319,6 +349,7 @@ _WRITERS: dict[type, tuple[Kind, Callable[[Any], bytes]]] = {
     Tokens: (Kind.TOKENS, _write_tokens),
     HistoryPiece: (Kind.HISTORY, _write_data),
     Hold: (Kind.HOLD, _write_hold),
+    Heard: (Kind.HEARD, _write_heard),
 }
 
 

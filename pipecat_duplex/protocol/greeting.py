@@ -26,6 +26,9 @@ RESTORE = "restore"
 FOLLOW = "follow"
 """Feature of a server that takes steps which were taken elsewhere, after a history."""
 
+HEAR = "hear"
+"""Feature of a server that recognises what the user says."""
+
 FORMER_SAY_BYTES = 4096
 """Longest words that servers before 0.4 took."""
 
@@ -68,6 +71,8 @@ class Greeting:
         ignored: Parameters of the caller that made no difference.
         sampling: How tokens are chosen.
         version: Version of the server's package.
+        hearing_delay_steps: Steps by which the user's words are behind the voice; ``None`` if the
+            server does not recognise them.
     """
 
     session: str = ""
@@ -80,6 +85,7 @@ class Greeting:
     ignored: tuple[str, ...] = ()
     sampling: Sampling = MOSHI_SAMPLING
     version: str = __version__
+    hearing_delay_steps: int | None = None
 
     def to_metadata(self) -> Metadata:
         """Return the metadata: the fields of the Rust backend, and ours."""
@@ -111,6 +117,8 @@ class Greeting:
             "features": sorted(self.features),
             "memory": None if self.memory is None else asdict(self.memory),
         }
+        if self.hearing_delay_steps is not None:
+            fields["hearing_delay_steps"] = self.hearing_delay_steps
         return fields if self.secs_left is None else fields | {"secs_left": self.secs_left}
 
     @classmethod
@@ -123,7 +131,7 @@ class Greeting:
         ours = fields.get(_OURS)
         if not isinstance(ours, dict):
             return None
-        say_bytes = ours.get("max_say_bytes")
+        say_bytes, delay_steps = ours.get("max_say_bytes"), ours.get("hearing_delay_steps")
         return cls(
             session=_name(ours.get("session")),
             audio_format="pcm" if ours.get("format") == "pcm" else "opus",
@@ -135,6 +143,7 @@ class Greeting:
             ignored=tuple(_names(ours.get("ignored"))),
             sampling=_read_sampling(fields),
             version=_name(ours.get("version")),
+            hearing_delay_steps=delay_steps if _is_count(delay_steps) else None,
         )
 
 

@@ -10,10 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from pipecat_duplex.session import DuplexError, Said, Step
+from pipecat_duplex.session import DuplexError, HeardWord, Said, Step
 
 MAX_PIECE_BYTES = 32 * 1024
 """Longest piece of a history."""
+
+MAX_HEARD_WORDS = 32
+"""Most words of the user's in one message."""
 
 
 class WireError(DuplexError, ValueError):
@@ -41,6 +44,7 @@ class Kind(IntEnum):
     TOKENS = 20
     HISTORY = 21
     HOLD = 22
+    HEARD = 23
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +234,25 @@ class Tokens:
 
 
 @dataclass(frozen=True, slots=True)
+class Heard:
+    """Words of the user's that the server recognised. They come before the step.
+
+    Parameters:
+        index: The step that they come with.
+        words: The words, of earlier steps.
+    """
+
+    index: int
+    words: tuple[HeardWord, ...]
+
+    @classmethod
+    def of(cls, step: Step) -> "list[Heard]":
+        """Return what was recognised before a step, in messages that are not too long."""
+        starts = range(0, len(step.heard), MAX_HEARD_WORDS)
+        return [cls(step.index, step.heard[start : start + MAX_HEARD_WORDS]) for start in starts]
+
+
+@dataclass(frozen=True, slots=True)
 class HistoryPiece:
     """A piece of a history to go on with. An empty piece ends it.
 
@@ -264,5 +287,6 @@ Message = (
     | SayAnswer
     | SpeechNote
     | Tokens
+    | Heard
     | HistoryPiece
 )

@@ -10,6 +10,13 @@ from pydantic import ValidationError
 from pipecat_duplex.protocol.messages import WireError
 from pipecat_duplex.session import STEP_SECS, SessionConfig
 
+MOST_USED = "Duplex-Most-Used"
+"""A header: a server with more calls than this is to refuse, since its caller was told of so many
+and would go elsewhere now."""
+
+FULLER = "fuller"
+"""The reason of that refusal."""
+
 MAX_SEED = 2**64 - 1
 """The Rust backend's seeds are of 64 bits."""
 

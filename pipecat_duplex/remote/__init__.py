@@ -1,4 +1,4 @@
-"""Sessions on servers elsewhere that speak Moshi's protocol.
+"""Sessions on servers elsewhere, that speak Moshi's protocol or vLLM-Omni's.
 
 Needs neither torch nor moshi.
 """
@@ -6,5 +6,14 @@ Needs neither torch nor moshi.
 from pipecat_duplex.remote.backend import RemoteBackend
 from pipecat_duplex.remote.discovery import is_one_server
 from pipecat_duplex.remote.fleet import RemoteFleet
+from pipecat_duplex.remote.omni_backend import OmniBackend
+from pipecat_duplex.remote.servers import one_server, servers
 
-__all__ = ["RemoteBackend", "RemoteFleet", "is_one_server"]
+__all__ = [
+    "OmniBackend",
+    "RemoteBackend",
+    "RemoteFleet",
+    "is_one_server",
+    "one_server",
+    "servers",
+]

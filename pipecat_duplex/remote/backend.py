@@ -8,6 +8,7 @@ import re
 import ssl
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from typing import Any, Literal
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
@@ -49,6 +50,9 @@ PROMPT_SECS = 10.0
 _SOCKET_LOG = logging.getLogger(f"{__name__}.socket")
 _SOCKET_LOG.setLevel(logging.WARNING)
 
+OMNI_SCHEMES = {"vllm-omni": "ws", "vllm-omnis": "wss"}
+"""How the addresses of vLLM-Omni's servers begin."""
+
 FIRST_PAUSE_SECS = 0.2
 TRY_AGAIN_LATER = 1013
 
@@ -66,6 +70,10 @@ RUST_MAX_SECS = 360.0
 """The Rust backend ends every session then, and does not say so before."""
 
 
+class Fuller(AtCapacity):
+    """A server has room, and more calls than the caller was told."""
+
+
 class RemoteBackend(DuplexBackend):
     """Opens sessions on a server that speaks Moshi's protocol.
 
@@ -77,6 +85,9 @@ class RemoteBackend(DuplexBackend):
         backend = RemoteBackend("ws://gpu.example:8998/api/chat", api_key="secret")
         session = await backend.open(SessionConfig())
     """
+
+    is_greedy = False
+    """Whether the server always takes the most likely token, and refuses seeds."""
 
     def __init__(
         self,
@@ -145,15 +156,17 @@ class RemoteBackend(DuplexBackend):
         name = urlsplit(self._url).netloc.rpartition("@")[2]
         return name if self._ip is None else f"{name} ({self._ip})"
 
-    async def open(self, config: SessionConfig) -> RemoteSession:
+    async def open(self, config: SessionConfig, *, most_used: int | None = None) -> RemoteSession:
         """Begin a conversation.
 
         A connection that fails is tried again. A refusal is final.
 
         Args:
             config: Sampling, limits and persona. A server ignores fields that it does not know.
+            most_used: A server with more calls than this is to refuse; only ours do.
 
         Raises:
+            Fuller: It has more.
             AtCapacity: The server has no slot, or accepted the call and did not get ready.
             InvalidPrompt: The server does not have the voice, or cannot read it.
             DuplexError: It cannot be reached or refuses the call; the message says why.
@@ -163,16 +176,10 @@ class RemoteBackend(DuplexBackend):
         prompts = self._prompts_of(config)
         # A session that is to be restored reads its prompts with the history.
         prompted = bool(prompts) and not config.restores
-        if len(prompts) == 1 and not await self._is_one_of_ours():
-            (given,) = prompts
-            missing = ({"voice_prompt", "text_prompt"} - {given}).pop()
-            raise DuplexError(
-                f"{self.host} is not a server of pipecat-duplex, and PersonaPlex needs both "
-                f"prompts: give {missing} too, empty if need be"
-            )
+        await self._check(config, prompts)
         ready_secs = self._ready_secs(prompted)
         connect_secs = self._connect_secs + (PROMPT_SECS if prompted else 0.0)
-        connection = await self._connect(self._session_url(config), connect_secs)
+        connection = await self._connect(self._session_url(config), connect_secs, most_used)
         try:
             session = await self._shake_hands(connection, config, ready_secs)
         except BaseException:
@@ -188,6 +195,20 @@ class RemoteBackend(DuplexBackend):
         self._closed = True
         sessions, self._sessions = self._sessions, set()
         await asyncio.gather(*(session.close() for session in sessions))
+
+    async def _check(self, config: SessionConfig, prompts: dict[str, str]) -> None:
+        """Refuse what the server will not understand.
+
+        Raises:
+            DuplexError: It is this.
+        """
+        if len(prompts) == 1 and not await self._is_one_of_ours():
+            (given,) = prompts
+            missing = ({"voice_prompt", "text_prompt"} - {given}).pop()
+            raise DuplexError(
+                f"{self.host} is not a server of pipecat-duplex, and PersonaPlex needs both "
+                f"prompts: give {missing} too, empty if need be"
+            )
 
     def _ready_secs(self, prompted: bool) -> float:
         """Return how long the server may take to be ready."""
@@ -244,12 +265,17 @@ class RemoteBackend(DuplexBackend):
     # connecting
     #
 
-    async def _connect(self, url: str, connect_secs: float) -> ClientConnection:
+    async def _connect(
+        self, url: str, connect_secs: float, most_used: int | None
+    ) -> ClientConnection:
+        headers = dict(self._headers)
+        if most_used is not None:
+            headers[protocol.MOST_USED] = str(most_used)
         pause_secs = FIRST_PAUSE_SECS
         problem: Exception = DuplexError("no attempt was made")
         for left in reversed(range(self._attempts)):
             try:
-                return await self._connect_once(url, connect_secs)
+                return await self._connect_once(url, connect_secs, headers)
             except InvalidStatus as e:
                 if e.response.status_code not in (500, 502, 504) or not left:
                     raise self._refusal(e) from e
@@ -267,12 +293,14 @@ class RemoteBackend(DuplexBackend):
                 pause_secs *= 2
         raise DuplexError(f"cannot reach {self.host}: {_describe(problem)}") from problem
 
-    async def _connect_once(self, url: str, connect_secs: float) -> ClientConnection:
+    async def _connect_once(
+        self, url: str, connect_secs: float, headers: dict[str, str]
+    ) -> ClientConnection:
         options: dict[str, Any] = {"ssl": self._ssl_context, "host": self._ip}
         options = {name: value for name, value in options.items() if value is not None}
         connecting = connect(
             url,
-            additional_headers=self._headers,
+            additional_headers=headers,
             compression=None,
             open_timeout=connect_secs,
             ping_interval=None,  # the session watches by itself, once the server is ready
@@ -291,7 +319,7 @@ class RemoteBackend(DuplexBackend):
         reason = reason or response.reason_phrase or "no reason given"
         text = f"{self.host} refused the call with HTTP {response.status_code}: {reason}"
         if response.status_code in (429, 503):
-            return AtCapacity(text)
+            return Fuller(text) if kind == protocol.FULLER else AtCapacity(text)
         return InvalidPrompt(text) if kind == "prompt" else DuplexError(text)
 
     #
@@ -359,8 +387,10 @@ class RemoteBackend(DuplexBackend):
         reason = (error.rcvd.reason if error.rcvd else "") or f"close code {code}"
         if code == TRY_AGAIN_LATER:
             return AtCapacity(f"{self.host} has no room: {reason}")
-        hint = "" if self._prompts else " (PersonaPlex needs voice_prompt and text_prompt)"
-        return DuplexError(f"{self.host} hung up before it was ready: {reason}{hint}")
+        return DuplexError(f"{self.host} hung up before it was ready: {reason}{self._early_hint()}")
+
+    def _early_hint(self) -> str:
+        return "" if self._prompts else " (PersonaPlex needs voice_prompt and text_prompt)"
 
 
 def normal_url(url: str) -> str:
@@ -372,19 +402,46 @@ def normal_url(url: str) -> str:
     Raises:
         DuplexError: It is no address of a server.
     """
-    # Told without the query, which may hold a key.
-    told = _without_secrets(url.partition("?")[0])
-    problem = f"{told!r} is not the address of a server, such as ws://host:8998"
+    schemes = {"ws": "ws", "wss": "wss", "http": "ws", "https": "wss"}
+    try:
+        return full_url(url, schemes, CHAT_PATH, "a server", "ws://host:8998")
+    except DuplexError as e:
+        if url.partition(":")[0].lower() in OMNI_SCHEMES:
+            raise DuplexError(
+                f"{_told(url)!r} is a vLLM-Omni server, which is called alone: give it to "
+                "DuplexLLMService(url=…)"
+            ) from e
+        raise
+
+
+def full_url(url: str, schemes: Mapping[str, str], path: str, kind: str, example: str) -> str:
+    """Return an address in full.
+
+    Args:
+        url: With a host.
+        schemes: The schemes that it may have, and what they mean.
+        path: The path, where there is none.
+        kind: What is at the address, for errors.
+        example: An address, for errors.
+
+    Raises:
+        DuplexError: It is no such address.
+    """
+    problem = f"{_told(url)!r} is not the address of {kind}, such as {example}"
     try:
         parts = urlsplit(url)
         has_host = bool(parts.hostname) and parts.port != 0
     except ValueError as e:
         raise DuplexError(f"{problem}: {e}") from e
-    scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
-    if scheme not in ("ws", "wss") or not has_host:
+    if parts.scheme not in schemes or not has_host:
         raise DuplexError(problem)
-    path = parts.path if parts.path.strip("/") else CHAT_PATH
-    return urlunsplit(parts._replace(scheme=scheme, path=path, fragment=""))
+    path = parts.path if parts.path.strip("/") else path
+    return urlunsplit(parts._replace(scheme=schemes[parts.scheme], path=path, fragment=""))
+
+
+def _told(url: str) -> str:
+    """Return an address without the query, which may hold a key."""
+    return _without_secrets(url.partition("?")[0])
 
 
 def _response_reason(body: bytes | bytearray | None) -> tuple[str, str]:

@@ -23,6 +23,7 @@ class Extensions:
         self._requests: dict[int, asyncio.Future[int]] = {}
         self._notes: deque[protocol.SpeechNote] = deque()
         self._tokens: deque[protocol.Tokens] = deque()
+        self._heard: deque[protocol.Heard] = deque()
         self._restored: asyncio.Future[None] | None = None
 
     def ask(self) -> tuple[int, asyncio.Future[int]]:
@@ -63,11 +64,17 @@ class Extensions:
             tokens = self._tokens.popleft()
             if tokens.index == step.index:
                 step = replace(step, tokens=tokens.tokens)
+        while self._heard and self._heard[0].index <= step.index:
+            step = replace(step, heard=step.heard + self._heard.popleft().words)
         return step
 
     def note_tokens(self, tokens: protocol.Tokens) -> None:
         """Take the tokens of a step that is about to come."""
         self._tokens.append(tokens)
+
+    def note_heard(self, heard: protocol.Heard) -> None:
+        """Take words of the user's that come with a step that is about to come."""
+        self._heard.append(heard)
 
     def ask_to_restore(self) -> asyncio.Future[None]:
         """Begin to restore a history; the future is what the server answers."""

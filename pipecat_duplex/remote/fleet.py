@@ -9,7 +9,7 @@ from typing import Any
 
 from loguru import logger
 
-from pipecat_duplex.remote.backend import RemoteBackend
+from pipecat_duplex.remote.backend import Fuller, RemoteBackend
 from pipecat_duplex.remote.discovery import ServerAddress, ServerSource, make_source
 from pipecat_duplex.remote.load import ServerLoad, ask_loads
 from pipecat_duplex.remote.session import RemoteLimits, RemoteSession
@@ -26,6 +26,13 @@ CONNECT_SECS = 1.5
 
 SAMPLE = 8
 """Servers that are asked how full they are, at random where there are more."""
+
+SLACKS = (0, 0, 1, 3, 7)
+"""How many callers may have come to a server since it was asked how full it is, from try to try.
+After these, a call goes where there is room."""
+
+SHY_SECS = 0.01
+"""About how long it waits before it asks again, at first; twice as long each time."""
 
 MAX_TRIES = 32
 """Servers that are tried for one session: in a large fleet, that many are a fair sample."""
@@ -116,6 +123,20 @@ class RemoteFleet(DuplexBackend):
             InvalidPrompt: No server has the voice.
             DuplexError: None is known, none can be reached, or all refuse.
         """
+        for number, slack in enumerate(SLACKS):
+            try:
+                return await self._open(config, slack)
+            except Fuller:  # Callers of other processes were told the same, and came first.
+                await asyncio.sleep(random.uniform(0, SHY_SECS * 2**number))
+        return await self._open(config, slack=None)
+
+    async def _open(self, config: SessionConfig, slack: int | None) -> RemoteSession:
+        """Open a session where at most so many calls have come since the servers were asked.
+
+        Raises:
+            Fuller: More have come.
+            DuplexError: As for ``open``.
+        """
         if self._closed:
             raise DuplexError("the connection to the servers was closed")
         self._note_failures()
@@ -123,9 +144,12 @@ class RemoteFleet(DuplexBackend):
         problems: list[DuplexError] = []
         while left and len(problems) < MAX_TRIES:
             sample = self._sample(left)
-            for member in await self._rank(sample):
+            for member, used in await self._rank(sample):
+                most_used = None if used is None or slack is None else used + slack
                 try:
-                    return await self._open_at(member, config)
+                    return await self._open_at(member, config, most_used)
+                except Fuller:
+                    raise
                 except DuplexError as error:
                     logger.debug(f"{member.backend.host} was tried: {error}")
                     problems.append(error)
@@ -139,10 +163,12 @@ class RemoteFleet(DuplexBackend):
             source.close()
         await asyncio.gather(*(member.backend.close() for member in self._members.values()))
 
-    async def _open_at(self, member: Member, config: SessionConfig) -> RemoteSession:
+    async def _open_at(
+        self, member: Member, config: SessionConfig, most_used: int | None
+    ) -> RemoteSession:
         member.chosen += 1
         try:
-            session = await member.backend.open(config)
+            session = await member.backend.open(config, most_used=most_used)
         except (AtCapacity, InvalidPrompt):
             raise  # Neither a full server nor a voice that it lacks is a failure of the server.
         except DuplexError:
@@ -180,10 +206,17 @@ class RemoteFleet(DuplexBackend):
         return Member(address, RemoteBackend(address.url, ip=address.ip, **options))
 
     def _note_failures(self) -> None:
+        silent_secs: dict[Member, float] = {}
         for member, session in self._sessions:
             outlook = session.outlook()
-            silent = (outlook.silent_secs or 0.0) > SILENT_SECS
-            if session.failed or (not session.ended and (outlook.leave or silent)):
+            if session.failed or (not session.ended and outlook.leave):
+                member.failed_at_secs = time.monotonic()
+            if not session.ended:
+                # A server from which one of its calls hears is alive.
+                heard_secs = outlook.silent_secs or 0.0
+                silent_secs[member] = min(heard_secs, silent_secs.get(member, heard_secs))
+        for member, secs in silent_secs.items():
+            if secs > SILENT_SECS:
                 member.failed_at_secs = time.monotonic()
         self._sessions = [each for each in self._sessions if not each[1].ended]
 
@@ -197,12 +230,16 @@ class RemoteFleet(DuplexBackend):
         sound = [each for each in members if not self._failed_lately(each)]
         return random.sample(sound if len(sound) >= SAMPLE else members, SAMPLE)
 
-    async def _rank(self, members: list[Member]) -> list[Member]:
-        """Order servers: the emptiest first, those that can hardly take a call last."""
+    async def _rank(self, members: list[Member]) -> list[tuple[Member, int | None]]:
+        """Order servers: the emptiest first, those that can hardly take a call last.
+
+        Returns:
+            Each, with the calls that it has as far as is known.
+        """
         # One that failed just now would only be waited for.
         sound = tuple(member for member in members if not self._failed_lately(member))
         if len(sound) < 2:
-            return sorted(members, key=lambda member: member not in sound)
+            return [(each, None) for each in sorted(members, key=lambda each: each not in sound)]
         question = self._ask(sound)
         told = await asyncio.shield(question.answer)
         loads: dict[Member, ServerLoad] = {}
@@ -215,7 +252,8 @@ class RemoteFleet(DuplexBackend):
         with_room = {member: load for member, load in loads.items() if places[member] == WITH_ROOM}
         spread = {member: random.random() + self._calls_at(member) for member in members}
         spread |= spread_evenly(with_room)
-        return sorted(members, key=lambda member: (places[member], spread[member]))
+        ranked = sorted(members, key=lambda member: (places[member], spread[member]))
+        return [(each, with_room[each].used if each in with_room else None) for each in ranked]
 
     def _ask(self, members: tuple[Member, ...]) -> "Question":
         """Ask servers how full they are; callers who come at the same time share the answer."""

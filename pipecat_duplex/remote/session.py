@@ -65,7 +65,8 @@ class RemoteLimits:
     """When a server counts as dead.
 
     Parameters:
-        ping_secs: Time between two pings.
+        ping_secs: Time between two pings, at least. A server that sends steps is alive, and is not
+            asked; one that has sent nothing for half of this is.
         dead_secs: A server that sends nothing for so long, not even an answer to a ping, is gone.
         stall_secs: A server that answers pings but no frames for so long is stuck.
         close_secs: How long a server may take to say goodbye.
@@ -140,7 +141,7 @@ class RemoteSession(DuplexSession):
         self._clock = FairClock(max_tick_secs=MAX_TICK_SECS)
         self._alive_secs = self._clock.now_secs()
         self._progress_secs = self._alive_secs
-        self._out: asyncio.Queue[bytes] = asyncio.Queue()
+        self._out: asyncio.Queue[bytes | str] = asyncio.Queue()
         self._tasks = [
             asyncio.create_task(self._run(work), name=f"{self._id}-{work.__name__}")
             for work in (self._write, self._read, self._watch)
@@ -164,6 +165,11 @@ class RemoteSession(DuplexSession):
         return self._greeting.memory
 
     @property
+    def hearing_delay_steps(self) -> int | None:
+        """Steps by which the user's words are behind the voice; None if the server tells none."""
+        return self._greeting.hearing_delay_steps
+
+    @property
     def secs_left(self) -> float | None:
         """How long the session still goes on, as far as the server has said."""
         left_secs = []
@@ -182,6 +188,11 @@ class RemoteSession(DuplexSession):
     def audio_format(self) -> protocol.AudioFormat:
         """How audio travels."""
         return self._audio_format
+
+    @property
+    def _waiting(self) -> int:
+        """Frames without an answer."""
+        return self._pairing.waiting
 
     @property
     def ended(self) -> bool:
@@ -300,7 +311,7 @@ class RemoteSession(DuplexSession):
         answer = self._extensions.ask_to_restore()
         for piece in protocol.HistoryPiece.split(history.to_bytes()):
             self._out.put_nowait(protocol.encode(piece))
-        secs = self._limits.restore_secs
+        secs = self._limits.restore_secs * self._config.patience
         try:
             async with asyncio.timeout(secs):
                 await answer
@@ -382,6 +393,8 @@ class RemoteSession(DuplexSession):
                 self._extensions.take_answer(message)
             elif isinstance(message, protocol.Tokens):
                 self._extensions.note_tokens(message)
+            elif isinstance(message, protocol.Heard):
+                self._extensions.note_heard(message)
             elif isinstance(message, protocol.HistoryPiece):
                 self._extensions.take_restored(message)
             elif isinstance(message, protocol.Metadata):
@@ -389,7 +402,7 @@ class RemoteSession(DuplexSession):
             elif isinstance(message, protocol.Text):
                 self._pieces.put(message.text)
             elif isinstance(message, protocol.Error):
-                return f"{self._host} reports: {_in_one_line(message.reason)}"
+                return f"{self._host} reports: {in_one_line(message.reason)}"
 
     async def _watch(self) -> str:
         """Ping the server, and notice when it is gone or stuck."""
@@ -400,9 +413,10 @@ class RemoteSession(DuplexSession):
             now_secs = self._clock.now_secs()
             if now_secs - self._alive_secs > limits.dead_secs:
                 return f"{self._host} has given no sign of life for {limits.dead_secs:g} s"
-            if self._pairing.waiting and now_secs - self._progress_secs > limits.stall_secs:
+            if self._waiting and now_secs - self._progress_secs > limits.stall_secs:
                 return f"{self._host} has answered no audio for {limits.stall_secs:g} s"
-            if now_secs - pinged_secs >= limits.ping_secs:
+            is_quiet = now_secs - self._alive_secs >= limits.ping_secs / 2
+            if is_quiet and now_secs - pinged_secs >= limits.ping_secs:
                 pinged_secs = now_secs
                 await self._ping()
             await asyncio.sleep(min(LOOK_SECS, limits.ping_secs))
@@ -503,15 +517,21 @@ class RemoteSession(DuplexSession):
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._limits.close_secs):
+                await self._leave()
         await self._connection.close()
+
+    async def _leave(self) -> None:
+        """Say goodbye in the protocol's words, where it has some."""
 
     def _describe_close(self, error: ConnectionClosed) -> str:
         if error.rcvd is None:
             return f"the connection to {self._host} was lost"
-        reason = _in_one_line(error.rcvd.reason) or "no reason given"
+        reason = in_one_line(error.rcvd.reason) or "no reason given"
         return f"{self._host} hung up: {reason} (close code {error.rcvd.code})"
 
 
-def _in_one_line(text: str) -> str:
+def in_one_line(text: str) -> str:
     """Another machine's words as they may go into a log."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())

@@ -380,10 +380,13 @@ class Call:
     async def _send_step(self, step: Step) -> None:
         if step.index >= self._followed:  # Those before came faster than anybody speaks.
             self._delays.add(self._metrics.add_step(step.timing))
+            self._metrics.add_heard(step)
         tokens = protocol.Tokens.of(step) if self._asked.tokens else []
         for note in (*protocol.SpeechNote.of(step), *tokens):
             await self._send_message(note)
         if self._encoder is None:
+            for heard in protocol.Heard.of(step):
+                await self._send_message(heard)
             await self._send_message(protocol.AgentStep(step))
             return
         # A word comes before its sound, so that nobody has to wait to see whether one follows.
@@ -415,16 +418,22 @@ class Call:
         can_restore = {protocol.RESTORE} if memory is not None else set()
         if memory is not None and self._can_follow:
             can_restore.add(protocol.FOLLOW)
+        # With Opus, steps have no numbers to which words could belong. Not all backends' can hear.
+        delay_steps = getattr(self._session, "hearing_delay_steps", None)
+        hears = self._encoder is None and delay_steps is not None
+        can_hear = {protocol.HEAR} if hears else set()
+        can_speak = {protocol.SAY, protocol.STREAM, protocol.CAN_SAY}
         return protocol.Greeting(
             session=self._session.id,
             audio_format=self._asked.audio_format,
-            features=frozenset({protocol.SAY, protocol.STREAM, protocol.CAN_SAY} | can_restore),
+            features=frozenset(can_speak | can_restore | can_hear),
             memory=memory if self._asked.tokens else None,
             max_secs=config.max_secs,
             secs_left=secs_left,
             max_say_bytes=MAX_SAY_BYTES,
             ignored=tuple(self._asked.ignored),
             sampling=config.sampling(),
+            hearing_delay_steps=delay_steps if hears else None,
         )
 
     #

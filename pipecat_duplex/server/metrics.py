@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable
 from itertools import accumulate
 
-from pipecat_duplex.session import STEP_SECS, StepTiming
+from pipecat_duplex.session import STEP_SECS, Step, StepTiming
 
 STEP_BUCKETS_SECS = (0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.12, 0.2, 0.5, 1, 2, 5)
 
@@ -55,6 +55,7 @@ class Metrics:
         self.late_steps = 0
         self.step_secs = Histogram()
         self.delay_secs = Histogram()
+        self.hearing_delay_secs = Histogram()
 
     def add_step(self, timing: StepTiming) -> float:
         """Count a step of a session.
@@ -71,6 +72,11 @@ class Metrics:
         self.step_secs.add(timing.compute_secs)
         self.delay_secs.add(delay_secs)
         return delay_secs
+
+    def add_heard(self, step: Step) -> None:
+        """Count the user's words that were recognised by a step."""
+        for word in step.heard:
+            self.hearing_delay_secs.add((step.index + 1 - word.end_step) * STEP_SECS)
 
     def render(
         self, *, slots: int, used: int, lag_secs: float, draining: bool, healthy: bool = True
@@ -115,4 +121,7 @@ class Metrics:
         metric(name, "histogram", "Computing time of a step.", self.step_secs.lines(_PREFIX + name))
         name = "step_delay_seconds"
         metric(name, "histogram", "From frame to answer.", self.delay_secs.lines(_PREFIX + name))
+        name = "hearing_delay_seconds"
+        lines_of_words = self.hearing_delay_secs.lines(_PREFIX + name)
+        metric(name, "histogram", "From a user's word to its being told.", lines_of_words)
         return "\n".join(lines) + "\n"

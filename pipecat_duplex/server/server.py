@@ -403,6 +403,10 @@ class DuplexServer:
             raise Refusal(
                 "upgrade", 426, "this address is for WebSockets", {"Upgrade": "websocket"}
             )
+        most_used = request.headers.get(protocol.MOST_USED, "")
+        if most_used.isdecimal() and self._sessions_open > int(most_used[:9]):
+            reason = f"{self._sessions_open} calls are here, more than the caller was told"
+            raise Refusal(protocol.FULLER, 503, reason, {"Retry-After": "0"})
         limit_secs = settings.max_session_secs
         if limit_secs is not None:
             max_secs = min(limit_secs, asked.config.max_secs or limit_secs)

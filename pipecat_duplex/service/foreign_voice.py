@@ -18,19 +18,15 @@ from pipecat.frames.frames import (
 from pipecat.processors.frame_processor import FrameProcessor
 from pipecat.services.tts_service import TTSService
 
-from pipecat_duplex.conversation.mime import Mime
+from pipecat_duplex.conversation.mime import MIMED, Mime
 from pipecat_duplex.service.llm_upstream import with_parts
 from pipecat_duplex.session import DuplexError, DuplexSession, SessionEnded, Step
 from pipecat_duplex.session.saying import Saying
 
-STORY = (
-    "once there was a small cat who wanted to see the sea she walked for three days "
-    "and at last she saw the water then she went home and slept"
-)
-MIMED = " ".join([STORY] * 4)
-"""What the model tells while the TTS sounds: 40 s. The embedded model was trained on this story."""
-
 _BEING_TOLD = 0
+
+FILLER = 0
+"""The number of what is said in front of a response."""
 
 SOUND_DB, SILENCE_DB = -20.0, -120.0
 """Level of the agent while the TTS sounds and while it does not: its audio does not pass here."""
@@ -68,7 +64,8 @@ class ForeignVoice:
     Parameters:
         is_on: Whether a TTS speaks for the agent at all.
         text: What the TTS was given since it last fell silent.
-        number: The response of the LLM that it was given last; ``None`` if it was something else.
+        number: The response of the LLM that it was given last; ``FILLER`` for what comes in front
+            of one, ``None`` for something else.
     """
 
     def __init__(self, service: Pushing, yield_steps: int):
@@ -132,6 +129,14 @@ class ForeignVoice:
         self._note(f"{saying.text} ")
         frame = TTSSpeakFrame(saying.text, append_to_context=saying.to_context)
         await self._service.push_frame(frame)
+
+    async def say_filler(self, text: str) -> int:
+        """Let the TTS speak a text that the next response goes on from; returns its number."""
+        # In a response that is open, the context's message is not ended by it.
+        await self._service.push_frame(LLMFullResponseStartFrame())
+        await self.say(Saying(text))
+        self.number = FILLER
+        return FILLER
 
     async def hush(self) -> None:
         """Drop the rest: the interruption that comes with it stops the TTS."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from pipecat.frames import frames as pipecat_frames
-from pipecat.frames.frames import DataFrame, SystemFrame, TTSTextFrame
+from pipecat.frames.frames import DataFrame, SystemFrame, TranscriptionFrame, TTSTextFrame
 from pipecat.metrics.metrics import MetricsData
 
 if hasattr(pipecat_frames, "UserBackchannelFrame"):  # From Pipecat 1.13 on.
@@ -23,6 +23,19 @@ else:
         text: str
         user_id: str
         timestamp: str
+
+
+@dataclass
+class HeardTranscriptionFrame(TranscriptionFrame):
+    """What the user said, recognised beside the model: pushed upstream to the user aggregator.
+
+    Parameters:
+        start_secs: When the first word begins, in seconds of the user's audio.
+        end_secs: When the last one ends.
+    """
+
+    start_secs: float = 0.0
+    end_secs: float = 0.0
 
 
 @dataclass

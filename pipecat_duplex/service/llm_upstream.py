@@ -1,8 +1,9 @@
 """An LLM upstream, which gives the words, while the model here keeps the floor."""
 
 import asyncio
+import math
 from collections.abc import Coroutine, Iterator, Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, cast
 
 from loguru import logger
 from pipecat.frames.frames import (
@@ -16,7 +17,8 @@ from pipecat.frames.frames import (
     STTMetadataFrame,
     TranscriptionFrame,
 )
-from pipecat.processors.frame_processor import FrameProcessor
+from pipecat.processors.aggregators.llm_response_universal import LLMUserAggregator
+from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
 from pipecat.services.llm_service import LLMService
 
 from pipecat_duplex.conversation.turn_end import TurnEnd
@@ -31,12 +33,17 @@ from pipecat_duplex.conversation.turns import (
 )
 from pipecat_duplex.conversation.user_words import Fate
 from pipecat_duplex.service.filler import Filler
+from pipecat_duplex.service.frames import HeardTranscriptionFrame
 from pipecat_duplex.service.given_words import GivenWords
+from pipecat_duplex.service.heard_speech import HeardTranscripts
 from pipecat_duplex.service.upstream_words import Mouth, UpstreamWords
 from pipecat_duplex.service.user_words import TranscriptDesk
 from pipecat_duplex.session import STEP_SECS, DuplexSession, Said, Step
 
 Words = Literal["own", "given", "both"]
+
+MIN_VOICE_SECS = 0.5
+"""A shorter voice may be a cough, or "mm": no filler before its words are known."""
 
 _RESPONSE = (LLMFullResponseStartFrame, LLMTextFrame, LLMFullResponseEndFrame)
 
@@ -73,8 +80,8 @@ class Speaking(Protocol):
         """Propose the end of the user's turn."""
         ...
 
-    async def try_to_say(self, text: str) -> None:
-        """Say something, or push an error."""
+    async def say_filler(self, text: str) -> int | None:
+        """Begin an answer with a filler; returns its utterance, or pushes an error."""
         ...
 
     async def tell_said(self, ended: Sequence[Said]) -> None:
@@ -89,6 +96,10 @@ class Speaking(Protocol):
 
     async def broadcast_interruption(self) -> None:
         """Interrupt the LLM."""
+        ...
+
+    async def push_frame(self, frame: Frame, direction: FrameDirection = ...) -> None:
+        """Push a frame."""
         ...
 
     async def push_error(self, error_msg: str, exception: Exception | None = None) -> None:
@@ -106,9 +117,14 @@ class Speaking(Protocol):
 
 def llm_upstream_of(service: FrameProcessor) -> bool:
     """Whether an LLM stands before a processor in its pipeline."""
+    return stands_upstream_of(service, LLMService)
+
+
+def stands_upstream_of(service: FrameProcessor, kind: type[FrameProcessor]) -> bool:
+    """Whether a processor of a kind stands before another in its pipeline."""
     before = service.previous
     while before is not None:
-        if any(isinstance(each, LLMService) for each in with_parts(before)):
+        if any(isinstance(each, kind) for each in with_parts(before)):
             return True
         before = before.previous
     return False
@@ -141,10 +157,13 @@ class LlmUpstream:
         self.words: Words = "own"
         self.given = UpstreamWords(service.given_words, self._tell_error)
         self.desk = TranscriptDesk(self._tell_transcript, self._drop_stale)
+        self.heard = HeardTranscripts(self.desk, self._take_heard)
         self.filler = Filler()
         self.turn_end = TurnEnd(max(1, round(patience_secs / STEP_SECS)))
         self._tools: set[str] = set()
         self._own_warned = False
+        self._wished = False
+        self._filled_secs = -math.inf
         self._task: asyncio.Task | None = None
 
     @property
@@ -176,7 +195,9 @@ class LlmUpstream:
 
     def begin_session(self) -> None:
         """A session begins."""
+        self._filled_secs = -math.inf
         self.desk.begin_session()
+        self.heard.begin_session()
         self.given.begin_session()
 
     async def finish(self, max_secs: float) -> None:
@@ -188,7 +209,7 @@ class LlmUpstream:
 
     def writes(self, number: int | None) -> bool:
         """Whether an utterance is written by others, so that no LLM's brackets belong around it."""
-        return self.words == "given" or self.given.gave(number)
+        return self.words == "given" or self.given.gave(number) or self.filler.is_open(number)
 
     def gave(self, number: int | None) -> bool:
         """Whether an utterance's words came from the LLM upstream."""
@@ -203,11 +224,12 @@ class LlmUpstream:
         self.turn_end.begin()
         self.desk.turn_began()
         self.filler.answered()
+        self.filler.end_message()
 
     def turn_ended(self) -> None:
         """The user's turn is over."""
         if self.waits_for_wish:
-            self.filler.turn_ended()
+            self.filler.turn_ended(wished=self._wished)
 
     #
     # frames from upstream
@@ -249,6 +271,12 @@ class LlmUpstream:
         is_backchannel = self.desk.fate(transcript) is Fate.BACKCHANNEL
         await self.desk.tell(transcript, "backchannel" if is_backchannel else "turn")
 
+    async def _take_heard(self, frame: HeardTranscriptionFrame) -> None:
+        """Give a transcript of our own to the aggregator, or tell of it where there is none."""
+        if not stands_upstream_of(cast(FrameProcessor, self._service), LLMUserAggregator):
+            await self._take_transcript(frame)
+        await self._service.push_frame(frame, FrameDirection.UPSTREAM)
+
     #
     # steps
     #
@@ -269,37 +297,77 @@ class LlmUpstream:
             case AgentStarted():
                 voice.agent_started(event.time_secs)
                 self.filler.answered()
+                if not self.filler.is_open(self._service.utterance_id):
+                    self.filler.end_message()
             case Backchannel():
                 voice.talked_through()
             case Yielded():
                 voice.user_has_floor()
             case AgentStopped():
-                voice.agent_stopped(text)
+                goes_on = not event.yielded and self.filler.is_open(self._service.utterance_id)
+                voice.agent_stopped(text, goes_on=goes_on)
 
-    async def step(self, step: Step, *, user_speaking: bool, agent_speaking: bool) -> None:
-        """Follow a step, after its events."""
+    async def step(
+        self, step: Step, *, user_speaking: bool, user_begins: bool, agent_speaking: bool
+    ) -> None:
+        """Follow a step, after its events.
+
+        Args:
+            step: The step.
+            user_speaking: Whether the user speaks.
+            user_begins: Whether they may just have begun to.
+            agent_speaking: Whether the agent speaks.
+        """
         service = self._service
         has_floor = user_speaking or service.user_turn_is_open
         self.desk.step((step.index + 1) * STEP_SECS, user_has_floor=has_floor)
+        await self.heard.step(step, service.session)
         if self.waits_for_wish and service.user_turn_is_open:
+            self._wished = step.wish
             wish = step.wish or agent_speaking
             if self.turn_end.step(user_speaking=user_speaking, wish=wish):
                 await service.end_user_turn()
         has_floor = user_speaking or service.user_turn_is_open
         waits = has_floor or self.desk.awaits_transcript
-        self.given.set_floor(is_free=agent_speaking or not waits)
-        if not (user_speaking or agent_speaking or service.user_turn_is_open):
+        says_filler = self.filler.is_open(service.utterance_id)
+        self.given.set_floor(is_free=not waits or (agent_speaking and not says_filler))
+        if not (user_speaking or user_begins or agent_speaking or service.user_turn_is_open):
             await self._fill()
+
+    @property
+    def _is_at_work(self) -> bool:
+        """Whether the LLM writes, or one of its functions runs."""
+        return self.given.is_writing or bool(self._tools)
+
+    @property
+    def _may_fill(self) -> bool:
+        """Whether there will be an answer, as far as anybody can know, and to a new message."""
+        if self.desk.awaits_transcript:
+            # The model would answer. What is at work is an earlier answer, which the words that
+            # are still to come may call off.
+            voice_secs = self.desk.awaited_secs(self._filled_secs)
+            was_said = self.filler.wished and voice_secs >= MIN_VOICE_SECS
+            return was_said and not self._is_at_work
+        is_thinking = self.desk.has_message or self._is_at_work
+        return is_thinking and self.desk.message_secs > self._filled_secs
 
     async def _fill(self) -> None:
         if self.given.has_begun or self.given.mouth.has_unspoken:
             self.filler.answered()
-        is_thinking = self.desk.has_message or self.given.is_writing or bool(self._tools)
-        # With words still to come, the message is not whole, and would stand behind the filler.
-        is_thinking = is_thinking and not self.desk.awaits_transcript
-        text = self.filler.step(is_thinking=is_thinking)
+        awaits_words = self.desk.awaits_transcript
+        if not (awaits_words or self.desk.has_message or self._is_at_work):
+            self.filler.end_message()
+        text = self.filler.step(is_thinking=self._may_fill)
         if text is not None:
-            await self._service.try_to_say(text)
+            self._filled_secs = self.desk.voice.now_secs
+            self.filler.begin_message(await self._service.say_filler(text))
+            if awaits_words:
+                self.desk.owe_answer(patiently=True)
+
+    def message_ended(self) -> None:
+        """What the agent has said is a message in the context, and goes on no more."""
+        self.filler.end_message()
+        self.desk.voice.message_ended()
 
     #
     # what is not said
@@ -308,7 +376,8 @@ class LlmUpstream:
     async def cut_off(self) -> None:
         """The agent gave up the floor, or was interrupted: the rest of the answer is dropped."""
         if self.given.is_writing or self.given.gave(self._service.utterance_id):
-            self.desk.agent_was_cut_off()
+            self.desk.owe_answer()
+        self.message_ended()
         await self._tell_unsaid(self.given.drop())
 
     async def _drop_stale(self) -> bool:
@@ -316,10 +385,12 @@ class LlmUpstream:
         service = self._service
         if service.agent_is_speaking:
             return False
-        if not (self.given.is_writing or self._tools or self.given.mouth.has_unspoken):
+        is_given = self.given.mouth.has_unspoken and not self.filler.has_message
+        if not (self._is_at_work or is_given):
             return False
         unsaid = self.given.drop()
         self._tools.clear()
+        self.message_ended()
         await self.given.mouth.hush()
         await self._tell_unsaid(unsaid)
         await service.broadcast_interruption()

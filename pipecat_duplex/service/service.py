@@ -84,6 +84,7 @@ from pipecat_duplex.service.frames import (
     MonologueTextFrame,
 )
 from pipecat_duplex.service.given_words import MAX_FINISH_SECS, GivenWords
+from pipecat_duplex.service.heard_speech import shift_words
 from pipecat_duplex.service.llm_upstream import LlmUpstream, Words, llm_upstream_of
 from pipecat_duplex.service.settings import DEFAULT_FILLER_AFTER_MS, DuplexLLMSettings
 from pipecat_duplex.service.tracing import TracedConversation
@@ -182,6 +183,7 @@ class DuplexLLMService(TracedConversation, LLMService):
         checkpoint: str | None = None,
         backend: DuplexBackend | None = None,
         url: str | Sequence[str] | None = None,
+        tts: str | None = None,
         api_key: str | None = None,
         ssl_context: ssl.SSLContext | None = None,
         vad_analyzer: VADAnalyzer | None = None,
@@ -203,9 +205,12 @@ class DuplexLLMService(TracedConversation, LLMService):
             backend: A source of sessions in place of a checkpoint, such as one ``Engine`` that all
                 bots of a process share. The service does not close it.
             url: A server to call instead, such as ``ws://gpu:8998/api/chat``: one of ours, or any
-                that speaks Moshi's protocol. Or several: a list, a name with many addresses, or a
-                registry's ``http://host:8990/workers``. The emptiest is called; when it dies or
-                shuts down, the conversation goes on at another.
+                that speaks Moshi's protocol, or vLLM-Omni, as ``vllm-omni://gpu:8099``. Or several
+                of the first two: a list, a name with many addresses, or a registry's
+                ``http://host:8990/workers``. The emptiest is called; when it dies or shuts down,
+                the conversation goes on at another.
+            tts: Who speaks given words in the place of the model that the service loads: ``hibari``
+                (:meth:`~pipecat_duplex.engine.Engine.load`). None is the model itself.
             api_key: The server's key, if it wants one.
             ssl_context: For servers whose certificate is not publicly known.
             vad_analyzer: Observes the user's voice for turn events. Pipecat's Silero by default.
@@ -230,6 +235,7 @@ class DuplexLLMService(TracedConversation, LLMService):
         check_types(
             {
                 "checkpoint": (checkpoint, str, "the name of a model or a folder"),
+                "tts": (tts, str, "the name of a voice"),
                 "api_key": (api_key, str, "text"),
                 "vad_analyzer": (vad_analyzer, VADAnalyzer, "a VADAnalyzer"),
                 "settings": (settings, LLMSettings, "DuplexLLMService.Settings(…)"),
@@ -251,6 +257,10 @@ class DuplexLLMService(TracedConversation, LLMService):
         if not callable(now_secs):
             raise TypeError(f"now_secs must be a function, not {now_secs!r}")
         loads_model = backend is None and url is None
+        if tts is not None and not loads_model:
+            raise ValueError(
+                "tts is for a model that the service loads: Engine.load(tts=…), or serve"
+            )
         checkpoint = _chosen_checkpoint(checkpoint, settings, loads_model=loads_model)
         all_settings = self.Settings.defaults(checkpoint)
         if settings is not None:
@@ -261,10 +271,13 @@ class DuplexLLMService(TracedConversation, LLMService):
             warn_of_unsupported_settings(self, settings)
 
         self._checkpoint = checkpoint
+        self._tts = tts
         self._backend = backend
         self._owns_backend = backend is None
         if url is not None:
-            self._backend = _connect_to(url, api_key, ssl_context)
+            from pipecat_duplex.remote import servers
+
+            self._backend = servers(url, api_key=api_key, ssl_context=ssl_context)
         self._load_error: DuplexError | None = None
         self._unread_context = ""
         self._vad_in_front = False
@@ -471,7 +484,7 @@ class DuplexLLMService(TracedConversation, LLMService):
         try:
             # Torch is imported here, in a thread, and only by bots that run the model themselves.
             engine_class = await asyncio.to_thread(_import_engine)
-            self._backend = await engine_class.load(self._checkpoint)
+            self._backend = await engine_class.load(self._checkpoint, tts=self._tts)
         except DuplexError as e:
             self._load_error = e  # Told in start: no frame goes anywhere before StartFrame.
 
@@ -789,9 +802,11 @@ class DuplexLLMService(TracedConversation, LLMService):
         after_ms = assert_given(self._settings.filler_after_ms)
         self._upstream.filler.set(filler, DEFAULT_FILLER_AFTER_MS if after_ms is None else after_ms)
 
-    async def try_to_say(self, text: str):
-        """Let the agent say something; what cannot be said is an error frame."""
-        await self._try_to_say(Saying(text))
+    async def say_filler(self, text: str) -> int | None:
+        """Begin an answer with a filler; what cannot be said is an error frame."""
+        if self._voice.is_on:
+            return await self._voice.say_filler(text)
+        return await self._try_to_say(Saying(text))
 
     async def can_say(self, text: str) -> CanSay:
         """Tell whether the model has the words of a text, without saying it.
@@ -812,9 +827,9 @@ class DuplexLLMService(TracedConversation, LLMService):
             raise DuplexError("no session is open: nothing is known of the model's words")
         return await self._session.can_say(text)
 
-    async def _try_to_say(self, saying: Saying):
+    async def _try_to_say(self, saying: Saying) -> int | None:
         try:
-            await self.say(saying.text, append_to_context=saying.to_context)
+            return await self.say(saying.text, append_to_context=saying.to_context)
         except DuplexError as e:
             await self.push_error(f"Cannot say {saying.text!r}: {e}", exception=e)
 
@@ -923,7 +938,8 @@ class DuplexLLMService(TracedConversation, LLMService):
 
     async def _take_input(self, session: DuplexSession):
         try:
-            frame = await asyncio.wait_for(self._input.get(), self._secs_to_fill())
+            async with asyncio.timeout(self._secs_to_fill()):
+                frame = await self._input.get()
         except TimeoutError:
             steps = self._user_audio.fill(self._now_secs())
         else:
@@ -962,7 +978,7 @@ class DuplexLLMService(TracedConversation, LLMService):
     async def _handle_step(self, step: Step):
         user, voice = await self._user_side(step.index)
         # From here on a step is known by its place in the user's audio, whatever was dropped.
-        step = replace(step, index=user.place)
+        step = shift_words(step, user.place - step.index)
         if step.text_piece is not None:
             self._utterance_id = step.utterance_id
         self._due_secs = user.due_secs
@@ -1006,11 +1022,12 @@ class DuplexLLMService(TracedConversation, LLMService):
     async def _follow_floor(self, step: Step):
         if self._hold_secs is not None and self._handled_steps * STEP_SECS >= self._hold_secs:
             await self.release()
-        if self._pauses and not self._speaking and not self._response_goes_on():
+        if self._user_turn_proposed or not self._response_goes_on():
             await self._end_response()
         await self._upstream.step(
             step,
             user_speaking=self._tracker.user_speaking,
+            user_begins=self._tracker.user_begins,
             agent_speaking=self._tracker.agent_speaking,
         )
 
@@ -1245,7 +1262,9 @@ class DuplexLLMService(TracedConversation, LLMService):
 
     def _response_goes_on(self) -> bool:
         """Whether given words, which are one message in the context, are to go on."""
-        number = self._utterance_id
+        number = self.utterance_id
+        if self._upstream.filler.is_open(number):
+            return True
         if self._brackets_llm or self._voice.is_on:
             return False
         return self._upstream.is_open(number) or self._given_words.is_saying(number)
@@ -1254,6 +1273,7 @@ class DuplexLLMService(TracedConversation, LLMService):
         """Let the context have what was said before a pause, after which nothing came."""
         if self._pauses and not self._speaking:
             self._pauses = False
+            self._upstream.message_ended()
             await self.push_frame(LLMAssistantPushAggregationFrame())
 
     def _wall_secs(self) -> float:
@@ -1301,16 +1321,6 @@ def _chosen_checkpoint(
     if checkpoint is not None:
         raise ValueError(f"checkpoint={checkpoint!r} and Settings(model={model!r}) are two models")
     return model
-
-
-def _connect_to(
-    url: str | Sequence[str], api_key: str | None, ssl_context: ssl.SSLContext | None
-) -> DuplexBackend:
-    from pipecat_duplex.remote import RemoteBackend, RemoteFleet, is_one_server
-
-    if isinstance(url, str) and is_one_server(url):
-        return RemoteBackend(url, api_key=api_key, ssl_context=ssl_context)
-    return RemoteFleet(url, api_key=api_key, ssl_context=ssl_context)
 
 
 def _import_engine():

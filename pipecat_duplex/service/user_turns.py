@@ -14,6 +14,7 @@ from pipecat.frames.frames import (
     InterruptionFrame,
     LLMMessagesAppendFrame,
     LLMMessagesTransformFrame,
+    LLMRunFrame,
     LLMServiceMetadataFrame,
     ProposedUserStartedSpeakingFrame,
     ProposedUserStoppedSpeakingFrame,
@@ -45,7 +46,7 @@ class DuplexTurnStartStrategy(ExternalUserTurnStartStrategy):
         super().__init__(enable_interruptions=False)
         self._desk = desk or TranscriptDesk.of_nobody()
         self._open: list[Transcript] = []
-        self._again: dict[int, TranscriptionFrame] = {}
+        self._again: dict[int, Transcript] = {}
         self._turn_is_open = False
 
     async def handle_user_turn_started(self):
@@ -69,24 +70,26 @@ class DuplexTurnStartStrategy(ExternalUserTurnStartStrategy):
             STOP if the turn started, CONTINUE otherwise.
         """
         self._desk = _desk_of(frame) or self._desk
-        if self._open:
-            await self._settle_open()
         if isinstance(frame, InterruptionFrame):
             await self._give_lost_again()
-        elif isinstance(frame, TranscriptionFrame) and frame.text.strip():
-            await self._take(frame)
-            return ProcessFrameResult.CONTINUE
+        if self._open:
+            await self._settle_open()
+        if isinstance(frame, TranscriptionFrame):
+            if frame.text.strip():
+                await self._take(frame)
+                return ProcessFrameResult.CONTINUE
+        elif self._desk.has_misplaced:
+            await self._take_back()
         return await super().process_frame(frame)
 
     async def _take(self, frame: TranscriptionFrame):
-        if self._again.pop(frame.id, None) is not None:
-            self._desk.on_their_way = len(self._again)
-            await self._keep(frame)
-            return
-        transcript = self._desk.place(frame)
+        transcript = self._again.pop(frame.id, None)
+        self._desk.on_their_way = len(self._again)
+        if transcript is None:
+            transcript = self._desk.place(frame)
         fate = self._desk.fate(transcript)
         if fate is Fate.TURN and self._is_for_this_turn(transcript):
-            await self._keep(frame)
+            await self._keep(transcript)
             await self._desk.tell(transcript, "turn")
             return
         await self._take_back()
@@ -98,28 +101,28 @@ class DuplexTurnStartStrategy(ExternalUserTurnStartStrategy):
     def _is_for_this_turn(self, transcript: Transcript) -> bool:
         return not self._desk.context_is_ours and not self._desk.answers(transcript)
 
-    async def _keep(self, frame: TranscriptionFrame):
+    async def _keep(self, transcript: Transcript):
         """Leave a transcript to the aggregator; one that comes after its turn opens another."""
-        self._desk.in_turn.append(frame)
+        self._desk.in_turn.append(transcript)
         if not self._turn_is_open:
             await self.trigger_user_turn_started(enable_interruptions=False)
 
     async def _take_back(self):
-        """Take the last transcript out of the aggregator, and leave the turn's others there."""
+        """Empty the aggregator, and look again at what it held."""
         await self.trigger_reset_aggregation()
         kept, self._desk.in_turn = self._desk.in_turn, []
-        for frame in kept:
-            await self._give_again(frame)
+        for transcript in kept:
+            await self._give_again(transcript)
 
-    async def _give_again(self, frame: TranscriptionFrame):
-        self._again[frame.id] = frame
+    async def _give_again(self, transcript: Transcript):
+        self._again[transcript.frame.id] = transcript
         self._desk.on_their_way = len(self._again)
-        await self.push_frame(frame)
+        await self.push_frame(transcript.frame)
 
     async def _give_lost_again(self):
         """Give again what an interruption has swept out of the aggregator's queue."""
-        for frame in list(self._again.values()):
-            await self.push_frame(frame)
+        for transcript in list(self._again.values()):
+            await self.push_frame(transcript.frame)
 
     async def _settle_open(self):
         """Look again at transcripts whose voice was not decided yet."""
@@ -136,18 +139,25 @@ class DuplexTurnStartStrategy(ExternalUserTurnStartStrategy):
         if fate is Fate.BACKCHANNEL:
             await self._desk.tell(transcript, "backchannel")
             await self.push_frame(UserBackchannelFrame(frame.text, frame.user_id, frame.timestamp))
-        elif self._is_for_this_turn(transcript):
-            await self._desk.tell(transcript, "turn")
-            await self._give_again(frame)
+            return
+        await self._desk.tell(transcript, "turn")
+        if self._is_for_this_turn(transcript):
+            await self._give_again(transcript)
         else:
-            await self._desk.tell(transcript, "turn")
-            answers, text = self._desk.answers(transcript), frame.text.strip()
-            await self.push_frame(
-                LLMMessagesTransformFrame(
-                    lambda messages: insert_user_message(messages, text, answers),
-                    run_llm=self._desk.runs_llm,
-                )
-            )
+            await self._insert(transcript)
+
+    async def _insert(self, transcript: Transcript):
+        """Put a message in front of what the agent has said since.
+
+        The end of the turn runs the LLM, once for all of its messages.
+        """
+        answers, text = self._desk.answers(transcript), transcript.frame.text.strip()
+        frame = LLMMessagesTransformFrame(
+            lambda messages: insert_user_message(messages, text, answers), run_llm=False
+        )
+        frame.interruptible = False
+        await self.push_frame(frame)
+        self._desk.has_inserted = self._desk.runs_llm
 
 
 class DuplexTurnStopStrategy(BaseUserTurnStopStrategy):
@@ -206,12 +216,14 @@ class DuplexTurnStopStrategy(BaseUserTurnStopStrategy):
             await self._end()
         elif isinstance(frame, InterruptionFrame):
             self._interrupted.set()
-        elif isinstance(frame, TranscriptionFrame) and not self._desk.user_has_floor:
+        elif not self._desk.user_has_floor and (
+            isinstance(frame, TranscriptionFrame) or self._desk.has_inserted
+        ):
             await self._end()
         return ProcessFrameResult.CONTINUE
 
     async def _end(self):
-        if not self._turn_is_open:
+        if not (self._turn_is_open or self._desk.has_inserted):
             return
         self._is_over = True
         if self._desk.context_is_ours or not self._desk.transcribes:
@@ -221,19 +233,36 @@ class DuplexTurnStopStrategy(BaseUserTurnStopStrategy):
             self._task = self.create_task(self._end_with_words(), f"{self}::end_with_words")
 
     async def _end_with_words(self):
-        while self._is_over and self._turn_is_open and self._desk.awaits_transcript:
-            await self._desk.changed()
-        if not (self._is_over and self._turn_is_open):
-            return
-        has_words = bool(self._desk.in_turn)
-        if has_words:
+        desk = self._desk
+        await self._wait_for_words()
+        if self._is_over and (desk.in_turn or desk.has_inserted):
             await self._interrupt()
-        if self._is_over and self._turn_is_open:
+            await self._wait_for_words()  # The agent's unfinished message may be in front now.
+        if not self._is_over:
+            return
+        has_words, was_open = bool(desk.in_turn), self._turn_is_open
+        if was_open:
             await self.trigger_user_turn_stopped()
-        if has_words:
+            if self._turn_is_open:
+                return  # Somebody is heard: the turn ends later.
+        if has_words or desk.has_inserted:
             self._unanswered = 0
-        else:
+            desk.take_owed()
+            if not has_words:
+                await self.push_frame(LLMRunFrame())
+            desk.has_inserted = False
+        elif was_open:
             await self._answer_nothing()
+
+    async def _wait_for_words(self):
+        desk = self._desk
+        while self._is_over:
+            agent_goes_on = desk.agent_goes_on
+            if not (agent_goes_on or desk.awaits_transcript or desk.has_misplaced):
+                return
+            await desk.changed()
+            if agent_goes_on:
+                await desk.changed()  # What it has said is on its way into the context.
 
     async def _interrupt(self):
         """Let go of the answer to an earlier turn, before this one is answered."""
@@ -246,8 +275,8 @@ class DuplexTurnStopStrategy(BaseUserTurnStopStrategy):
             logger.debug(f"{self}: the interruption has not come by")
 
     async def _answer_nothing(self):
-        """Ask again where the agent gave up its words for a voice that nobody understood."""
-        if not self._desk.take_cut_off() or self._unanswered:
+        """Ask again where the agent owes an answer to a voice that nobody understood."""
+        if not self._desk.take_owed() or self._unanswered:
             return
         self._unanswered += 1
         prompt = DEFAULT_EMPTY_USER_TURN_INTERRUPTED_PROMPT

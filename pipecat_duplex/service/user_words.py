@@ -1,6 +1,7 @@
 """The user's words in Pipecat's context: each message where the voice was, no backchannel."""
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
@@ -8,6 +9,7 @@ from pipecat.frames.frames import TranscriptionFrame
 from pipecat.processors.aggregators.llm_context import LLMContextMessage
 
 from pipecat_duplex.conversation.user_words import Fate, Stretch, UserWords
+from pipecat_duplex.service.frames import HeardTranscriptionFrame
 
 DEFAULT_TRANSCRIPT_SECS = 2.0
 MAX_TRANSCRIPT_SECS = 5.0
@@ -21,10 +23,12 @@ class Transcript:
     Parameters:
         frame: The transcript.
         stretch: The stretch.
+        is_told: Whether the bot was told of it.
     """
 
     frame: TranscriptionFrame
     stretch: Stretch
+    is_told: bool = False
 
 
 class TranscriptDesk:
@@ -32,6 +36,13 @@ class TranscriptDesk:
 
     The turn strategies that the service recommends ask here, inside of the user aggregator; the
     service tells what became of the user's voice.
+
+    Parameters:
+        in_turn: Transcripts that the aggregator holds, and that become the turn's message.
+        on_their_way: How many have been given to the aggregator again.
+        has_message: Whether words of the turn are known.
+        message_secs: When the last message's voice began, in seconds of the user's audio.
+        has_inserted: Whether messages were put into the context that no LLM was run for.
     """
 
     def __init__(
@@ -48,15 +59,19 @@ class TranscriptDesk:
                 anything.
         """
         self.voice = UserWords()
-        self.in_turn: list[TranscriptionFrame] = []
+        self.in_turn: list[Transcript] = []
         self.on_their_way = 0
+        self.has_inserted = False
         self.has_message = False
+        self.message_secs = -math.inf
         self.transcribes = False
+        self.has_stt = False
         self.transcript_secs = DEFAULT_TRANSCRIPT_SECS
         self.user_has_floor = False
         self.runs_llm = False
         self.context_is_ours = False
-        self._was_cut_off = False
+        self._owes_answer = False
+        self._is_patient = False
         self._news = asyncio.Event()
         self._on_transcript = on_transcript
         self.interrupt = interrupt
@@ -77,6 +92,7 @@ class TranscriptDesk:
         """A session begins, at second 0."""
         self.voice = UserWords()
         self.user_has_floor = False
+        self.message_secs = -math.inf
 
     def expect_transcripts(self, p99_secs: float | None) -> None:
         """Somebody upstream transcribes the user.
@@ -84,30 +100,63 @@ class TranscriptDesk:
         Args:
             p99_secs: Seconds after which a transcript has come in 99 of 100 cases, if known.
         """
-        self.transcribes = True
+        self.transcribes = self.has_stt = True
         if p99_secs is not None:
             wait_secs = max(DEFAULT_TRANSCRIPT_SECS, p99_secs + 1.0)
             self.transcript_secs = min(wait_secs, MAX_TRANSCRIPT_SECS)
+
+    def expect_words(self, within_secs: float) -> None:
+        """The user's words come from beside the model.
+
+        Args:
+            within_secs: A voice whose words are not known so long after it had none.
+        """
+        self.transcribes = True
+        self.transcript_secs = within_secs
 
     def turn_began(self) -> None:
         """The user's turn begins: its message is not known yet."""
         self.has_message = False
 
-    def agent_was_cut_off(self) -> None:
-        """The agent gave up an answer of the LLM's."""
-        self._was_cut_off = True
+    def owe_answer(self, *, patiently: bool = False) -> None:
+        """The agent gave up an answer of the LLM's, or has announced one.
 
-    def take_cut_off(self) -> bool:
-        """Whether the agent gave up an answer since this was asked last, or the LLM ran."""
-        was_cut_off, self._was_cut_off = self._was_cut_off, False
-        return was_cut_off and self.runs_llm
+        Args:
+            patiently: Whether words are waited for as long as they may take.
+        """
+        self._owes_answer = True
+        self._is_patient = patiently
+
+    def take_owed(self) -> bool:
+        """Whether the agent owes an answer; from now on it does not."""
+        owes_answer, self._owes_answer = self._owes_answer, False
+        self._is_patient = False
+        return owes_answer and self.runs_llm
 
     @property
     def awaits_transcript(self) -> bool:
         """Whether words of the user's turn are still to come."""
         if self.on_their_way:
             return True
-        return self.transcribes and self.voice.awaits_transcript(self.transcript_secs)
+        return self.transcribes and self.voice.awaits_transcript(self._wait_secs)
+
+    def awaited_secs(self, since_secs: float) -> float:
+        """Return for how long the user spoke since a time, of what is not known in words yet."""
+        return self.voice.awaited_secs(self._wait_secs, since_secs) if self.transcribes else 0.0
+
+    @property
+    def _wait_secs(self) -> float:
+        return MAX_TRANSCRIPT_SECS if self._is_patient else self.transcript_secs
+
+    @property
+    def has_misplaced(self) -> bool:
+        """Whether the agent has spoken since something that the aggregator holds was said."""
+        return any(self.answers(transcript) for transcript in self.in_turn)
+
+    @property
+    def agent_goes_on(self) -> bool:
+        """Whether the agent still says what belongs in front of the turn's message."""
+        return any(self.voice.agent_goes_on(transcript.stretch) for transcript in self.in_turn)
 
     async def changed(self) -> None:
         """Wait until there may be news: a step, or a transcript."""
@@ -131,7 +180,12 @@ class TranscriptDesk:
     def place(self, frame: TranscriptionFrame) -> Transcript:
         """Find the voice that a transcript describes."""
         self.transcribes = True
-        stretch = self.voice.place(frame.text.strip(), whole=frame.finalized)
+        text = frame.text.strip()
+        if isinstance(frame, HeardTranscriptionFrame):
+            stretch = self.voice.place_at(text, frame.start_secs, frame.end_secs)
+        else:
+            self.has_stt = True
+            stretch = self.voice.place(text, whole=frame.finalized)
         return Transcript(frame, stretch)
 
     def fate(self, transcript: Transcript) -> Fate:
@@ -143,10 +197,15 @@ class TranscriptDesk:
         return self.voice.answers_to(transcript.stretch)
 
     async def tell(self, transcript: Transcript, kind: str) -> None:
-        """Tell the bot of a transcript that has found its place."""
+        """Tell the bot of a transcript that has found its place, once."""
+        if transcript.is_told:
+            return
+        transcript.is_told = True
         stretch = transcript.stretch
         end_secs = self.voice.now_secs if stretch.end_secs is None else stretch.end_secs
-        self.has_message = self.has_message or kind == "turn"
+        if kind == "turn":
+            self.has_message = True
+            self.message_secs = max(self.message_secs, stretch.start_secs)
         await self._on_transcript(transcript.frame.text, stretch.start_secs, end_secs, kind)
 
 
@@ -171,10 +230,12 @@ def insert_user_message(
         said = _assistant_text(messages[index])
         if said is None:
             continue
-        matches = [answer for answer in left if answer in said or said in answer]
-        if not matches:
+        matched = False
+        while left and (left[-1] in said or (said and said in left[-1])):
+            said = said.replace(left.pop(), "", 1).strip()
+            matched = True
+        if not matched:
             break
-        left = [answer for answer in left if answer not in matches]
         place = index
     before = messages[place - 1] if place else None
     if isinstance(before, dict) and before.get("role") == "user":

@@ -13,6 +13,7 @@ from pipecat_duplex.session.contract import DuplexBackend, DuplexSession, Sessio
 from pipecat_duplex.session.doubt import Doubt
 from pipecat_duplex.session.errors import DuplexError, SessionEnded
 from pipecat_duplex.session.fair_clock import FairClock
+from pipecat_duplex.session.heard import HeardWords
 from pipecat_duplex.session.history import History, HistoryKeeper, ResumeKey
 from pipecat_duplex.session.inbox import StepInbox
 from pipecat_duplex.session.outlook import outlook_of
@@ -156,6 +157,8 @@ class ContinuedSession(DuplexSession):
         self._barren = 0
         self._leaving: set[asyncio.Task[None]] = set()
         self._held = False
+        self._heard = HeardWords()
+        self._hearing_delay_steps = _hearing_delay_steps(session)
         self._words = Words(self._inbox, self._session_for_words)
         self._streams = TextStreams()
         self._successor: Successor | None = None
@@ -182,6 +185,11 @@ class ContinuedSession(DuplexSession):
     def memory(self) -> ResumeKey:
         """Identifies which sessions can resume this one."""
         return self._keeper.memory
+
+    @property
+    def hearing_delay_steps(self) -> int | None:
+        """Steps by which the user's words are behind the voice, in the session of the moment."""
+        return self._hearing_delay_steps
 
     @property
     def secs_left(self) -> float | None:
@@ -327,12 +335,14 @@ class ContinuedSession(DuplexSession):
         self._heard_steps += 1
         self._doubt.hear(self._clock.now_secs(), waits=bool(self._keeper.unanswered))
         self._tell_successor(pcm, step)
+        self._heard.hear(step.heard, self._first)
         if step.index < self._heard_from:
             return
         number, said = self._words.utterances.hear(step)
         self._answered += 1
         index = self._first + step.index
-        self._inbox.put(replace(step, index=index, utterance_id=number, said=said))
+        heard = self._heard.take()
+        self._inbox.put(replace(step, index=index, utterance_id=number, said=said, heard=heard))
 
     def _tell_successor(self, pcm: np.ndarray | None, step: Step) -> None:
         if self._successor is None:
@@ -457,6 +467,9 @@ class ContinuedSession(DuplexSession):
             self._heard_from = fresh.followed + len(waiting) if waiting else 0
             for pcm in waiting:
                 self._keeper.send(pcm)
+        self._hearing_delay_steps = _hearing_delay_steps(session)
+        self._heard.move(self._answered)
+        self._heard.hear(fresh.heard, self._first)
         self._session, self._waits = session, False
         self.moves += 1
         try:
@@ -513,3 +526,7 @@ class ContinuedSession(DuplexSession):
     def _is_at_its_limit(self) -> bool:
         max_secs = self._config.max_secs
         return max_secs is not None and self._answered * STEP_SECS > max_secs - 1e-6
+
+
+def _hearing_delay_steps(session: DuplexSession) -> int | None:
+    return getattr(session, "hearing_delay_steps", None)  # Not all backends' can hear.

@@ -58,6 +58,7 @@ class SessionConfig(BaseModel):
         max_secs: The session ends, with a reason, after this much audio. ``None`` is no limit.
         restores: A history follows, by :meth:`DuplexSession.restore`: the persona is taken up with
             it, and not before.
+        patience: How many times as long as usual a server may take to take the history up.
         text_prompt: Who the agent is, for models that were trained to take a role.
         voice_prompt: The agent's voice, by its key among those that the engine was given.
     """
@@ -73,6 +74,7 @@ class SessionConfig(BaseModel):
     text_prompt: str | None = Field(default=None, max_length=8000)
     voice_prompt: str | None = Field(default=None, max_length=200)
     restores: bool = False
+    patience: float = Field(default=1.0, ge=1)
 
     @field_validator("text_prompt", "voice_prompt")
     @classmethod
@@ -119,6 +121,11 @@ class DuplexSession(Protocol):
     def memory(self) -> ResumeKey | None:
         """Identifies which sessions can resume this one; ``None`` if steps carry no tokens."""
         ...
+
+    @property
+    def hearing_delay_steps(self) -> int | None:
+        """Steps by which :attr:`Step.heard` is behind the voice; None if nobody tells words."""
+        return None
 
     @property
     def secs_left(self) -> float | None:

@@ -31,4 +31,5 @@ class TellsOutlook(Protocol):
 
 def outlook_of(session: DuplexSession) -> Outlook:
     """Return what a session knows of its future."""
-    return session.outlook() if isinstance(session, TellsOutlook) else Outlook()
+    tell = getattr(session, "outlook", None)  # Asking for the protocol would take 60 µs.
+    return Outlook() if tell is None else tell()

@@ -21,6 +21,9 @@ TEXT_PADDING = 3
 TEXT_END_OF_PADDING = 0
 """Text token of the step just before a word."""
 
+TEXT_VOICED = 1
+"""Text token of a word that a TTS speaks: none of the model's. The piece tells which word it is."""
+
 WORD_START = "▁"
 """Begins a SentencePiece piece that starts a word."""
 
@@ -94,6 +97,22 @@ class CanSay:
 
 
 @dataclass(frozen=True, slots=True)
+class HeardWord:
+    """A word of the user's, as a recogniser beside the model heard it.
+
+    Parameters:
+        text: The word, with its punctuation.
+        start_step: The step of the user's audio in which it begins. Below 0 if that was before the
+            session's first step, in the audio of its history.
+        end_step: The first step after its last piece. The voice may go on a little longer.
+    """
+
+    text: str
+    start_step: int
+    end_step: int
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """The agent's side of one step.
 
@@ -111,6 +130,8 @@ class Step:
         tokens: All of the step, int32, shape ``(17,)``: monologue, agent's codebooks, user's. For a
             :class:`~pipecat_duplex.session.history.HistoryKeeper`. ``None`` where not known.
         wish: Whether the model would have begun words of its own here, which ``hold`` keeps back.
+        heard: Words of the user's that were recognised since the step before, of earlier audio.
+            Empty where nothing recognises them: :attr:`DuplexSession.hearing_delay_steps`.
     """
 
     index: int
@@ -122,3 +143,4 @@ class Step:
     said: tuple[Said, ...] = ()
     tokens: np.ndarray | None = None
     wish: bool = False
+    heard: tuple[HeardWord, ...] = ()

@@ -14,7 +14,7 @@ from pipecat_duplex.session.contract import DuplexBackend, DuplexSession, Sessio
 from pipecat_duplex.session.errors import DuplexError, SessionEnded
 from pipecat_duplex.session.history import History
 from pipecat_duplex.session.retry import Pauses, Retry
-from pipecat_duplex.session.step import Step
+from pipecat_duplex.session.step import HeardWord, Step
 
 RETRY = Pauses(first_secs=0.1, max_secs=1.0)
 
@@ -23,6 +23,11 @@ TRY_SECS = 10.0
 
 STEP_DEADLINE_SECS = 2.0
 """How long it may take for a step that was taken elsewhere."""
+
+MAX_PATIENCE = 8.0
+"""So many times as long it may take, at most. Each try that had found a session is given twice as
+long as the one before: where many conversations move at once and machines are busy, one that is
+hurried begins again and again, and is never done."""
 
 MAX_ANEW = 5
 """How often the time to give up is counted anew, after a try that had found a session."""
@@ -36,12 +41,14 @@ class Taken(NamedTuple):
         steps: Its steps from here on.
         followed: Steps that it has answered before.
         held: Whether the model's own words are kept back in it.
+        heard: Words of the user's that came with those steps.
     """
 
     session: DuplexSession
     steps: AsyncIterator[Step]
     followed: int
     held: bool
+    heard: tuple[HeardWord, ...] = ()
 
 
 class Successor:
@@ -78,11 +85,13 @@ class Successor:
         self._leave = leave
         self._problem = problem
         self._retry = Retry(math.inf, RETRY)
+        self._patience = 1.0
         self._session: DuplexSession | None = None
         self._steps: AsyncIterator[Step] | None = None
         self._held = False
         self._known: deque[tuple[np.ndarray, np.ndarray]] = deque()
         self._followed = 0
+        self._heard: list[HeardWord] = []
         self._news = asyncio.Event()
         self._level = asyncio.Event()
         self._taken = False
@@ -135,7 +144,8 @@ class Successor:
         assert self.is_level and self._session is not None and self._steps is not None
         self._taken = True
         self._task.cancel()
-        return Taken(self._session, self._steps, self._followed, self._held)
+        heard = tuple(self._heard)
+        return Taken(self._session, self._steps, self._followed, self._held, heard)
 
     def drop(self) -> None:
         """Give it up; it closes what it opened."""
@@ -157,6 +167,8 @@ class Successor:
                 self._session = None
                 self._level.clear()
                 await self._problem(problem)
+                if opened:
+                    self._patience = min(2 * self._patience, MAX_PATIENCE)
                 if opened and anew:
                     anew -= 1
                     self._retry.restart()
@@ -168,10 +180,13 @@ class Successor:
         began_secs = time.monotonic()
         history = self._history()
         self._known.clear()
+        self._heard.clear()
         self.behind = self._followed = 0
-        config = self._config().model_copy(update={"restores": history is not None})
+        asked = {"restores": history is not None, "patience": self._patience}
+        config = self._config().model_copy(update=asked)
+        try_secs = TRY_SECS * self._patience
         try:
-            async with asyncio.timeout(TRY_SECS):
+            async with asyncio.timeout(try_secs):
                 session = await self._backend.open(config)
                 opened.append(session)
                 if history is not None:
@@ -183,7 +198,7 @@ class Successor:
             await self._follow(session, self._steps)
         except TimeoutError as error:
             self._leave_all(opened)
-            raise DuplexError(f"it took longer than {TRY_SECS:g} s") from error
+            raise DuplexError(f"it took longer than {try_secs:g} s") from error
         except BaseException:
             if not self._taken:
                 self._leave_all(opened)
@@ -204,13 +219,14 @@ class Successor:
                 continue
             try:
                 async with asyncio.timeout(STEP_DEADLINE_SECS):
-                    await anext(steps)
+                    step = await anext(steps)
             except StopAsyncIteration:
                 raise SessionEnded(session.id, "it was closed") from None
             except TimeoutError:
                 reason = f"it has answered no step for {STEP_DEADLINE_SECS:g} s"
                 raise SessionEnded(session.id, reason) from None
             due -= 1
+            self._heard += step.heard
             self.behind -= 1
             self._followed += 1
 

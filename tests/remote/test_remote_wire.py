@@ -14,6 +14,7 @@ from pipecat_duplex.session import (
     STEP_SAMPLES,
     STEP_SECS,
     CannotSay,
+    HeardWord,
     Said,
     Sampling,
     SessionConfig,
@@ -69,6 +70,9 @@ def test_metadata_is_a_json_object_or_an_error(value):
         b"\x10" + bytes(7681),
         b"\x11" + bytes(7000),
         b"\x10" + struct.pack("<f", float("inf")) * STEP_SAMPLES,
+        b"\x17" + b'{"step": 1, "words": [["no", 1.5, 2]]}',
+        b"\x17" + b'{"step": 1, "words": [["no", 1]]}',
+        b"\x17" + b'{"step": 1, "words": "no"}',
         bytes(protocol.MAX_MESSAGE_BYTES + 1),
         "\x00",
     ],
@@ -196,6 +200,13 @@ MESSAGES = st.one_of(
         ),
     ),
     st.builds(protocol.HistoryPiece, BYTES),
+    st.builds(
+        protocol.Heard,
+        COUNTS,
+        st.lists(
+            st.builds(HeardWord, st.text(max_size=60), st.integers(-50, 9999), COUNTS), max_size=3
+        ).map(tuple),
+    ),
 )
 
 
@@ -222,6 +233,7 @@ def test_every_message_there_and_back(message):
         secs_left=st.none() | st.floats(0, 1e8),
         max_say_bytes=COUNTS,
         ignored=st.sampled_from([(), ("x", "y")]),
+        hearing_delay_steps=st.none() | COUNTS,
         sampling=st.builds(Sampling, st.floats(0, 9), COUNTS, st.floats(0, 9), COUNTS),
     )
 )

@@ -135,29 +135,35 @@ class DepformerLayer:
 class Sampling:
     """Choosing tokens, as ``pipecat_duplex.engine.torch.sampling`` does, by Gumbel's rule.
 
-    Inputs of the graph: ``noise`` ``[m, choices, V]``, ``inverse_temperature`` ``[m, 1]``,
-    ``last_rank`` ``[m, 1]`` (top-k less one), and ``widest_top_k`` ``[1]``.
+    Inputs of the graph: ``noise`` ``[m, choices, V]``, of which the first top-k are for the tokens
+    in the order of their logits, ``inverse_temperature`` ``[m, 1]``, ``last_rank`` ``[m, 1]``
+    (top-k less one), and ``widest_top_k`` ``[1]``.
     """
 
     def __init__(self, graph: GraphBuilder, choices: int, vocabulary: int):
         self._graph = graph
         noise = graph.input("noise", "float", ["m", choices, vocabulary])
-        pieces = graph.split(noise, [1] * choices, axis=1)
-        self._noise = [graph.reshape(piece, 0, vocabulary) for piece in pieces]
         self._inverse_temperature = graph.input("inverse_temperature", "float", ["m", 1])
-        self._last_rank = graph.input("last_rank", "int64", ["m", 1])
+        last_rank = graph.input("last_rank", "int64", ["m", 1])
         self._widest_top_k = graph.input("widest_top_k", "int64", [1])
+        begin, axis = graph.constant([0]), graph.constant([2])
+        noise = graph.node("Slice", noise, begin, self._widest_top_k, axis)
+        pieces = graph.split(noise, [1] * choices, axis=1)
+        self._noise = [graph.node("Flatten", piece, axis=1) for piece in pieces]
+        ranks = graph.node(
+            "Range", graph.constant(0), graph.node("Squeeze", self._widest_top_k), graph.constant(1)
+        )
+        self._too_low = graph.node("Less", last_rank, ranks)
 
     def choose(self, choice: int, logits: str) -> str:
         """The token with the greatest noisy score among the top-k, int64 ``[m]``."""
         graph = self._graph
-        ranked, _ = graph.nodes("TopK", logits, self._widest_top_k, outputs=2)
-        lowest = graph.node("GatherElements", ranked, self._last_rank, axis=1)
-        scores = graph.node("Mul", logits, self._inverse_temperature)
+        ranked, tokens = graph.nodes("TopK", logits, self._widest_top_k, outputs=2)
+        scores = graph.node("Mul", ranked, self._inverse_temperature)
         scores = graph.node("Add", scores, self._noise[choice])
-        too_low = graph.node("Less", logits, lowest)
-        scores = graph.node("Where", too_low, graph.scalar(-np.inf), scores)
-        return graph.node("ArgMax", scores, axis=1, keepdims=0)
+        scores = graph.node("Where", self._too_low, graph.scalar(-np.inf), scores)
+        best = graph.node("ArgMax", scores, axis=1, keepdims=1)
+        return graph.reshape(graph.node("GatherElements", tokens, best, axis=1), -1)
 
 
 def _norm(graph: GraphBuilder, value: str, alpha: str) -> str:

@@ -178,9 +178,9 @@ def _check_options(options: BenchOptions) -> np.ndarray | None:
 
         require_matplotlib()
     if options.url is not None:
-        from pipecat_duplex.remote import RemoteBackend
+        from pipecat_duplex.remote import one_server
 
-        RemoteBackend(options.url)  # refuses an address that means nothing
+        one_server(options.url)  # refuses an address that means nothing
     if options.speech is None:
         return None
     speech = read_audio(options.speech).pcm

@@ -223,10 +223,10 @@ def _measure_server(options: LoadOptions, callers: int, seed: int, start_time: f
 
 
 async def _run_server(options: LoadOptions, callers: int, seed: int, start_time: float) -> _Part:
-    from pipecat_duplex.remote import RemoteBackend
+    from pipecat_duplex.remote import one_server
 
     assert options.url is not None
-    backend = RemoteBackend(options.url, api_key=options.api_key)
+    backend = one_server(options.url, api_key=options.api_key)
     await asyncio.sleep(max(0.0, start_time - time.time()))
     started_secs, cpu_secs = time.monotonic(), time.process_time()
     try:

@@ -5,7 +5,7 @@ import math
 import secrets
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from urllib.parse import urlsplit
@@ -176,9 +176,11 @@ async def converse(
     if backend is not None:
         return await _converse(options, user, backend, None, on_progress)
     if options.url is not None:
-        from pipecat_duplex.remote import RemoteBackend
+        from pipecat_duplex.remote import one_server
 
-        server = RemoteBackend(options.url, api_key=options.api_key)
+        server = one_server(options.url, api_key=options.api_key)
+        if server.is_greedy and options.seed is None:
+            options = replace(options, greedy=True)  # No seed is drawn that it would refuse.
         try:
             return await _converse(options, user, server, None, on_progress)
         finally:

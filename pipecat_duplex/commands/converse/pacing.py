@@ -122,6 +122,11 @@ class _WatchedSession:
         return self._session.config
 
     @property
+    def hearing_delay_steps(self) -> int | None:
+        """Steps by which the user's words are behind the voice; None if nobody tells them."""
+        return self._session.hearing_delay_steps
+
+    @property
     def secs_left(self) -> float | None:
         return self._session.secs_left
 

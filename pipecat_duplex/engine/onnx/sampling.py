@@ -44,23 +44,24 @@ class SlotSampling:
         graph.inputs["last_rank"][:count] = ranks
         graph.inputs["widest_top_k"][0] = ranks.max() + 1
         for row, slot in enumerate(slots.tolist()):
-            generator = self._noisy[slot]
-            if generator is None:
-                noise[row] = 0
-                continue
-            if slot in self._put_back:
-                noise[row] = self._put_back.pop(slot)
-                continue
-            generator.standard_exponential(out=noise[row], dtype=np.float32)
-            np.maximum(noise[row], LEAST, out=noise[row])
-            np.log(noise[row], out=noise[row])
-            np.negative(noise[row], out=noise[row])
+            noise[row, :, : ranks[row, 0] + 1] = self._draw(slot, noise.shape[1], ranks[row, 0] + 1)
+
+    def _draw(self, slot: int, choices: int, top_k: int) -> np.ndarray | float:
+        """Gumbel noise for each token that a slot may choose, or none."""
+        generator = self._noisy[slot]
+        if generator is None:
+            return 0.0
+        if slot in self._put_back:
+            return self._put_back.pop(slot)
+        drawn = generator.standard_exponential((choices, top_k), dtype=np.float32)
+        return -np.log(np.maximum(drawn, LEAST))
 
     def put_back(self, graph: Graph, slots: np.ndarray) -> None:
         """Keep the noise that ``prepare`` has just drawn, for the next time it is asked for."""
         for row, slot in enumerate(slots.tolist()):
             if self._noisy[slot] is not None:
-                self._put_back[slot] = graph.inputs["noise"][row].copy()
+                top_k = graph.inputs["last_rank"][row, 0] + 1
+                self._put_back[slot] = graph.inputs["noise"][row, :, :top_k].copy()
 
 
 class Sampler:

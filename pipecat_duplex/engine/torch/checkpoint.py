@@ -65,8 +65,8 @@ def load_checkpoint(
     vocabulary = files.vocabulary()
     try:
         mimi = loaders.get_mimi(files.mimi_weights, info.mimi_config, target, CODEBOOKS)
-        lm = _load_language(files, info, target, number_format)
-        lm_parameters = _count_parameters(lm)
+        lm = load_language(files, info, target, number_format)
+        lm_parameters = count_parameters(lm)
         if quantization is not None and not files.config.get("quantize"):
             quantize(lm, quantization)
     except torch.OutOfMemoryError as error:
@@ -85,7 +85,7 @@ def load_checkpoint(
         name=files.name,
         trained=files.trained,
         lm_parameters=lm_parameters,
-        mimi_parameters=_count_parameters(mimi),
+        mimi_parameters=count_parameters(mimi),
         context_steps=lm.context or 0,
         runtime="torch",
         device=str(target),
@@ -116,13 +116,15 @@ def open_with_moshi(files: CheckpointFiles) -> loaders.CheckpointInfo:
     )
 
 
-def _load_language(
+def load_language(
     files: CheckpointFiles, info: loaders.CheckpointInfo, device: torch.device, dtype: torch.dtype
 ) -> LMModel:
     """Load the language model, weight by weight, so that nothing is in memory twice.
 
     Of a model that predicts the user as well, what it predicts the user with is left out: the
-    agent's codebooks come first, and each is predicted from those before it. The scales of 8-bit
+    agent's codebooks come first, and each is predicted from those before it. So are the heads of a
+    recogniser that predict pauses, of which its weights may have more than its configuration. The
+    scales of 8-bit
     weights stay in float32, which moshi's loader rounds and then refuses.
     """
     if info.lora_weights is not None:
@@ -130,8 +132,10 @@ def _load_language(
     config = info.lm_config
     if files.predicts_user:
         config = (config or loaders._lm_kwargs) | {"dep_q": CODEBOOKS}
+    elif files.recognizes:
+        config = (config or {}) | {"extra_heads_num_heads": 0}
     lm = loaders.get_moshi_lm(None, config, torch.device("meta"), dtype)
-    wanted = lm.state_dict() if files.predicts_user else None
+    wanted = lm.state_dict() if files.predicts_user or files.recognizes else None
     weights: dict[str, torch.Tensor] = {}
     with safe_open(files.lm_weights, framework="pt", device=str(device)) as file:
         for name in file.keys():
@@ -177,7 +181,8 @@ def _choose_device(device: str | None) -> torch.device:
     return target
 
 
-def _count_parameters(module: torch.nn.Module) -> int:
+def count_parameters(module: torch.nn.Module) -> int:
+    """Count the numbers that a module holds."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 

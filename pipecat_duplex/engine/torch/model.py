@@ -1,8 +1,9 @@
 """The model with its slots: one step for every conversation whose frame is there."""
 
 import gc
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from moshi.models.compression import MimiModel
 from moshi.modules.streaming import StreamingModule
 
-from pipecat_duplex.engine.checkpoint import CODEBOOKS
+from pipecat_duplex.engine.checkpoint import CODEBOOKS, find_recognizer
 from pipecat_duplex.engine.model import (
     NONE_KNOWN,
     ChooseWord,
@@ -23,8 +24,10 @@ from pipecat_duplex.engine.model import (
 from pipecat_duplex.engine.pace import Pace
 from pipecat_duplex.engine.prefix import Prefix
 from pipecat_duplex.engine.torch.checkpoint import Checkpoint, load_checkpoint
+from pipecat_duplex.engine.torch.masks import MaskedModules
 from pipecat_duplex.engine.torch.prefill import SoloStates
 from pipecat_duplex.engine.torch.quantization import Quantization, keep_rings_in
+from pipecat_duplex.engine.torch.recognizer import BatchedRecognizer, load_recognizer
 from pipecat_duplex.engine.torch.sampling import SlotLMGen
 from pipecat_duplex.engine.torch.undo import StateCopy
 from pipecat_duplex.session import STEP_SAMPLES, SessionConfig
@@ -51,46 +54,6 @@ REBUILD_PASS_STEPS = 16
 14 ms with the embedded model, most of them calls."""
 
 
-class MaskedModules:
-    """Streaming modules that run for the same slots.
-
-    All rows of the batch are always computed; a mask says which slots keep the result in their
-    state. Setting it walks every module, so it is only set when it changed.
-    """
-
-    def __init__(self, modules: list[StreamingModule], slots: int):
-        """Initialize with the modules already streaming, every slot running."""
-        self._modules = modules
-        self._running = [True] * slots
-
-    def run_only(self, running: list[bool]) -> None:
-        """Let the next call change the state of these slots only."""
-        if running != self._running:
-            mask = torch.tensor(running)
-            for module in self._modules:
-                module.set_exec_mask(mask)
-            self._running = running
-
-    @property
-    def running(self) -> list[bool]:
-        """Which slots the next call changes."""
-        return self._running
-
-    @running.setter
-    def running(self, running: list[bool]) -> None:
-        """Take note of masks that were put back to what they were."""
-        self._running = running
-
-    def reset(self, slots: Iterable[int]) -> None:
-        """Put slots back to their beginning."""
-        chosen = [slot in slots for slot in range(len(self._running))]
-        mask = torch.tensor(chosen)
-        for module in self._modules:
-            module.reset_streaming(mask)
-        # moshi lets a slot run that was reset.
-        self._running = [a or b for a, b in zip(self._running, chosen, strict=True)]
-
-
 class BatchedModel(StepModel):
     """Codec and language model over ``B`` slots; conversations join and leave between steps.
 
@@ -109,6 +72,7 @@ class BatchedModel(StepModel):
         slots: int,
         cpu_threads: int | None = None,
         memory_dtype: torch.dtype | None = None,
+        recognizer: BatchedRecognizer | None = None,
     ):
         """Initialize with every slot free.
 
@@ -118,11 +82,15 @@ class BatchedModel(StepModel):
             cpu_threads: Threads that share the work of a step, on a CPU. None is torch's setting.
             memory_dtype: Number format of the language model's keys and values; None is the
                 model's own.
+            recognizer: What hears the user's words beside it, on the same codec.
         """
+        self.recognizer = recognizer
+        hearing = None if recognizer is None else recognizer.hearing
+        self._sound_codebooks = 0 if hearing is None else hearing.codebooks
         self.slots = slots
         self._memory_dtype = memory_dtype or checkpoint.lm.dtype
         self._cpu_threads = cpu_threads
-        self.summary: ModelSummary = checkpoint.summary
+        self.summary: ModelSummary = replace(checkpoint.summary, hearing=hearing)
         self.vocabulary = checkpoint.vocabulary
         self._mimi = checkpoint.mimi
         plain_memory = self._memory_dtype == checkpoint.lm.dtype
@@ -135,7 +103,7 @@ class BatchedModel(StepModel):
         self._language_pace = self._make_pace(LEAST_LANGUAGE_PASS_STEPS, LANGUAGE_PASS_STEPS)
         self._encoder_pace = self._make_pace(LEAST_CODEC_PASS_STEPS, CODEC_PASS_STEPS)
         self._decoder_pace = self._make_pace(LEAST_CODEC_PASS_STEPS, CODEC_PASS_STEPS)
-        self._allocate_buffers(1 + 2 * CODEBOOKS)
+        self._allocate_buffers(1 + CODEBOOKS + self._mimi.num_codebooks)
         self._streaming = ExitStack()
         with torch.inference_mode():
             self._start_streaming()
@@ -153,6 +121,12 @@ class BatchedModel(StepModel):
         finally:
             self._free()
 
+    def warm_up(self) -> None:
+        """Run a few steps of silence, so that the first conversation does not pay for them."""
+        super().warm_up()
+        if self.recognizer is not None:
+            self.recognizer.warm_up(self.warm_up_steps)
+
     def join(self, slot: int, config: SessionConfig) -> None:
         """Begin a conversation in a slot. An earlier conversation there is forgotten."""
         self._steps_done[slot] = 0  # the first step resets the state, together with others'
@@ -165,11 +139,11 @@ class BatchedModel(StepModel):
         for pcm in _passes(torch.from_numpy(audio), self._encoder_pace):
             codes.append(self._encode_solo(solo, pcm))
             yield
-        return np.concatenate(codes, axis=1)
+        return np.concatenate(codes, axis=1)[:CODEBOOKS]
 
     def prefill(
         self, slot: int, prefix: Prefix, is_alone: Callable[[], bool] = lambda: False
-    ) -> Iterator[None]:
+    ) -> Parts[np.ndarray | None]:
         """Let a conversation that has just joined go on from what is known of it."""
         self.keep()
         lm = self._lm_gen.lm_model
@@ -182,8 +156,9 @@ class BatchedModel(StepModel):
             yield
         codec = SoloStates(self._mimi, CODEC_PASS_STEPS * self._codec_hops)
         early, late = np.split(prefix.audio, [max(0, len(prefix.audio) - CODEC_LAST_STEPS)])
+        sounds: list[np.ndarray] = []
         for pcm in _passes(torch.from_numpy(early), self._encoder_pace):
-            self._encode_solo(codec, pcm)
+            sounds.append(self._encode_solo(codec, pcm))
             yield
         for part in _passes(torch.from_numpy(prefix.heard.T.copy()), self._decoder_pace):
             with codec.swapped_in(), self._decoder_pace.part(len(part)):
@@ -193,8 +168,12 @@ class BatchedModel(StepModel):
         solo.copy_into(slot)
         codec.copy_into(slot)
         for pcm in late:
-            self._encode({slot: pcm}, [other == slot for other in range(self.slots)])
+            codes = self._encode({slot: pcm}, [other == slot for other in range(self.slots)])
+            sounds.append(codes[slot].cpu().numpy())
         self._sample_after(slot, prefix, columns[:, -1])
+        if not self._sound_codebooks or not sounds:
+            return None
+        return np.concatenate(sounds, axis=1)[: self._sound_codebooks]
 
     def _sample_after(self, slot: int, prefix: Prefix, column: torch.Tensor) -> None:
         """Run the last column of a prefix as a step of its slot, which samples what comes next.
@@ -226,7 +205,7 @@ class BatchedModel(StepModel):
         return Pace(most if self._on_gpu else least, most, PASS_SECS)
 
     def _encode_solo(self, codec: SoloStates, pcm: torch.Tensor) -> np.ndarray:
-        """Encode steps of shape ``(steps, STEP_SAMPLES)`` to codes, shape ``(8, steps)``."""
+        """Encode steps, shape ``(steps, STEP_SAMPLES)``, to codes, ``(codebooks, steps)``."""
         with codec.swapped_in(), self._encoder_pace.part(len(pcm)):
             return self._mimi.encode(pcm.reshape(1, 1, -1).to(self._device))[0].cpu().numpy()
 
@@ -343,6 +322,9 @@ class BatchedModel(StepModel):
 
     def _free(self) -> None:
         self._streaming.close()
+        if self.recognizer is not None:
+            self.recognizer.close()
+        self.recognizer = None
         del self._mimi, self._lm_gen, self._encoder, self._language, self._decoder, self._state_copy
         gc.collect()  # modules and their streaming states refer to each other
         if self._on_gpu:
@@ -393,7 +375,7 @@ class BatchedModel(StepModel):
 
         Args:
             tokens: Monologue and agent, shape ``(B, 1 + codebooks, 1)``.
-            user_codes: Shape ``(B, codebooks, 1)``.
+            user_codes: Shape ``(B, codebooks, 1)``, with those that only a recogniser hears.
             speaking: Slots that the acoustic delay has passed in.
         """
         if any(speaking):
@@ -408,10 +390,15 @@ class BatchedModel(StepModel):
             self._copied.synchronize()
 
     def _output(self, slot: int, speaks: bool) -> SlotOutput:
-        tokens = self._tokens_array[slot].copy()
+        everything = self._tokens_array[slot].copy()
+        tokens = everything[: 1 + 2 * CODEBOOKS]
+        sound = None
+        if self._sound_codebooks and self._steps_done[slot]:
+            sound = everything[1 + CODEBOOKS :][: self._sound_codebooks]
         if not speaks:
-            return SlotOutput.silence(tokens[-CODEBOOKS:])
-        return SlotOutput(tokens, self._pcm_array[slot].copy())
+            silence = SlotOutput.silence(tokens[-CODEBOOKS:])
+            return silence if sound is None else replace(silence, sound=sound)
+        return SlotOutput(tokens, self._pcm_array[slot].copy(), sound)
 
 
 def _passes(steps: torch.Tensor, pace: Pace) -> Iterator[torch.Tensor]:
@@ -431,6 +418,7 @@ def load_model(
     *,
     dtype: str | None = None,
     quantization: Quantization | None = None,
+    hears: str | Path | None = None,
 ) -> BatchedModel:
     """Load a checkpoint and give it slots.
 
@@ -441,13 +429,20 @@ def load_model(
         cpu_threads: Threads that share the work of a step, on a CPU.
         dtype: Number format of the language model, ``float32`` or ``bfloat16``.
         quantization: How to keep the weights of its linear layers, if not in full.
+        hears: A recogniser to load beside it: a local folder, or a name on the hub.
 
     Raises:
-        CheckpointError: The checkpoint cannot be found or loaded.
+        CheckpointError: A checkpoint cannot be found or loaded, or the two do not fit together.
     """
+    # Before the model, which may take a minute.
+    ears = None if hears is None else find_recognizer(hears)
     with torch.inference_mode():
         loaded = load_checkpoint(name, device, dtype=dtype, quantization=quantization)
-        return BatchedModel(loaded, slots, cpu_threads)
+        recognizer = None
+        if ears is not None:
+            number_format = getattr(torch, loaded.summary.dtype)
+            recognizer = load_recognizer(ears, loaded.mimi, slots, number_format)
+        return BatchedModel(loaded, slots, cpu_threads, recognizer=recognizer)
 
 
 def _codec_halves(mimi: MimiModel) -> tuple[list[StreamingModule], list[StreamingModule]]:

@@ -3,6 +3,7 @@
 import { Captions } from "./captions.js";
 import { Connection, Problem, openMicrophone } from "./connection.js";
 import { Lanes, Level } from "./lanes.js";
+import { Speaker } from "./speaker.js";
 
 const STEP_SECS = 0.08;
 const LATE_LAG_SECS = 0.24;
@@ -11,6 +12,7 @@ const $ = (id) => document.getElementById(id);
 const now = () => performance.now() / 1000;
 const captions = new Captions($("log"));
 const lanes = new Lanes($("lanes"));
+const speaker = new Speaker($("speaker"));
 
 /** Whether an LLM writes the agent's words; then it is done long before they are spoken. */
 let writtenByLlm = false;
@@ -80,9 +82,8 @@ function prepare() {
 }
 
 function play(mine, stream) {
-  $("speaker").srcObject = stream;
-  $("speaker").play().catch(() => {}); // The click on Connect allows it; cut short by a leave.
   mine.levels.agent = new Level(mine.context, stream);
+  speaker.play(stream, mine.levels.agent);
 }
 
 function leave(state, text, problem = null) {
@@ -103,14 +104,17 @@ function stop({ connection, microphone, context }) {
   connection?.close();
   microphone?.getTracks().forEach((track) => track.stop());
   context?.close();
-  $("speaker").srcObject = null;
+  speaker.stop();
 }
 
 // What the bot tells: RTVI's own messages, and ours inside its server messages
 
 const RTVI_HANDLERS = {
   "bot-llm-stopped": () => writtenByLlm || captions.finish(),
-  "bot-started-speaking": () => setSpeaking("agent", true),
+  "bot-started-speaking": () => {
+    setSpeaking("agent", true);
+    speaker.open();
+  },
   "bot-stopped-speaking": () => {
     setSpeaking("agent", false);
     if (writtenByLlm) captions.finish();
@@ -133,6 +137,7 @@ const RTVI_HANDLERS = {
 const DUPLEX_HANDLERS = {
   "duplex-monologue": ({ text }) => say(text),
   "duplex-yield": ({ delay_secs }) => {
+    speaker.hush();
     captions.yielded(delay_secs);
     setSpeaking("agent", false);
     count("yields");
@@ -186,7 +191,7 @@ function animate() {
   if (!talk?.levels.user) return;
   const secs = now();
   const user = isMuted() ? 0 : talk.levels.user.read();
-  const agent = talk.levels.agent?.read() ?? 0;
+  const agent = speaker.read();
   setMeter("user", user);
   setMeter("agent", agent);
   lanes.add(secs, user, agent);
