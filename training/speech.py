@@ -291,10 +291,10 @@ def _kokoro(text: str, name: str, rate: float) -> Speech:
             "speed": np.array([rate], np.float32),
         },
     )
-    return _carry_times(np.asarray(samples, np.float32).ravel(), _flite(text, "slt", 1.0))
+    return carry_times(np.asarray(samples, np.float32).ravel(), _flite(text, "slt", 1.0))
 
 
-def _carry_times(samples: np.ndarray, timed: Speech) -> Speech:
+def carry_times(samples: np.ndarray, timed: Speech) -> Speech:
     """Give ``samples`` the phone and word times of another rendition of the same text."""
     path = _warp(_features(timed.samples), _features(samples))
 
@@ -425,27 +425,39 @@ def _hibari_voice():
     return voice
 
 
-def _hibari(text: str, _name: str, rate: float) -> Speech:
-    from hibari import dsp
-
+def hibari_frames(text: str, rate: float = 1.0) -> tuple[list[np.ndarray], tuple[Span, ...]]:
+    """What hibari's model says of a text: spectral parts ``(bins, frames)``, ``f0``, and words."""
     voice = _hibari_voice()
     (phonemes,) = voice.phonemize(text)
     phonemes = "".join(symbol for symbol in phonemes if symbol in voice.vocab)
     if len(phonemes.split(" ")) != len(text.split()):
         raise ValueError(f"{text!r} is spoken as {phonemes!r}")
-    *spectrum, ends = voice.sess.run(
+    *frames, ends = voice.sess.run(
         None,
         {"ids": np.array([voice.ids(phonemes)], np.int64), "speed": np.array([rate], np.float32)},
     )
-    samples = dsp.synth(*(part[0] for part in spectrum), np.random.default_rng(0))
     ends = np.ravel(ends) * _HIBARI_FRAME_SECS
     words, position = [], 0
     for word, own in zip(text.split(), phonemes.split(" "), strict=True):
         words.append(Span(word, float(ends[position]), float(ends[position + len(own)])))
         position += len(own) + 1
+    frames = [part[0] for part in frames]
     last = words[-1]  # its last phoneme goes on into silence
-    words[-1] = Span(last.label, last.start, min(last.end, _heard(samples)[1]))
-    return Speech(samples, (), tuple(words))
+    heard_end = float(_heard(hibari_sound(*frames))[1])
+    words[-1] = Span(last.label, last.start, min(last.end, heard_end))
+    return frames, tuple(words)
+
+
+def hibari_sound(*frames: np.ndarray) -> np.ndarray:
+    """Sound at 24 kHz of hibari's spectral parts and ``f0``."""
+    from hibari import dsp
+
+    return dsp.synth(*frames, np.random.default_rng(0))
+
+
+def _hibari(text: str, _name: str, rate: float) -> Speech:
+    frames, words = hibari_frames(text, rate)
+    return Speech(hibari_sound(*frames), (), words)
 
 
 # RHVoice
@@ -529,7 +541,7 @@ def _rhvoice(text: str, name: str, rate: float) -> Speech:
     voice, _, tone = name.partition("*")
     samples = library.speak(text, voice, rate, float(tone or 1.0))
     samples = soxr.resample(samples, library.sample_rate, SAMPLE_RATE)
-    carried = _carry_times(samples, _flite(text, "slt", rate))
+    carried = carry_times(samples, _flite(text, "slt", rate))
     words = _rhvoice_words(text, library.starts, carried.words, _heard(samples))
     return Speech(samples, carried.phones, words)
 
