@@ -244,7 +244,10 @@ def serve(
     device: Annotated[str | None, typer.Option(help="'cpu' or 'cuda'.")] = None,
     quantize: Annotated[
         Literal["int8", "int4"] | None,
-        typer.Option(help="Keep the weights in fewer bits, for a small GPU (docs/gpu.md)."),
+        typer.Option(
+            help="Keep the weights in fewer bits, for a small GPU; int4 is experimental "
+            "(docs/gpu.md)."
+        ),
     ] = None,
     long_calls: Annotated[
         Literal["ring", "rebuild"],

@@ -6,6 +6,7 @@ steps of the conversation.
 
 import asyncio
 import math
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -77,7 +78,10 @@ class Clock:
 
     async def wait_until(self, until: int) -> None:
         assert self.service is not None
-        while self.service.step_count < until:  # noqa: ASYNC110
+        deadline_secs = time.monotonic() + 30.0
+        while self.service.step_count < until:
+            if time.monotonic() > deadline_secs:
+                raise TimeoutError(f"step {until} has not come: {self.service.step_count}")
             await asyncio.sleep(0)
 
 

@@ -9,7 +9,7 @@ from pipecat_duplex.remote import RemoteBackend
 from pipecat_duplex.scripted import Script, ScriptedBackend
 from pipecat_duplex.server import DuplexServer
 from pipecat_duplex.session import STEP_SAMPLES, DuplexSession, HeardWord, SessionConfig, Step
-from pipecat_duplex.session.heard import HeardWords
+from pipecat_duplex.session.heard import HeardWords, Shift
 from pipecat_duplex.session.outlook import Outlook
 from tests.test_continued import Relay, continued
 
@@ -24,22 +24,22 @@ def hears(pcm: np.ndarray) -> str | None:
     return NAMES[number] if 0 <= number < len(NAMES) else None
 
 
-def voice(index: int) -> np.ndarray:
+def voice(index: int, silent: range = range(0)) -> np.ndarray:
     """A voice that begins another word every few steps."""
     number, rest = divmod(index, EVERY_STEPS)
     level = (20 + number) / 100 if not rest and number < len(NAMES) else 0.1
-    return np.full(STEP_SAMPLES, level, np.float32)
+    return np.full(STEP_SAMPLES, 0 if index in silent else level, np.float32)
 
 
 SCRIPT = Script(step_secs=0, remembers=True, hears=hears, yield_steps=None)
 
 
-async def converse(session: DuplexSession, count: int) -> list[Step]:
+async def converse(session: DuplexSession, count: int, silent: range = range(0)) -> list[Step]:
     steps: list[Step] = []
 
     async def feed():
         for index in range(count):
-            session.send(voice(index))
+            session.send(voice(index, silent))
             await asyncio.sleep(0.003)
 
     feeding = asyncio.create_task(feed())
@@ -70,8 +70,18 @@ async def test_words_on_their_way_come_from_the_next_session(fail_step: int):
     await session.close()
     assert session.moves == 1
     assert [word.text for word in words] == NAMES
-    # Where silence is left out of a gap, what came before it seems later; here is none.
     assert [word.start_step for word in words] == [step for _, step in expected(110)]
+
+
+@pytest.mark.parametrize("silent", [range(26, 60), range(35, 60), range(26, 42)])
+async def test_a_gap_with_silence_in_it_moves_no_word(silent: range):
+    relay = Relay(Script(**vars(SCRIPT) | {"fail_step": 30}), SCRIPT, refusals=1)
+    session = await continued(relay)
+    words = words_of(await converse(session, 110, silent))
+    await session.close()
+    assert session.moves == 1
+    told = [(word.text, word.start_step) for word in words]
+    assert told == [(text, step) for text, step in expected(110) if step not in silent]
 
 
 async def test_a_smooth_move_tells_each_word_once(monkeypatch: pytest.MonkeyPatch):
@@ -89,10 +99,15 @@ async def test_a_smooth_move_tells_each_word_once(monkeypatch: pytest.MonkeyPatc
 
 def test_a_word_that_is_said_twice_is_told_twice():
     heard = HeardWords()
-    heard.hear([HeardWord("no", 10, 11)], 0)
-    heard.move(20)
-    again = [HeardWord("well", 2, 3), HeardWord("no", 11, 12), HeardWord("no", 13, 14)]
-    heard.hear(again, 0)
+    heard.hear([HeardWord("no", 10, 11)])
+    heard.move(20, [Shift(0, 0)])
+    again = [
+        HeardWord("well", 2, 3),
+        HeardWord("know", 10, 11),
+        HeardWord("no", 11, 12),
+        HeardWord("no", 13, 14),
+    ]
+    heard.hear(again)
     assert [(word.text, word.start_step) for word in heard.take()] == [("no", 10), ("no", 13)]
 
 

@@ -12,7 +12,9 @@ from pipecat_duplex.conversation.user_words import UserWords
 from pipecat_duplex.scripted import Script, ScriptedBackend
 from pipecat_duplex.service.frames import UserBackchannelFrame
 from pipecat_duplex.session import HeardWord
+from tests import llm_pipeline
 from tests.llm_pipeline import Reply, talk, user_audio
+from tests.pipeline import Tap
 
 
 def listener(*texts: str) -> Callable[[np.ndarray], str | None]:
@@ -42,7 +44,7 @@ def backend(*texts: str, **script) -> ScriptedBackend:
 async def test_the_llm_answers_what_was_heard() -> None:
     result = await talk(
         backend("what is two plus two"),
-        user_audio((1.0, False), (1.0, True), (4.0, False)),
+        user_audio((0.6, False), (1.0, True), (3.0, False)),
         transcripts=None,
         replies=[Reply([(2, "two plus two is"), (2, " four.")])],
         settings=DuplexLLMService.Settings(words="given"),
@@ -53,15 +55,15 @@ async def test_the_llm_answers_what_was_heard() -> None:
     ]
     ((text, start_secs, end_secs, kind),) = result.of("on_user_transcript")
     assert (text, kind) == ("what is two plus two", "turn")
-    assert (start_secs, end_secs) == (pytest.approx(1.0, abs=0.2), pytest.approx(2.0, abs=0.3))
+    assert (start_secs, end_secs) == (pytest.approx(0.6, abs=0.2), pytest.approx(1.6, abs=0.3))
     assert len(result.llm.contexts) == 1
 
 
 async def test_a_backchannel_is_no_message_and_the_answer_goes_on() -> None:
-    words = " ".join(f"w{number}" for number in range(20))
+    words = " ".join(f"w{number}" for number in range(12))
     result = await talk(
         backend("tell me a story", "uh huh", yield_steps=None),
-        user_audio((1.0, False), (1.0, True), (2.5, False), (0.5, True), (6.0, False)),
+        user_audio((0.6, False), (1.0, True), (2.5, False), (0.5, True), (2.5, False)),
         transcripts=None,
         replies=[Reply([(1, words)])],
         settings=DuplexLLMService.Settings(words="given"),
@@ -76,7 +78,7 @@ async def test_a_backchannel_is_no_message_and_the_answer_goes_on() -> None:
 async def test_own_answers_stand_behind_the_question() -> None:
     result = await talk(
         backend("what is two plus three", "thank you", replies=["it is five", "you are welcome"]),
-        user_audio((1.0, False), (1.0, True), (5.0, False), (0.6, True), (5.0, False)),
+        user_audio((0.6, False), (1.0, True), (2.5, False), (0.6, True), (2.5, False)),
         transcripts=None,
         replies=[],
         own=True,
@@ -92,12 +94,25 @@ async def test_own_answers_stand_behind_the_question() -> None:
 async def test_an_stt_in_the_pipeline_is_believed_instead() -> None:
     result = await talk(
         backend("wrong words", replies=["fine"]),
-        user_audio((1.0, False), (1.0, True), (3.0, False)),
+        user_audio((0.6, False), (1.0, True), (2.0, False)),
         transcripts=[("the right words", 2)],
         replies=[],
         own=True,
     )
     assert [text for text, *_ in result.of("on_user_transcript")] == ["the right words"]
+
+
+async def test_without_an_aggregator_the_bot_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llm_pipeline, "LLMContextAggregatorPair", lambda _: (Tap(), Tap()))
+    result = await talk(
+        backend("hello there", replies=["fine"]),
+        user_audio((1.0, False), (0.6, True), (2.0, False)),
+        transcripts=None,
+        replies=[],
+        own=True,
+    )
+    ((text, _, _, kind),) = result.of("on_user_transcript")
+    assert (text, kind) == ("hello there", "turn")
 
 
 def test_words_wait_for_the_end_of_their_voice_and_not_for_another() -> None:

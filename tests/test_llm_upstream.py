@@ -1,11 +1,18 @@
 """Any LLM upstream gives the words; the duplex model keeps the floor."""
 
 import asyncio
+import math
 
 import pytest
-from pipecat.frames.frames import LLMMessagesAppendFrame, LLMUpdateSettingsFrame
+from pipecat.frames.frames import (
+    InterruptionFrame,
+    LLMMessagesAppendFrame,
+    LLMUpdateSettingsFrame,
+    TranscriptionFrame,
+)
 
 from pipecat_duplex import DuplexLLMService
+from pipecat_duplex.conversation.turns import TurnSettings
 from pipecat_duplex.scripted import Script, ScriptedBackend
 from pipecat_duplex.service.frames import UserBackchannelFrame
 from tests.llm_pipeline import Reply, talk, user_audio
@@ -67,6 +74,28 @@ async def test_a_yield_cancels_the_llm_and_cuts_the_context_at_the_word() -> Non
     assert (stop, okay) == ("stop now", "okay")
     assert len(result.of("on_yield")) == 1
     assert "never" not in str(result.context.get_messages())
+
+
+@pytest.mark.parametrize("longest_secs", [1.0, math.inf])
+async def test_who_speaks_over_given_words_for_long_gets_the_floor(longest_secs) -> None:
+    """The model never yields by itself here."""
+    words = " ".join(f"w{number}" for number in range(40))
+    result = await talk(
+        backend(yield_steps=None),
+        user_audio((1.0, False), (1.0, True), (2.5, False), (3.0, True), (8.0, False)),
+        transcripts=[("tell me a story", 1), ("please stop now", 3)],
+        replies=[Reply([(1, words)]), Reply([(1, "okay")])],
+        turns=TurnSettings(longest_overlap_secs=longest_secs),
+    )
+    if longest_secs == math.inf:
+        assert ("assistant", words) in result.messages() and not result.of("on_yield")
+        return
+    (told,) = [text for role, text in result.messages()[1:2]]
+    assert words.startswith(told) and 5 < len(told.split()) < 30
+    assert result.messages()[2:] == [("user", "please stop now"), ("assistant", "okay")]
+    ((event, _),) = result.of("on_yield")
+    assert 1.0 <= event.delay_secs <= 1.4
+    assert next(said for said, *_ in result.of("on_said")).unspoken
 
 
 async def test_a_backchannel_is_no_message_and_the_answer_goes_on() -> None:
@@ -259,6 +288,44 @@ async def test_typed_text_reaches_the_llm() -> None:
         at_secs={1.0: type_text},
     )
     assert result.messages() == [("user", "typed"), ("assistant", "read it")]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        pytest.param(
+            lambda: LLMMessagesAppendFrame([{"role": "user", "content": "stop"}], run_llm=True),
+            id="typed",
+        ),
+        pytest.param(lambda: TranscriptionFrame("stop", "user", "now"), id="keyed"),
+    ],
+)
+async def test_what_is_typed_or_keyed_in_cuts_the_agent_off(said) -> None:
+    """RTVI's ``send-text`` and Pipecat's ``DTMFAggregator`` interrupt first."""
+
+    async def interrupt(result):
+        await result.worker.queue_frame(InterruptionFrame())
+
+    async def give(result):
+        await result.worker.queue_frame(said())
+
+    words = " ".join(f"w{number}" for number in range(30))
+    result = await talk(
+        backend(),
+        user_audio((1.0, False), (1.0, True), (7.0, False)),
+        transcripts=[("tell me a story", 1)],
+        replies=[Reply([(1, words)]), Reply([(1, "okay")])],
+        at_secs={4.5: interrupt, 4.7: give},
+    )
+    told = result.messages()[1][1]
+    assert words.startswith(told) and 3 <= len(told.split()) < 20
+    assert result.messages() == [
+        ("user", "tell me a story"),
+        ("assistant", told),
+        ("user", "stop"),
+        ("assistant", "okay"),
+    ]
+    assert len(result.llm.contexts) == 2
 
 
 @pytest.mark.slow

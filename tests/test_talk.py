@@ -55,6 +55,12 @@ def test_a_voice_without_piper_says_what_to_install(monkeypatch: pytest.MonkeyPa
         talk.run_talk(**arguments(llm=given))
 
 
+def test_the_default_voice_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(llm, "find_spec", lambda name: None if name == "hibari" else True)
+    with pytest.raises(MissingExtra, match="pip install hibari-tts"):
+        talk.run_talk(**arguments(llm=llm.TalkLlm("http://localhost:1/v1", "any")))
+
+
 @pytest.fixture
 async def offered():
     """The offer of a real peer."""
@@ -154,6 +160,16 @@ async def test_its_own_page_may_call_and_nothing_is_guessed(visiting):
         assert response.headers["X-Content-Type-Options"] == "nosniff"
         assert "frame-ancestors 'none'" in response.headers["Content-Security-Policy"]
         assert response.headers["Cache-Control"] == "no-cache"
+
+
+@pytest.mark.parametrize(
+    ("tts", "in_engine", "is_behind", "speaker"),
+    [("hibari", "hibari", False, "hibari"), ("own", None, False, None), ("joe", None, True, "joe")],
+)
+def test_each_word_is_told_once(tts, in_engine, is_behind, speaker):
+    """The page writes the words of a TTS service, or those of the engine, and never both."""
+    given = llm.TalkLlm("http://localhost:1/v1", "any", tts=tts)
+    assert (given.engine_tts, given.is_behind, given.speaker) == (in_engine, is_behind, speaker)
 
 
 async def test_a_full_house_refuses_before_anything_is_set_up(offered):

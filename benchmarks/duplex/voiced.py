@@ -1,50 +1,50 @@
 """A TTS in the engine speaks for the model: what the user hears then.
 
-An answer of two sentences is given where the model wishes to speak, after the time that an LLM
-takes.
+An answer as long as two sentences is given where the model wishes to speak, after the time that an
+LLM takes.
 """
 
 from collections.abc import AsyncIterator, Sequence
 
 import numpy as np
 
-from benchmarks.duplex.mimed import LATENCY_SECS, TURN_STEPS, in_steps
+from benchmarks.duplex.mimed import ANSWER_SECS, LATENCY_SECS, TURN_STEPS, in_steps
 from pipecat_duplex.conversation.pcm import level_db
 from pipecat_duplex.conversation.turn_end import TurnEnd
 from pipecat_duplex.conversation.turns import TurnSettings
 from pipecat_duplex.conversation.user_ear import UserEar
-from pipecat_duplex.engine.voice import Sound, load_tts
+from pipecat_duplex.engine.voice import Sound
 from pipecat_duplex.session import (
+    SAMPLE_RATE_HZ,
     DuplexBackend,
     DuplexSession,
     SessionConfig,
     Step,
 )
 
-_ANSWER = (
-    "Your order left the warehouse this morning, and it should be with you on Thursday afternoon. "
-    "If nobody is at home, the driver will leave it with a neighbour, and send you a message."
-)
+WORD_SECS = 0.32
+
+_ANSWER = " ".join(["hm"] * round(ANSWER_SECS / WORD_SECS))
 
 
-class Remembered:
-    """The voice hibari, which says the same answers again without taking time: for lock step."""
+class Rush:
+    """A TTS that rushes without a pause, takes no time and needs no package.
 
-    def __init__(self):
-        """Load it."""
-        self._tts = load_tts("hibari")
-        self._spoken: dict[tuple[str, ...], Sound] = {}
+    A voice's own pauses would count as yields. A tone would be found in the user's voice by the
+    echo suppressor, which looks for the agent's sound there.
+    """
 
     def lacks(self, word: str) -> bool:
-        """Whether it has no sound for a word."""
-        return self._tts.lacks(word)
+        """It has one sound for all words."""
+        return False
 
     def speak(self, words: Sequence[str]) -> Sound:
-        """Speak a phrase."""
-        words = tuple(words)
-        if words not in self._spoken:
-            self._spoken[words] = self._tts.speak(words)
-        return self._spoken[words]
+        """Rush as long as the words would take, louder and softer four times a second."""
+        samples = round(WORD_SECS * SAMPLE_RATE_HZ) * len(words)
+        noise = np.random.default_rng(0).standard_normal(samples)
+        swell = 1.1 - np.cos(2 * np.pi * 4 * np.arange(samples) / SAMPLE_RATE_HZ)
+        starts = tuple(number * WORD_SECS for number in range(len(words)))
+        return Sound((0.05 * noise * swell).astype(np.float32), starts)
 
 
 class VoicedBackend:

@@ -83,6 +83,8 @@ def _plan(
         ("isolation", measures.isolation),
     ):
         yield name, figures, partial(measure, bench, checkpoint, joining)
+    hearing = partial(measures.step_times_hearing, bench, checkpoint)
+    yield "bfloat16, a recogniser beside it", times, hearing
     if bench.device.type == "cuda":
         few = dataclasses.replace(bench, slots=(1, 8))
         no_graphs = partial(measures.step_times, few, checkpoint, graphs=False)

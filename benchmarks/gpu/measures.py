@@ -3,14 +3,16 @@
 import contextlib
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from moshi.models.lm import LMModel
 from moshi.utils.compile import no_cuda_graph
 
-from benchmarks.gpu.shapes import Shape, build
+from benchmarks.gpu.shapes import Shape, build, build_ear, recognizer_of
+from pipecat_duplex.engine.checkpoint import CODEBOOKS
 from pipecat_duplex.engine.prefix import DECODER_STEPS, Prefix
 from pipecat_duplex.engine.torch.checkpoint import Checkpoint
 from pipecat_duplex.engine.torch.model import BatchedModel
@@ -56,18 +58,40 @@ def running(
     *,
     memory_dtype: torch.dtype | None = None,
     graphs: bool = True,
+    ear: LMModel | None = None,
 ) -> Iterator[BatchedModel]:
-    """Run a model with so many slots; its memory is free again afterwards."""
+    """Run a model with so many slots; its memory is free again afterwards.
+
+    Args:
+        checkpoint: The model.
+        slots: So many.
+        memory_dtype: Number format of the language model's memory.
+        graphs: Whether CUDA graphs are used.
+        ear: The language model of a recogniser that hears beside it.
+    """
     with contextlib.ExitStack() as stack:
         if not graphs:
             stack.enter_context(no_cuda_graph())
         stack.enter_context(torch.inference_mode())
-        model = BatchedModel(checkpoint, slots, 1, memory_dtype)
+        recognizer = None
+        if ear is not None:
+            recognizer = recognizer_of(ear, slots)
+            checkpoint.mimi.set_num_codebooks(max(CODEBOOKS, ear.n_q))
+            stack.callback(checkpoint.mimi.set_num_codebooks, CODEBOOKS)
+        model = BatchedModel(checkpoint, slots, 1, memory_dtype, recognizer)
         stack.enter_context(model.running())
         for _ in range(model.warm_up_steps):
             # Graphs are captured here, one for the whole batch.
-            model.step({slot: silence() for slot in range(slots)})
+            take_step(model, range(slots), silence())
         yield model
+
+
+def take_step(model: BatchedModel, slots: Iterable[int], pcm: np.ndarray) -> None:
+    """Take a step, and one of the recogniser if there is one."""
+    outputs = model.step(dict.fromkeys(slots, pcm))
+    sounds = {slot: each.sound for slot, each in outputs.items() if each.sound is not None}
+    if model.recognizer is not None and sounds:
+        model.recognizer.step(sounds)
 
 
 def silence() -> np.ndarray:
@@ -96,6 +120,11 @@ def step_times(bench: Bench, checkpoint: Checkpoint, **how) -> list[dict]:
     return rows
 
 
+def step_times_hearing(bench: Bench, checkpoint: Checkpoint) -> list[dict]:
+    """Time a step together with one of a recogniser that hears every session."""
+    return step_times(bench, checkpoint, ear=build_ear(bench.shape, bench.device, bench.dtype))
+
+
 def _time_steps(bench: Bench, checkpoint: Checkpoint, slots: int, **how) -> dict:
     before = _allocated(bench.device)
     with running(checkpoint, slots, **how) as model:
@@ -103,7 +132,7 @@ def _time_steps(bench: Bench, checkpoint: Checkpoint, slots: int, **how) -> dict
             model.join(slot, SessionConfig(seed=slot))
         audio = noise(bench.steps, seed=1)
         times_ms = [
-            _timed_ms(bench.device, lambda pcm=pcm: model.step(dict.fromkeys(range(slots), pcm)))
+            _timed_ms(bench.device, lambda pcm=pcm: take_step(model, range(slots), pcm))
             for pcm in audio
         ]
         used = _allocated(bench.device) - before

@@ -3,16 +3,39 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from moshi.models import loaders
 from moshi.models.compression import MimiModel
 from moshi.models.lm import LMModel
 
 from pipecat_duplex.engine.checkpoint import CODEBOOKS, find_checkpoint
-from pipecat_duplex.engine.model import ModelSummary
+from pipecat_duplex.engine.model import Hearing, ModelSummary
 from pipecat_duplex.engine.torch.checkpoint import Checkpoint, kv_bytes
 from pipecat_duplex.engine.torch.quantization import Quantization, quantize
+from pipecat_duplex.engine.torch.recognizer import BatchedRecognizer
 from pipecat_duplex.session import MOSHI_SAMPLING
+
+EAR_1B = {
+    "card": 2048,
+    "n_q": 32,
+    "dep_q": 0,
+    "delays": [0] * 33,
+    "dim": 2048,
+    "text_card": 8000,
+    "num_heads": 16,
+    "num_layers": 16,
+    "hidden_scale": 4.125,
+    "causal": True,
+    "context": 750,
+    "max_period": 100_000,
+    "gating": "silu",
+    "norm": "rms_norm_f32",
+    "positional_embedding": "rope",
+}
+"""Kyutai's recogniser of a billion parameters, in the keys of moshi's loaders."""
+
+EAR_DELAY_STEPS = 6
 
 ShapeName = Literal["7b", "narrow", "small"]
 
@@ -25,11 +48,13 @@ class Shape:
         name: What it is called.
         lm: The language model's.
         mimi: The codec's.
+        ear: The language model's of a recogniser beside it.
     """
 
     name: ShapeName
     lm: dict[str, Any]
     mimi: dict[str, Any]
+    ear: dict[str, Any]
 
 
 def shape_of(name: ShapeName) -> Shape:
@@ -41,8 +66,10 @@ def shape_of(name: ShapeName) -> Shape:
             ``small`` is for a CPU.
     """
     lm, mimi = dict(loaders._lm_kwargs), dict(loaders._mimi_config)
+    ear = dict(EAR_1B)
     if name == "narrow":
         lm |= {"num_layers": 2, "depformer_num_layers": 1}
+        ear |= {"num_layers": 1}
     if name == "small":
         lm |= {
             "dim": 128,
@@ -71,7 +98,9 @@ def shape_of(name: ShapeName) -> Shape:
             "output_dimension": 32,
         }
         mimi |= {"seanet": codec, "transformer": transformer, "quantizer": quantizer}
-    return Shape(name, lm, mimi)
+        delays = [0] * (1 + CODEBOOKS)
+        ear |= {"dim": 64, "n_q": CODEBOOKS, "delays": delays, "num_heads": 2, "num_layers": 1}
+    return Shape(name, lm, mimi, ear)
 
 
 def build(
@@ -97,11 +126,7 @@ def build(
             buffer.normal_()
         elif name.endswith("_initialized"):
             buffer.fill_(1)
-    # Built empty and then filled: the usual initialization would make each weight in float32.
-    lm = loaders.get_moshi_lm(None, shape.lm, torch.device("meta"), dtype).to_empty(device=device)
-    with torch.no_grad():
-        for name, parameter in lm.named_parameters():
-            _fill(name, parameter)
+    lm = _build_lm(shape.lm, device, dtype)
     parameters = count(lm)
     if quantization is not None:
         quantize(lm, quantization)
@@ -111,6 +136,33 @@ def build(
         find_checkpoint("embedded").vocabulary(),
         _summary(shape, lm, mimi, parameters, device, dtype, quantization),
     )
+
+
+def build_ear(shape: Shape, device: torch.device, dtype: torch.dtype) -> LMModel:
+    """Build a recogniser's language model with random weights where it will run."""
+    torch.manual_seed(1)
+    return _build_lm(shape.ear, device, dtype)
+
+
+def recognizer_of(lm: LMModel, slots: int) -> BatchedRecognizer:
+    """Return a recogniser with so many slots; its codec is that of the model beside it."""
+    vocabulary = find_checkpoint("embedded").vocabulary()
+    no_silence = np.zeros((lm.n_q, 0), np.int64)
+    made = BatchedRecognizer(
+        lm, vocabulary, slots, voice_delay_steps=EAR_DELAY_STEPS, lead_in=no_silence
+    )
+    memory = kv_bytes(lm.transformer, lm.dtype)
+    made.hearing = Hearing("random", count(lm), lm.n_q, made.delay_steps, memory)
+    return made
+
+
+def _build_lm(config: dict[str, Any], device: torch.device, dtype: torch.dtype) -> LMModel:
+    # Built empty and then filled: the usual initialization would make each weight in float32.
+    lm = loaders.get_moshi_lm(None, config, torch.device("meta"), dtype).to_empty(device=device)
+    with torch.no_grad():
+        for name, parameter in lm.named_parameters():
+            _fill(name, parameter)
+    return lm
 
 
 def _fill(name: str, parameter: torch.nn.Parameter) -> None:

@@ -81,7 +81,8 @@ async def main(args: argparse.Namespace) -> None:
     """Run every fault, and print the table."""
     # Room for all calls on the others while one worker is away.
     slots = -(-args.callers // max(1, args.workers - 1)) + 1
-    workers = [Worker(slots, args.drain_secs, args.agent) for _ in range(args.workers)]
+    options = {"agent": args.agent, "has_line": "cut" in args.faults.split(",")}
+    workers = [Worker(slots, args.drain_secs, **options) for _ in range(args.workers)]
     try:
         await asyncio.gather(*(worker.start() for worker in workers))
         print(f"{args.callers} callers, {args.workers} workers ({args.agent}) of {slots} slots,")

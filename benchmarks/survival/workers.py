@@ -94,12 +94,14 @@ class Worker:
         drain_secs: How long calls may stay after SIGTERM.
         agent: ``embedded``, or ``scripted``, which takes no processor time.
         output: Where its log goes.
+        has_line: Whether its line can be cut. What the line carries costs processor time.
     """
 
     slots: int
     drain_secs: float = 30.0
     agent: str = "embedded"
     output: str = os.devnull
+    has_line: bool = True
     port: int = field(default_factory=free_port)
     url: str = ""
     steps: float = 0.0
@@ -127,7 +129,8 @@ class Worker:
                 env={**os.environ, "NO_TORCH_COMPILE": "1"},
             )
         if not self.url:
-            self.url = await self.line.start()
+            direct = f"ws://127.0.0.1:{self.port}/api/chat"
+            self.url = await self.line.start() if self.has_line else direct
         async with asyncio.timeout(START_SECS):
             while await self._read("/health") is None:
                 if self._process.returncode is not None:

@@ -68,7 +68,7 @@ class ServeOptions:
         drain_secs: How long running sessions may go on after SIGTERM.
         log_format: One line a session, in words or in JSON.
         device: Where the model runs, in torch's words. ``None`` is CUDA if there is a GPU.
-        quantize: Keeps the model's weights in fewer bits, on torch.
+        quantize: Keeps the model's weights in fewer bits, on torch; ``int4`` is experimental.
         long_calls: What becomes of calls longer than the model's context.
         suppress_echo: Whether the agent's own voice is kept from what the model hears.
         tts: Who speaks given words in the model's place.

@@ -44,6 +44,8 @@ class TurnSettings:
             that gives up the floor when the user speaks over the TTS.
         wish_patience_secs: Where an LLM gives the words: silence after which the user's turn is
             over, though the model has not wished to speak.
+        longest_overlap_secs: After so much voice of the user's over given words, the agent yields,
+            though the model goes on. ``math.inf`` leaves it to the model, as its own words are.
     """
 
     open_level_db: float = -45.0
@@ -54,6 +56,7 @@ class TurnSettings:
     agent_backchannel_secs: float = 1.0
     mime_stop_secs: float = 0.08
     wish_patience_secs: float = 1.6
+    longest_overlap_secs: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,10 +160,17 @@ BRIEF_VOICE_STEPS = 3
 
 @dataclass(slots=True)
 class _Overlap:
-    """The user's speech over the agent: first and last step with the user's voice."""
+    """The user's speech over the agent.
+
+    Parameters:
+        first_step: The first step with the user's voice.
+        last_step: The last one.
+        voice_steps: Steps with it.
+    """
 
     first_step: int
     last_step: int
+    voice_steps: int = 1
 
 
 def _steps(secs: float) -> int:
@@ -187,6 +197,7 @@ class TurnTracker:
         self._yield_stop_steps = _steps(settings.yield_stop_secs)
         self._yield_window_steps = _steps(settings.yield_window_secs)
         self._agent_backchannel_steps = _steps(settings.agent_backchannel_secs)
+        self._longest_overlap_secs = settings.longest_overlap_secs
 
         self._last_step = -1
         self._user_speaking = False
@@ -225,6 +236,7 @@ class TurnTracker:
         agent_level_db: float,
         agent_word: bool,
         given_word: bool = False,
+        can_be_cut: bool = False,
     ) -> list[TurnEvent]:
         """Observe one step.
 
@@ -235,6 +247,7 @@ class TurnTracker:
             agent_level_db: Level of the agent's audio in this step, dBFS.
             agent_word: Whether the monologue holds a word piece in this step.
             given_word: Whether that is a word that the agent was given: it goes on with those.
+            can_be_cut: Whether what the agent says can be stopped from outside.
 
         Returns:
             The events of this step, in order.
@@ -250,7 +263,12 @@ class TurnTracker:
         events = self._step_user(index, user, user_level_db)
         events += self._step_agent(index, agent_level_db, agent_word, given_word)
         events += self._step_overlap(index)
+        if can_be_cut and self._overlap is not None and self._overlap_is_long(self._overlap):
+            events += self.give_up(index + 1 - self._overlap.first_step)
         return events
+
+    def _overlap_is_long(self, overlap: _Overlap) -> bool:
+        return overlap.voice_steps * STEP_SECS >= self._longest_overlap_secs
 
     def hear_wish(self) -> list[TurnEvent]:
         """The model wishes to speak, and is kept from it: a user who is falling silent has stopped.
@@ -325,7 +343,9 @@ class TurnTracker:
         if self._agent_speaking and self._overlap is None:
             first_step_over_agent = max(first_step, self._agent_start_step)
             if first_step_over_agent < self._silent_step():
-                self._overlap = _Overlap(first_step=first_step_over_agent, last_step=index)
+                # Its last step is counted below.
+                voice_steps = index - first_step_over_agent
+                self._overlap = _Overlap(first_step_over_agent, index, voice_steps)
             elif self._agent_quiet_steps >= self._yield_stop_steps - 1:
                 # The agent was done before the user began.
                 events.append(self._stop_agent(index, yielded=False))
@@ -452,6 +472,7 @@ class TurnTracker:
         if self._user_speaking and self._user_voice is UserVoice.SPEAKING:
             if self._overlap is not None:
                 self._overlap.last_step = index
+                self._overlap.voice_steps += 1
             elif agent_voiced:
                 self._overlap = _Overlap(first_step=index, last_step=index)
             return []

@@ -85,6 +85,7 @@ class UserWords:
         self._utterances: deque[AgentUtterance] = deque(maxlen=KEPT)
         self._agent_start_secs = 0.0
         self._agent_speaks = False
+        self._cut_in_secs = -1.0
         self._unfinished: AgentUtterance | None = None
 
     @property
@@ -191,7 +192,8 @@ class UserWords:
         if stretch is None:
             # A voice that the detector never heard.
             stretch = Stretch(start_secs, Fate.TURN, end_secs)
-            self._stretches.append(stretch)
+            in_order = sorted([*self._stretches, stretch], key=lambda each: each.start_secs)
+            self._stretches = deque(in_order, maxlen=KEPT)
         return self._note(stretch, text)
 
     def stretch_at(self, time_secs: float) -> Stretch | None:
@@ -231,6 +233,10 @@ class UserWords:
         """Whether the agent still says what it had begun to say before this stretch."""
         return self._agent_speaks and self._agent_start_secs < stretch.start_secs
 
+    def cut_in(self) -> None:
+        """Somebody cut in without a voice: with keys, or in writing. Their words come next."""
+        self._cut_in_secs = self._now_secs
+
     def _decide(self, fate: Fate) -> None:
         for stretch in self._stretches:
             if stretch.fate is Fate.OPEN:
@@ -259,6 +265,7 @@ class UserWords:
             stretch
             for stretch in self._stretches
             if self._now_secs - (stretch.end_secs or self._now_secs) <= MAX_TRANSCRIPT_SECS
+            and (stretch.end_secs is None or stretch.end_secs > self._cut_in_secs)
         ]
         return recent[-1] if recent else None
 

@@ -197,15 +197,21 @@ class Ears:
         ear = self._ears.get(slot)
         if ear is None or ear.is_deaf or self.failure is not None:
             return
+        try:
+            self._owe(ear, slot, Sound(step, codes))
+        except Exception as error:
+            self._deafen(ear, error)
+
+    def _owe(self, ear: Ear, slot: int, sound: Sound) -> None:
         if len(ear.sounds) >= MAX_BEHIND_STEPS:
             self._skip(ear)
         if not ear.has_begun:
             ear.has_begun = True
             self._recognizer.begin(slot)
             # The recogniser's beginning takes the place of the first sound that it is given.
-            first = [*self._recognizer.lead_in.T, codes]
+            first = [*self._recognizer.lead_in.T, sound.codes]
             ear.sounds.extend(Sound(None, each) for each in (first[0], *first[:-1]))
-        ear.sounds.append(Sound(step, codes))
+        ear.sounds.append(sound)
 
     def take_words(self, slot: int) -> tuple[HeardWord, ...]:
         """Return what was recognised in a slot since this was asked last."""

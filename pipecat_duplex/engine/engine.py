@@ -39,6 +39,10 @@ Quantization = Literal["int8", "int4"]
 
 QUANTIZATIONS: tuple[Quantization, ...] = ("int8", "int4")
 
+EXPERIMENTAL: tuple[Quantization, ...] = ("int4",)
+"""Ways with which the embedded model conversed worse than in full precision, by two points or more
+in a share of ``benchmarks.duplex``; ``docs/gpu.md`` has the figures."""
+
 
 class Engine(DuplexBackend):
     """A model with ``B`` slots, stepped by a thread of its own.
@@ -119,7 +123,7 @@ class Engine(DuplexBackend):
             dtype: Number format of the language model on torch, ``float32`` or ``bfloat16``. None
                 is bfloat16 on CUDA and float32 on the CPU.
             quantize: Keeps the language model's weights in fewer bits, on torch: ``int8``, or
-                ``int4``. ``docs/gpu.md`` says what that saves and costs.
+                ``int4``, which is experimental. ``docs/gpu.md`` says what that saves and costs.
             long_calls: What becomes of conversations longer than the model's context. With
                 ``ring`` it forgets its oldest steps one by one, and a persona with them. With
                 ``rebuild`` it reads the persona and the last steps anew in time, beside the running
@@ -205,6 +209,12 @@ class Engine(DuplexBackend):
             f"{summary.quantization or summary.dtype} by {summary.runtime}, slots: {slots}"
             f"{_describe_hearing(summary)}"
         )
+        if summary.quantization in EXPERIMENTAL:
+            logger.warning(
+                f"Weights in {summary.quantization} are experimental: the embedded model, kept so, "
+                "goes on through fewer backchannels (docs/gpu.md). int8 converses as well as full "
+                "precision"
+            )
         return cls(step_loop, loaded, slots, found, long_calls, suppress_echo, voice)
 
     @classmethod

@@ -79,7 +79,7 @@ class RemoteLimits:
     stall_secs: float = 5.0
     close_secs: float = 0.5
     answer_secs: float = 10.0
-    restore_secs: float = 5.0
+    restore_secs: float = 10.0
 
 
 class RemoteSession(DuplexSession):

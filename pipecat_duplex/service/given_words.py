@@ -22,12 +22,18 @@ class GivenWords:
         """Forget what the session before took; what waits still waits."""
         self._taken = Sayings()
         self._all_said = asyncio.Event()
+        self._is_hushed = False
         self._aside_steps: set[int] = set()
 
     @property
     def has_unspoken(self) -> bool:
         """Whether the session has taken something that it has not said to the end."""
         return bool(self._taken)
+
+    @property
+    def is_hushed(self) -> bool:
+        """Whether the session was told to stop, and has not said that it did."""
+        return self._is_hushed and bool(self._taken)
 
     def is_saying(self, number: int | None) -> bool:
         """Whether the session has taken this utterance, and not come to its end."""
@@ -95,6 +101,7 @@ class GivenWords:
 
     def _take(self, number: int, saying: Saying) -> None:
         self._taken.add(number, saying)
+        self._is_hushed = False
         self._all_said.clear()
 
     def wait_first(self, saying: Saying) -> None:
@@ -142,6 +149,7 @@ class GivenWords:
         """Drop what the session took and has not spoken."""
         session = session or self.session
         if self._taken and session is not None:
+            self._is_hushed = True
             try:
                 await session.hush()
             except DuplexError:

@@ -3,7 +3,7 @@
 import asyncio
 import math
 from collections.abc import Coroutine, Iterator, Sequence
-from typing import Literal, Protocol, cast
+from typing import Literal, Protocol
 
 from loguru import logger
 from pipecat.frames.frames import (
@@ -17,7 +17,6 @@ from pipecat.frames.frames import (
     STTMetadataFrame,
     TranscriptionFrame,
 )
-from pipecat.processors.aggregators.llm_response_universal import LLMUserAggregator
 from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
 from pipecat.services.llm_service import LLMService
 
@@ -117,14 +116,9 @@ class Speaking(Protocol):
 
 def llm_upstream_of(service: FrameProcessor) -> bool:
     """Whether an LLM stands before a processor in its pipeline."""
-    return stands_upstream_of(service, LLMService)
-
-
-def stands_upstream_of(service: FrameProcessor, kind: type[FrameProcessor]) -> bool:
-    """Whether a processor of a kind stands before another in its pipeline."""
     before = service.previous
     while before is not None:
-        if any(isinstance(each, kind) for each in with_parts(before)):
+        if any(isinstance(each, LLMService) for each in with_parts(before)):
             return True
         before = before.previous
     return False
@@ -272,8 +266,8 @@ class LlmUpstream:
         await self.desk.tell(transcript, "backchannel" if is_backchannel else "turn")
 
     async def _take_heard(self, frame: HeardTranscriptionFrame) -> None:
-        """Give a transcript of our own to the aggregator, or tell of it where there is none."""
-        if not stands_upstream_of(cast(FrameProcessor, self._service), LLMUserAggregator):
+        """Give a transcript of our own to the aggregator, or tell of it if none asks here."""
+        if not self.desk.is_asked:
             await self._take_transcript(frame)
         await self._service.push_frame(frame, FrameDirection.UPSTREAM)
 

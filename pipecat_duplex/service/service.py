@@ -6,7 +6,7 @@ import math
 import ssl
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import cast
 
 from loguru import logger
@@ -49,7 +49,7 @@ from pipecat_duplex.conversation.agent_audio import AgentAudio, AgentSound
 from pipecat_duplex.conversation.captions import Caption, Captions
 from pipecat_duplex.conversation.clock import ClockSettings
 from pipecat_duplex.conversation.monologue import Monologue, Word
-from pipecat_duplex.conversation.pcm import float_to_pcm16, pcm16_to_float
+from pipecat_duplex.conversation.pcm import SILENCE_DB, float_to_pcm16
 from pipecat_duplex.conversation.turns import (
     AgentStarted,
     AgentStopped,
@@ -59,10 +59,9 @@ from pipecat_duplex.conversation.turns import (
     TurnTracker,
     UserStarted,
     UserStopped,
-    UserVoice,
     Yielded,
 )
-from pipecat_duplex.conversation.user_audio import UserAudio, UserStep
+from pipecat_duplex.conversation.user_audio import UserAudio
 from pipecat_duplex.service.activity import UserActivity
 from pipecat_duplex.service.arguments import (
     NO_TOOLS,
@@ -88,6 +87,7 @@ from pipecat_duplex.service.heard_speech import shift_words
 from pipecat_duplex.service.llm_upstream import LlmUpstream, Words, llm_upstream_of
 from pipecat_duplex.service.settings import DEFAULT_FILLER_AFTER_MS, DuplexLLMSettings
 from pipecat_duplex.service.tracing import TracedConversation
+from pipecat_duplex.service.user_side import UserSide
 from pipecat_duplex.service.user_turns import DuplexUserTurnStrategies
 from pipecat_duplex.session import (
     SAMPLE_RATE_HZ,
@@ -96,7 +96,6 @@ from pipecat_duplex.session import (
     DuplexBackend,
     DuplexError,
     DuplexSession,
-    InvalidAudio,
     Said,
     SessionEnded,
     Step,
@@ -116,15 +115,6 @@ METRICS_STEPS = 12
 DEFAULT_CHECKPOINT = "embedded"
 
 REOPEN = Pauses(first_secs=0.25, max_secs=2.0)
-
-
-@dataclass(frozen=True, slots=True)
-class _UserSide:
-    """What the user did in a step of the session, and what the voice detector said of it."""
-
-    index: int
-    step: UserStep
-    voice: UserVoice
 
 
 class DuplexLLMService(TracedConversation, LLMService):
@@ -325,9 +315,8 @@ class DuplexLLMService(TracedConversation, LLMService):
 
     def _begin_conversation(self):
         """Set up what belongs to one session; a fresh session begins at second 0."""
-        self._input: asyncio.Queue[InputAudioRawFrame] = asyncio.Queue()
         self._user_audio = UserAudio(self._clock_settings)
-        self._user_sides: asyncio.Queue[_UserSide] = asyncio.Queue()
+        self._user_side = UserSide(self, self._user_audio, self._now_secs, self._activity)
         self._agent_audio = AgentAudio(self._out_rate_hz, self._clock_settings)
         self._monologue = Monologue()
         self._captions = Captions()
@@ -339,7 +328,6 @@ class DuplexLLMService(TracedConversation, LLMService):
         self._due_secs = 0.0
         self._handled_steps = 0
         self._step_timings: list[StepTiming] = []
-        self._overload_warned = False
         self._end_announced = False
         self._speaking = False
         self._pauses = False
@@ -409,6 +397,7 @@ class DuplexLLMService(TracedConversation, LLMService):
         self._out_rate_hz = setup.audio_out_sample_rate
         self._agent_audio = AgentAudio(self._out_rate_hz, self._clock_settings)
         self._activity = await asyncio.to_thread(_load_activity, self._vad_analyzer)
+        self._user_side.activity = self._activity
         if self._backend is None:
             await self._load_engine()
 
@@ -644,7 +633,7 @@ class DuplexLLMService(TracedConversation, LLMService):
             await self._call_event_handler("on_session_started", session.id)
             await self.trace_session(session.id)
             await self._say_waiting()
-            self._input_task = self.create_task(self._run_input(session))
+            self._input_task = self.create_task(self._user_side.run(session))
             try:
                 async for step in session.steps():
                     await self._handle_step(step)
@@ -706,7 +695,7 @@ class DuplexLLMService(TracedConversation, LLMService):
         session = await self._open_again()
         if session is not None:
             self._begin_conversation()
-            self._user_audio.start(self._now_secs())
+            self._user_side.start()
         return session
 
     async def _open_again(self) -> DuplexSession | None:
@@ -890,11 +879,11 @@ class DuplexLLMService(TracedConversation, LLMService):
             return
         if isinstance(frame, InputAudioRawFrame):
             self._somebody_came.set()
-            self._input.put_nowait(frame)
+            self._user_side.put(frame)
         elif isinstance(frame, ClientConnectedFrame):
             # From here on somebody listens, muted or not: the conversation runs.
             self._somebody_came.set()
-            self._user_audio.start(self._now_secs())
+            self._user_side.start()
         elif isinstance(frame, SpeechControlParamsFrame) and frame.vad_params is not None:
             # A detector in front of the service tells of the user's voice: once is enough.
             self._vad_in_front = True
@@ -907,6 +896,7 @@ class DuplexLLMService(TracedConversation, LLMService):
             await self._voice.interrupted()
             # At once: words that come after it belong to the next answer.
             await self._upstream.cut_off()
+            self._upstream.desk.voice.cut_in()
             await self._given_words.hush(self._session)
         elif isinstance(frame, UserStartedSpeakingFrame):
             self._user_turn_opened.set()
@@ -928,55 +918,12 @@ class DuplexLLMService(TracedConversation, LLMService):
             self._unread_context = unread
             logger.warning(f"{self}: the {unread} in the context have no effect on this model")
 
-    async def _run_input(self, session: DuplexSession):
-        """Feed the model: audio when it comes, silence when it does not."""
-        try:
-            while True:
-                await self._take_input(session)
-        except SessionEnded:
-            pass  # The step consumer reports why.
-
-    async def _take_input(self, session: DuplexSession):
-        try:
-            async with asyncio.timeout(self._secs_to_fill()):
-                frame = await self._input.get()
-        except TimeoutError:
-            steps = self._user_audio.fill(self._now_secs())
-        else:
-            steps = await self._take_audio(frame)
-        self._warn_of_overload()
-        for step in steps:
-            await self._send(session, step)
-
-    def _secs_to_fill(self) -> float | None:
-        wait_secs = self._user_audio.secs_to_fill(self._now_secs())
-        # Audio that is there already comes before silence.
-        return None if wait_secs is None or not self._input.empty() else max(0.0, wait_secs)
-
-    async def _take_audio(self, frame: InputAudioRawFrame) -> list[UserStep]:
-        try:
-            pcm = pcm16_to_float(frame.audio, frame.num_channels)
-            return self._user_audio.take(pcm, frame.sample_rate, self._now_secs())
-        except InvalidAudio as e:
-            await self.push_error(f"Audio of the user was left out: {e}", exception=e)
-            return []
-
-    def _warn_of_overload(self):
-        if self._user_audio.overloaded and not self._overload_warned:
-            self._overload_warned = True
-            logger.warning(f"{self}: the model is slower than real time; audio is dropped")
-
-    async def _send(self, session: DuplexSession, step: UserStep):
-        index = session.send(step.pcm)
-        voice = await self._activity.observe(step.pcm) if self._activity else UserVoice.QUIET
-        self._user_sides.put_nowait(_UserSide(index, step, voice))
-
     #
     # steps out
     #
 
     async def _handle_step(self, step: Step):
-        user, voice = await self._user_side(step.index)
+        user, voice = await self._user_side.of(step.index)
         # From here on a step is known by its place in the user's audio, whatever was dropped.
         step = shift_words(step, user.place - step.index)
         if step.text_piece is not None:
@@ -992,6 +939,9 @@ class DuplexLLMService(TracedConversation, LLMService):
         if self._interrupted:
             await self._handle_interrupted()
         await self._hear_given_words(step)
+        if self._given_words.is_hushed:  # What still comes is not heard.
+            agent_level_db = SILENCE_DB
+            step = replace(step, text_piece=None, utterance_id=None)
         await self._push_word(self._monologue.feed(step.index, step.text_piece))
         events: list[TurnEvent] = []
         if self._voice.is_on and not self._voice.sounds:
@@ -1003,6 +953,7 @@ class DuplexLLMService(TracedConversation, LLMService):
             agent_level_db=agent_level_db,
             agent_word=step.text_piece is not None,
             given_word=step.utterance_id is not None,
+            can_be_cut=self._voice.sounds or self._given_words.is_saying(self._utterance_id),
         )
         if step.wish:
             events += self._tracker.hear_wish()
@@ -1030,13 +981,6 @@ class DuplexLLMService(TracedConversation, LLMService):
             user_begins=self._tracker.user_begins,
             agent_speaking=self._tracker.agent_speaking,
         )
-
-    async def _user_side(self, index: int) -> tuple[UserStep, UserVoice]:
-        """Return the user's side of a step; the detector runs beside the model."""
-        while True:
-            side = await self._user_sides.get()
-            if side.index >= index:
-                return side.step, side.voice
 
     async def _push_monologue(self, step: Step):
         assert step.text_piece is not None

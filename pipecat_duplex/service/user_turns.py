@@ -58,6 +58,8 @@ class DuplexTurnStartStrategy(ExternalUserTurnStartStrategy):
         """Take note that the turn's words are a message now."""
         await super().handle_user_turn_stopped()
         self._turn_is_open = False
+        if self._desk.in_turn:
+            self._desk.take_owed()  # The LLM is run for its words.
         self._desk.in_turn.clear()
 
     async def process_frame(self, frame: Frame) -> ProcessFrameResult:
@@ -70,6 +72,7 @@ class DuplexTurnStartStrategy(ExternalUserTurnStartStrategy):
             STOP if the turn started, CONTINUE otherwise.
         """
         self._desk = _desk_of(frame) or self._desk
+        self._desk.is_asked = True
         if isinstance(frame, InterruptionFrame):
             await self._give_lost_again()
         if self._open:
@@ -233,25 +236,27 @@ class DuplexTurnStopStrategy(BaseUserTurnStopStrategy):
             self._task = self.create_task(self._end_with_words(), f"{self}::end_with_words")
 
     async def _end_with_words(self):
-        desk = self._desk
+        desk, had_turn = self._desk, self._turn_is_open
         await self._wait_for_words()
         if self._is_over and (desk.in_turn or desk.has_inserted):
             await self._interrupt()
             await self._wait_for_words()  # The agent's unfinished message may be in front now.
         if not self._is_over:
             return
-        has_words, was_open = bool(desk.in_turn), self._turn_is_open
-        if was_open:
+        words = list(desk.in_turn)
+        if self._turn_is_open:  # The aggregator ends one by itself after a while.
             await self.trigger_user_turn_stopped()
-            if self._turn_is_open:
-                return  # Somebody is heard: the turn ends later.
-        if has_words or desk.has_inserted:
+            # They are a message now, also if somebody is heard and the turn goes on.
+            desk.in_turn = [each for each in desk.in_turn if each not in words]
+            if self._turn_is_open and not words:
+                return
+        if words or desk.has_inserted:
             self._unanswered = 0
             desk.take_owed()
-            if not has_words:
+            if not words:
                 await self.push_frame(LLMRunFrame())
             desk.has_inserted = False
-        elif was_open:
+        elif had_turn:
             await self._answer_nothing()
 
     async def _wait_for_words(self):

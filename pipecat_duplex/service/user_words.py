@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
@@ -13,6 +14,10 @@ from pipecat_duplex.service.frames import HeardTranscriptionFrame
 
 DEFAULT_TRANSCRIPT_SECS = 2.0
 MAX_TRANSCRIPT_SECS = 5.0
+LATER_SECS = 0.5
+"""A transcript may come this much later than the latest of the last few."""
+
+KEPT_DELAYS = 8
 NEWS_SECS = 0.5
 
 
@@ -40,6 +45,8 @@ class TranscriptDesk:
     Parameters:
         in_turn: Transcripts that the aggregator holds, and that become the turn's message.
         on_their_way: How many have been given to the aggregator again.
+        has_stt: Whether somebody upstream transcribes the user.
+        is_asked: Whether an aggregator's strategies ask here.
         has_message: Whether words of the turn are known.
         message_secs: When the last message's voice began, in seconds of the user's audio.
         has_inserted: Whether messages were put into the context that no LLM was run for.
@@ -66,10 +73,12 @@ class TranscriptDesk:
         self.message_secs = -math.inf
         self.transcribes = False
         self.has_stt = False
+        self.is_asked = False
         self.transcript_secs = DEFAULT_TRANSCRIPT_SECS
         self.user_has_floor = False
         self.runs_llm = False
         self.context_is_ours = False
+        self._delays_secs: deque[float] = deque(maxlen=KEPT_DELAYS)
         self._owes_answer = False
         self._is_patient = False
         self._news = asyncio.Event()
@@ -146,7 +155,11 @@ class TranscriptDesk:
 
     @property
     def _wait_secs(self) -> float:
-        return MAX_TRANSCRIPT_SECS if self._is_patient else self.transcript_secs
+        """How long words are waited for: longer where those of this conversation came late."""
+        if self._is_patient:
+            return MAX_TRANSCRIPT_SECS
+        late_secs = max(self._delays_secs, default=0.0) + LATER_SECS
+        return max(self.transcript_secs, min(late_secs, MAX_TRANSCRIPT_SECS))
 
     @property
     def has_misplaced(self) -> bool:
@@ -186,6 +199,8 @@ class TranscriptDesk:
         else:
             self.has_stt = True
             stretch = self.voice.place(text, whole=frame.finalized)
+            if stretch.end_secs is not None and len(stretch.texts) == 1:
+                self._delays_secs.append(self.voice.now_secs - stretch.end_secs)
         return Transcript(frame, stretch)
 
     def fate(self, transcript: Transcript) -> Fate:

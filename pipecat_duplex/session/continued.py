@@ -13,7 +13,7 @@ from pipecat_duplex.session.contract import DuplexBackend, DuplexSession, Sessio
 from pipecat_duplex.session.doubt import Doubt
 from pipecat_duplex.session.errors import DuplexError, SessionEnded
 from pipecat_duplex.session.fair_clock import FairClock
-from pipecat_duplex.session.heard import HeardWords
+from pipecat_duplex.session.heard import HeardWords, Shift
 from pipecat_duplex.session.history import History, HistoryKeeper, ResumeKey
 from pipecat_duplex.session.inbox import StepInbox
 from pipecat_duplex.session.outlook import outlook_of
@@ -154,6 +154,7 @@ class ContinuedSession(DuplexSession):
         self._unheard = UnheardAudio()
         self._heard_from = 0  # steps of the session before this one belong into the gap
         self._heard_steps = 0
+        self._gap_from = 0  # the first step of the last gap
         self._barren = 0
         self._leaving: set[asyncio.Task[None]] = set()
         self._held = False
@@ -335,7 +336,7 @@ class ContinuedSession(DuplexSession):
         self._heard_steps += 1
         self._doubt.hear(self._clock.now_secs(), waits=bool(self._keeper.unanswered))
         self._tell_successor(pcm, step)
-        self._heard.hear(step.heard, self._first)
+        self._heard.hear(step.heard)
         if step.index < self._heard_from:
             return
         number, said = self._words.utterances.hear(step)
@@ -433,6 +434,7 @@ class ContinuedSession(DuplexSession):
     def _open_gap(self) -> None:
         """From here on nobody listens, until another session does."""
         self._waits = False
+        self._gap_from = self._answered
         self._unheard.add(*self._keeper.take_unanswered())
         self._answer_with_silence()
 
@@ -461,15 +463,23 @@ class ContinuedSession(DuplexSession):
         if smooth:
             await self._words.say_again(session)
             self._first, waiting = self._answered - fresh.followed, self._keeper.unanswered
+            self._heard.move(self._answered, [Shift(0, self._first)])
         else:
+            unheard_from = self._sent - len(self._unheard)
             waiting = self._unheard.take_speech(self._keeper.audio)
+            speech_from = unheard_from + self._unheard.left_out - fresh.followed
             self._first = self._sent - len(waiting) - fresh.followed
+            shifts = [
+                Shift(0, self._gap_from - fresh.followed),
+                Shift(fresh.followed, speech_from),
+                Shift(fresh.followed + len(waiting), self._first),
+            ]
+            self._heard.move(self._gap_from, shifts)
             self._heard_from = fresh.followed + len(waiting) if waiting else 0
             for pcm in waiting:
                 self._keeper.send(pcm)
         self._hearing_delay_steps = _hearing_delay_steps(session)
-        self._heard.move(self._answered)
-        self._heard.hear(fresh.heard, self._first)
+        self._heard.hear(fresh.heard)
         self._session, self._waits = session, False
         self.moves += 1
         try:

@@ -18,7 +18,7 @@ from pipecat_duplex.session.step import HeardWord, Step
 
 RETRY = Pauses(first_secs=0.1, max_secs=1.0)
 
-TRY_SECS = 10.0
+TRY_SECS = 15.0
 """How long a session may take to be open and to have taken up the conversation."""
 
 STEP_DEADLINE_SECS = 2.0

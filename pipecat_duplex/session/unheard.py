@@ -23,11 +23,15 @@ class UnheardAudio:
     The next model takes the user's voice first, faster than real time, and is where the user is.
     Silence is left out: while the model hears it, the agent may go on speaking, and its words
     of that time would be lost.
+
+    Parameters:
+        left_out: Steps before the speech that was taken last.
     """
 
     def __init__(self):
         """Initialize without audio."""
         self._steps: deque[np.ndarray] = deque(maxlen=AUDIO_STEPS)
+        self.left_out = 0
 
     def __len__(self) -> int:
         """Return the number of steps."""
@@ -48,7 +52,8 @@ class UnheardAudio:
         levels_db = [_level_db(step) for step in steps]
         threshold_db = _threshold_db([*map(_level_db, before), *levels_db])
         voiced = [index for index, level_db in enumerate(levels_db) if level_db > threshold_db]
-        return steps[max(0, voiced[0] - LEAD_STEPS) : voiced[-1] + 1] if voiced else []
+        self.left_out = max(0, voiced[0] - LEAD_STEPS) if voiced else len(steps)
+        return steps[self.left_out : voiced[-1] + 1] if voiced else []
 
 
 def _threshold_db(levels_db: list[float]) -> float:

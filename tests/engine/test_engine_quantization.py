@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from loguru import logger
 from moshi.models import loaders
 from moshi.utils.quantize import QLinear, replace_linear_with_qlinear
 from safetensors.torch import load_file, save_file
@@ -159,6 +160,17 @@ async def test_the_engine_takes_them(checkpoint_folder: Path) -> None:
         await session.close()
     finally:
         await engine.close()
+
+
+@pytest.mark.parametrize(("mode", "is_told"), [("int8", False), ("int4", True)])
+async def test_an_experimental_mode_is_told(checkpoint_folder: Path, mode, is_told: bool) -> None:
+    told: list[str] = []
+    sink = logger.add(told.append, level="WARNING", format="{message}")
+    try:
+        await (await Engine.load(checkpoint_folder, quantize=mode)).close()
+    finally:
+        logger.remove(sink)
+    assert any("experimental" in line for line in told) == is_told
 
 
 async def _first(steps, count: int):

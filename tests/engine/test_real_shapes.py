@@ -114,7 +114,14 @@ def test_the_command_on_a_cpu(tmp_path: Path, monkeypatch, capsys) -> None:
     with torch.inference_mode(False):
         main()
     table = (tmp_path / "gpu.md").read_text()
-    for figure in ("step of one session, bfloat16", "fp8 memory", "int8", "int4", "prefill of 160"):
+    for figure in (
+        "step of one session, bfloat16",
+        "a recogniser beside it",
+        "fp8 memory",
+        "int8",
+        "int4",
+        "prefill of 160",
+    ):
         assert figure in table
     assert "left out" not in capsys.readouterr().out
     assert re.search(r"steps equal alone and beside 2 others \| \| 3 of 3", table)

@@ -284,8 +284,13 @@ def create_app(
 
     @app.get("/api/about")
     async def about() -> dict[str, Any]:
-        writer = {"llm": llm.model, "tts": llm.speaker} if llm else {"llm": None, "tts": None}
-        return {"checkpoint": checkpoint, "note": note, **writer}
+        return {
+            "checkpoint": checkpoint,
+            "note": note,
+            "llm": llm and llm.model,
+            "speaker": llm and llm.speaker,
+            "words_by_tts": llm is not None and llm.is_behind,
+        }
 
     @app.post("/api/offer")
     async def answer(offer: Offer) -> dict[str, Any]:

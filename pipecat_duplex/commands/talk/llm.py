@@ -59,6 +59,11 @@ class TalkLlm:
         return self.tts if self.tts == HIBARI else None
 
     @property
+    def is_behind(self) -> bool:
+        """Whether a TTS service behind the duplex model speaks, and tells its words itself."""
+        return self.tts not in (OWN, HIBARI)
+
+    @property
     def speaker(self) -> str | None:
         """Who speaks in the model's place, for people; None is the model."""
         return None if self.tts == OWN else self.tts
@@ -119,7 +124,7 @@ class TalkLlm:
         return off_the_loop(WhisperSTTService(compute_type="int8", settings=settings))
 
     def _make_tts(self) -> FrameProcessor | None:
-        if self.tts in (OWN, HIBARI):
+        if not self.is_behind:
             return None
         from pipecat.services.piper.tts import PiperTTSService
 

@@ -227,10 +227,10 @@ function setHeadphones(worn) {
 
 async function showAbout() {
   try {
-    const { checkpoint, note, llm, tts } = await (await fetch("api/about")).json();
+    const { checkpoint, note, llm, speaker: voice, words_by_tts } = await (await fetch("api/about")).json();
     writtenByLlm = Boolean(llm);
-    spokenByTts = Boolean(tts);
-    $("model").textContent = llm ? `${llm}, spoken by ${tts ?? checkpoint}` : checkpoint;
+    spokenByTts = words_by_tts;
+    $("model").textContent = llm ? `${llm}, spoken by ${voice ?? checkpoint}` : checkpoint;
     $("model").hidden = false;
     $("follows").hidden = checkpoint !== "embedded";
     $("note").textContent = note ?? "";
