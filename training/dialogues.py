@@ -65,19 +65,19 @@ class Habits:
     # there are many codes for a voice that fades, but one for a voice that goes on.
     yield_share: float = 0.95
     # So that one that was missed still comes: at each later step it is the likeliest again.
-    yield_late: float = 0.2
+    yield_late: float = 0.12
     yield_late_share: float = 0.7
     long_answer: int = 16  # steps from which an answer can be talked over
     between_turns: float = 0.1  # share of backchannels, where the user has the floor
     sound: float = 0.6  # chance of a sound that is no speech during an answer without these two
     sound_between: float = 0.2  # and before a question
-    told: float = 0.35  # chance of a told sentence before a question, and of another after it
-    told_answer: float = 0.2  # share of answers among them, else new combinations
-    told_story: float = 0.45  # share of stretches of the story: what it tells while a TTS speaks
+    told: float = 0.25  # chance of a told sentence before a question, and of another after it
+    told_answer: float = 0.25  # share of answers among them, else new combinations
+    told_story: float = 0.0  # share of stretches of the story: what it tells while a TTS speaks
     told_story_words: tuple[int, int] = (10, 40)
     told_instead: float = 0.06  # of the answers that are owed, a told sentence in their place
-    told_barge_in: float = 0.45  # where it is long enough
-    told_backchannel: float = 0.35  # of the others
+    told_barge_in: float = 0.15  # where it is long enough
+    told_backchannel: float = 0.2  # of the others
     told_gap: tuple[int, ...] = (1, 2, 3, 8, 15)  # steps after it
 
 

@@ -100,6 +100,7 @@ def test_the_story_is_told_in_stretches_and_talked_over(bank: Path, tmp_path: Pa
     """As while a TTS speaks: it stops where the user asks, and not at a backchannel."""
     story, cut, whole = " ".join(3 * [world.STORY]), 0, 0
     habits = {"told": 0.9, "told_answer": 0.0, "told_story": 1.0, "goes_on": 0.0}
+    habits |= {"told_barge_in": 0.45, "told_backchannel": 0.35}
     for dialogue in dialogues(bank, tmp_path, count=20, **habits):
         for step, what in dialogue.notes:
             if not what.startswith("told: "):
