@@ -36,8 +36,8 @@ A_SESSION = {"backchannel": 3, "sound": 2, "outside": 3, "world": 5}
 PARTS = {
     "held_out": ("held_out",),
     "users": (
-        *("users", "speakers", "outside", "backchannels", "open", "sounds", "people"),
-        *2 * ("flite", "arctic", "joe"),
+        *("users", "speakers", "outside", "backchannels", "open", "sounds"),
+        *2 * ("flite", "arctic", "joe", "hibari", "people"),
         *6 * ("kokoro",),
     ),
 }

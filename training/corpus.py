@@ -15,6 +15,7 @@ where it was stopped; any number of parts is a usable corpus.
     backchannels  nothing but these, by all of these voices and Kokoro's
     kokoro    the same by blends of Kokoro's styles, the voices nearest to people (slow)
     joe       the same by Piper's voice joe, near to people too, at many sizes of the throat
+    hibari    the same by hibari's voice, as near to people and quick, at as many sizes
     open      sentences outside the world, of any words and length, by all of these voices
     sounds    what is no speech
     people    recordings of people, with ``--people`` only (``training.people``)
@@ -67,6 +68,7 @@ SIZES = {
     "backchannels": 1_500,
     "kokoro": 1_200,
     "joe": 2_000,
+    "hibari": 4_000,
     "open": 4_000,
     "sounds": 2_000,
     "arctic": 1_200,
@@ -82,6 +84,7 @@ PART_SIZES = {
     "backchannels": 300,
     "kokoro": 50,
     "joe": 200,
+    "hibari": 500,
     "open": 250,
     "sounds": 250,
     "arctic": 200,
@@ -89,9 +92,9 @@ PART_SIZES = {
 }
 KOKORO_BACKCHANNELS = 0.08  # share of that part: it is slow
 PEOPLE_PART = 500  # recordings
-OPTIONAL_PARTS = ("arctic", "joe")  # made if their synthesiser is installed
+OPTIONAL_PARTS = ("arctic", "joe", "hibari")  # made if their synthesiser is installed
 # Parts draw from the length of their name. This one would say what kokoro's does.
-OTHER_DRAWS = {"arctic": 9, "joe": 31, "open": 32, "sounds": 33}
+OTHER_DRAWS = {"arctic": 9, "joe": 31, "hibari": 34, "open": 32, "sounds": 33}
 PEOPLE = "people"
 SOUND_WORD = "sound"
 CROWD_SHARE, CROWD_VOICES = 0.12, 12  # of the sounds; of which one is made
@@ -212,6 +215,8 @@ def _draw_voice(part: str, rng: np.random.Generator) -> tuple[str, float, float]
         return _draw_voice(part, rng)
     if part == "joe":
         return "piper:joe", rng.uniform(0.85, 1.25), rng.uniform(0.8, 1.5)
+    if part == "hibari":
+        return "hibari:heart", rng.uniform(0.8, 1.25), rng.uniform(0.62, 1.3)
     if part == "backchannels" and rng.random() < KOKORO_BACKCHANNELS:
         return _draw_voice("kokoro", rng)
     if part == "arctic":

