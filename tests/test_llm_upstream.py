@@ -76,13 +76,18 @@ async def test_a_yield_cancels_the_llm_and_cuts_the_context_at_the_word() -> Non
     assert "never" not in str(result.context.get_messages())
 
 
-@pytest.mark.parametrize("longest_secs", [1.0, math.inf])
-async def test_who_speaks_over_given_words_for_long_gets_the_floor(longest_secs) -> None:
-    """The model never yields by itself here."""
+@pytest.mark.parametrize(
+    ("longest_secs", "onset_secs"),
+    [(1.0, 2.5), (1.0, 2.58), (1.0, 2.66), (1.0, 2.74), (math.inf, 2.5)],
+)
+async def test_who_speaks_over_given_words_for_long_gets_the_floor(
+    longest_secs, onset_secs
+) -> None:
+    """The model never yields by itself here, and is cut off anywhere in a word."""
     words = " ".join(f"w{number}" for number in range(40))
     result = await talk(
         backend(yield_steps=None),
-        user_audio((1.0, False), (1.0, True), (2.5, False), (3.0, True), (8.0, False)),
+        user_audio((1.0, False), (1.0, True), (onset_secs, False), (3.0, True), (8.0, False)),
         transcripts=[("tell me a story", 1), ("please stop now", 3)],
         replies=[Reply([(1, words)]), Reply([(1, "okay")])],
         turns=TurnSettings(longest_overlap_secs=longest_secs),

@@ -124,9 +124,11 @@ class Yielded(TurnEvent):
 
     Parameters:
         delay_secs: From the user's first sound over the agent to the agent's silence.
+        is_cut: Whether its sound was cut off from outside, perhaps within a word.
     """
 
     delay_secs: float
+    is_cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,7 +295,8 @@ class TurnTracker:
             return []
         index = self._last_step
         time_secs, delay_secs = (index + 1) * STEP_SECS, over_steps * STEP_SECS
-        return [Yielded(index, time_secs, delay_secs), self._stop_agent(index, yielded=True)]
+        yielded = Yielded(index, time_secs, delay_secs, is_cut=True)
+        return [yielded, self._stop_agent(index, yielded=True)]
 
     def interrupt(self) -> list[TurnEvent]:
         """Somebody else cut the agent off: end its utterance; what it says next is a new one.

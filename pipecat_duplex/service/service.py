@@ -1120,6 +1120,8 @@ class DuplexLLMService(TracedConversation, LLMService):
         await self._call_event_handler("on_agent_started", event)
 
     async def _handle_yield(self, event: Yielded):
+        if event.is_cut:
+            self._monologue.end_utterance()  # A word that was not finished was not heard.
         text = self._uttered
         self._cut_captions()
         await self._upstream.cut_off()
