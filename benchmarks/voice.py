@@ -25,6 +25,7 @@ from pipecat_duplex.engine import Engine
 from pipecat_duplex.engine.voice import load_tts
 from pipecat_duplex.session import SAMPLE_RATE_HZ, STEP_SAMPLES, STEP_SECS, SessionConfig
 from pipecat_duplex.session.spoken_form import spoken_words
+from training.recogniser import word_errors
 
 WORDS_A_SEC = 30
 LEAD_STEPS = 10
@@ -230,16 +231,6 @@ def spoken(text: str) -> list[str]:
     return re.findall(r"[a-z0-9]+", " ".join(words).lower().replace("'", ""))
 
 
-def word_errors(wanted: list[str], heard: list[str]) -> int:
-    """Return the fewest words to be put in, left out or replaced."""
-    row = list(range(len(heard) + 1))
-    for i, one in enumerate(wanted, 1):
-        before, row[0] = row[0], i
-        for j, other in enumerate(heard, 1):
-            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (one != other))
-    return row[-1]
-
-
 def length_secs(pcm: np.ndarray) -> float:
     """Return how long it sounds, from its first sound to its last."""
     loud = np.flatnonzero(np.abs(pcm) > 0.004)
@@ -266,8 +257,8 @@ async def measure(count: int, seed: int, whisper: Whisper) -> list[Rendition]:
                     length_secs(source),
                     heard,
                     source_heard,
-                    word_errors(wanted, spoken(heard)),
-                    word_errors(wanted, spoken(source_heard)),
+                    word_errors(spoken(heard), wanted),
+                    word_errors(spoken(source_heard), wanted),
                     len(wanted),
                 )
             )

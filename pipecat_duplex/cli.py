@@ -205,9 +205,9 @@ def talk(
     if (llm is None) != (model is None):
         raise DuplexError("--llm and --model belong together: a server, and the model's name there")
     if llm is not None and model is not None:
-        from pipecat_duplex.commands.talk.llm import TalkLlm
+        from pipecat_duplex.commands.talk.llm import HIBARI, TalkLlm
 
-        given = TalkLlm(llm, model, stt, os.getenv("LLM_API_KEY"), tts or "hibari")
+        given = TalkLlm(llm, model, stt, os.getenv("LLM_API_KEY"), tts or HIBARI)
     elif tts is not None:
         raise DuplexError("--tts speaks the words of an LLM: give --llm and --model, too")
     run_talk(checkpoint=checkpoint, host=host, port=port, slots=slots, llm=given)

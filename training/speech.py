@@ -399,7 +399,7 @@ def _piper(text: str, _name: str, rate: float) -> Speech:
 
 # hibari
 
-_HIBARI_ENDS = b"/CumSum_output_0"  # where each phoneme ends, in frames of 25 ms
+_HIBARI_ENDS = "/CumSum_output_0"  # where each phoneme ends, in frames of 25 ms
 _HIBARI_FRAME_SECS = 0.025
 
 
@@ -407,22 +407,14 @@ _HIBARI_FRAME_SECS = 0.025
 def _hibari_voice():
     """Return the voice, with a model that tells where each phoneme ends."""
     try:
-        import hibari
-        import onnxruntime
+        import onnx
+        from hibari import Hibari
+        from hibari.voices import voice_path
     except ImportError as error:
         raise NoVoice("hibari is not installed") from error
-    voice = hibari.Hibari("heart")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-
-    def field(tag: bytes, value: bytes) -> bytes:
-        return tag + bytes([len(value)]) + value
-
-    # Protocol buffers are merged when they stand one after another: this adds one output.
-    output = field(b"\x3a", field(b"\x62", field(b"\x0a", _HIBARI_ENDS)))
-    voice.sess = onnxruntime.InferenceSession(Path(voice.model_path).read_bytes() + output, options)
-    return voice
+    model = onnx.load(voice_path("heart"))
+    model.graph.output.append(onnx.ValueInfoProto(name=_HIBARI_ENDS))
+    return Hibari("heart", model=model.SerializeToString())
 
 
 def hibari_frames(text: str, rate: float = 1.0) -> tuple[list[np.ndarray], tuple[Span, ...]]:

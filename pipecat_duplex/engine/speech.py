@@ -74,6 +74,20 @@ class Utterance:
         """Whether there is something to say, or nothing more to wait for."""
         return bool(self.words) or not self.more
 
+    def add(
+        self, words: tuple[SpelledWord, ...], *, more: bool, unsayable: tuple[str, ...] = ()
+    ) -> None:
+        """Add what follows."""
+        self.words += words
+        self.unsayable += unsayable
+        self.more = more
+
+    def ended(self, spoken_words: int) -> Said:
+        """Return what became of it, where so many of its words were spoken."""
+        words = [word.text for word in self.words]
+        spoken, unspoken = words[:spoken_words], words[spoken_words:]
+        return Said(self.id, " ".join(spoken), " ".join(unspoken), self.unsayable)
+
 
 class SpokenStep(NamedTuple):
     """What a speaker knows of the token that a step gives out.
@@ -198,9 +212,7 @@ class Speaker:
         with self._lock:
             for utterance in (self._now, *self._queue):
                 if utterance is not None and utterance.id == utterance_id and utterance.more:
-                    utterance.words += words
-                    utterance.unsayable += unsayable
-                    utterance.more = more
+                    utterance.add(words, more=more, unsayable=unsayable)
                     return True
             return False
 
@@ -359,19 +371,12 @@ class Speaker:
 
     def _finish(self) -> None:
         assert self._now is not None
-        self._tell(self._now, self._word)
+        self._ended.append(self._now.ended(self._word))
         self._now = None
-
-    def _tell(self, utterance: Utterance, spoken_words: int) -> None:
-        words = [word.text for word in utterance.words]
-        spoken, unspoken = words[:spoken_words], words[spoken_words:]
-        said = Said(utterance.id, " ".join(spoken), " ".join(unspoken), utterance.unsayable)
-        self._ended.append(said)
 
     def _drop_all(self) -> None:
         if self._now is not None:
             self._finish()
-        for utterance in self._queue:
-            self._tell(utterance, 0)
+        self._ended += [utterance.ended(0) for utterance in self._queue]
         self._queue.clear()
         self._cuts_in = False

@@ -89,6 +89,9 @@ class RemoteBackend(DuplexBackend):
     is_greedy = False
     """Whether the server always takes the most likely token, and refuses seeds."""
 
+    _protocol = "Moshi's protocol"
+    _unready_hint = ": it serves others, or is still preparing"
+
     def __init__(
         self,
         url: str,
@@ -329,27 +332,31 @@ class RemoteBackend(DuplexBackend):
     async def _shake_hands(
         self, connection: ClientConnection, config: SessionConfig, ready_secs: float
     ) -> RemoteSession:
-        metadata: dict = {}
         try:
             async with asyncio.timeout(ready_secs):
-                while True:
-                    message = protocol.parse(await connection.recv())
-                    # The Rust backend sends metadata before the handshake, others after it.
-                    if isinstance(message, protocol.Metadata):
-                        metadata |= message.fields
-                    elif isinstance(message, protocol.Error):
-                        raise DuplexError(f"{self.host} refused the call: {message.reason}")
-                    elif isinstance(message, protocol.Handshake):
-                        return self._make_session(connection, config, message, metadata)
+                return await self._greet(connection, config)
         except TimeoutError as e:
             raise AtCapacity(
                 f"{self.host} accepted the call and was not ready within "
-                f"{ready_secs:g} s: it serves others, or is still preparing"
+                f"{ready_secs:g} s{self._unready_hint}"
             ) from e
         except ConnectionClosed as e:
             raise self._closed_early(e) from e
         except protocol.WireError as e:
-            raise DuplexError(f"{self.host} does not speak Moshi's protocol: {e}") from e
+            raise DuplexError(f"{self.host} does not speak {self._protocol}: {e}") from e
+
+    async def _greet(self, connection: ClientConnection, config: SessionConfig) -> RemoteSession:
+        """Exchange what comes before the first audio."""
+        metadata: dict = {}
+        while True:
+            message = protocol.parse(await connection.recv())
+            # The Rust backend sends metadata before the handshake, others after it.
+            if isinstance(message, protocol.Metadata):
+                metadata |= message.fields
+            elif isinstance(message, protocol.Error):
+                raise DuplexError(f"{self.host} refused the call: {message.reason}")
+            elif isinstance(message, protocol.Handshake):
+                return self._make_session(connection, config, message, metadata)
 
     def _make_session(
         self,

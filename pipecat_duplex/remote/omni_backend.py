@@ -1,14 +1,12 @@
 """vLLM-Omni's duplex endpoint as a source of sessions."""
 
-import asyncio
 import math
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from websockets.asyncio.client import ClientConnection
-from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.exceptions import InvalidStatus
 
-from pipecat_duplex import protocol
 from pipecat_duplex.remote import omni_message
 from pipecat_duplex.remote.backend import OMNI_SCHEMES, RemoteBackend, full_url
 from pipecat_duplex.remote.omni_session import MAX_TOLD, OmniSession, told
@@ -54,6 +52,8 @@ class OmniBackend(RemoteBackend):
     """
 
     is_greedy = True
+    _protocol = "vLLM-Omni's protocol"
+    _unready_hint = ""
 
     def __init__(self, url: str, *, context_steps: int = CONTEXT_STEPS, **options: Any):
         """Initialize; nothing is connected yet.
@@ -105,24 +105,12 @@ class OmniBackend(RemoteBackend):
             return DuplexError(f"{refusal} (does it serve a model with session_mode: duplex?)")
         return refusal
 
-    async def _shake_hands(
-        self, connection: ClientConnection, config: SessionConfig, ready_secs: float
-    ) -> OmniSession:
+    async def _greet(self, connection: ClientConnection, config: SessionConfig) -> OmniSession:
         prompts = self._prompts_of(config)
         model = dict(parse_qsl(urlsplit(self._url).query)).get("model", MODEL)
         voice, persona = prompts.get("voice_prompt"), prompts.get("text_prompt")
-        try:
-            async with asyncio.timeout(ready_secs):
-                await connection.send(omni_message.open_session(model, voice, persona))
-                created = await self._created(connection)
-        except TimeoutError as e:
-            raise AtCapacity(
-                f"{self.host} accepted the call and was not ready within {ready_secs:g} s"
-            ) from e
-        except ConnectionClosed as e:
-            raise self._closed_early(e) from e
-        except protocol.WireError as e:
-            raise DuplexError(f"{self.host} does not speak vLLM-Omni's protocol: {e}") from e
+        await connection.send(omni_message.open_session(model, voice, persona))
+        created = await self._created(connection)
         return OmniSession(
             connection,
             host=self.host,

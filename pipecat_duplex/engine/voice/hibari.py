@@ -8,6 +8,8 @@ import numpy as np
 from pipecat_duplex.engine.voice.tts import Sound
 from pipecat_duplex.session import SAMPLE_RATE_HZ, MissingExtra
 
+_NAME = "heart"
+
 _LEVEL = 2.4
 """Makes hibari as loud as the embedded model's own voice."""
 
@@ -33,12 +35,13 @@ def load_hibari() -> "HibariTTS":
         MissingExtra: It is not installed.
     """
     try:
-        import hibari
+        from hibari import Hibari
+        from hibari.voices import voice_path
     except ImportError as e:
         raise MissingExtra(
             "The voice hibari is not installed: pip install 'pipecat-duplex[voice]'"
         ) from e
-    return HibariTTS(hibari.Hibari("heart"))
+    return HibariTTS(Hibari(_NAME, model=_with_phoneme_ends(voice_path(_NAME))))
 
 
 class HibariTTS:
@@ -52,10 +55,9 @@ class HibariTTS:
         """Initialize.
 
         Args:
-            voice: A ``hibari.Hibari``.
+            voice: A ``hibari.Hibari`` whose model tells last where each phoneme ends.
         """
         self._voice = voice
-        self._session = _with_phoneme_ends(voice.model_path)
         self.speak(("ready.",))  # reads its dictionary
 
     def lacks(self, word: str) -> bool:
@@ -72,7 +74,7 @@ class HibariTTS:
         if len(ids) < 3:  # nothing but punctuation
             return Sound(np.zeros(0, np.float32), (0.0,) * len(words))
         inputs = {"ids": np.array([ids], np.int64), "speed": np.ones(1, np.float32)}
-        *spectrum, ends = map(np.asarray, self._session.run(None, inputs))
+        *spectrum, ends = map(np.asarray, self._voice.sess.run(None, inputs))
         lh, theta, ln, lr, phi, f0 = (part[0] for part in spectrum)
         pcm = dsp.synth(lh, theta, ln, lr, phi, f0, np.random.default_rng(0))
         return _trimmed(_LEVEL * pcm, _word_starts(phonemes, np.ravel(ends)))
@@ -86,21 +88,14 @@ class HibariTTS:
         return ["".join(symbol for symbol in word if symbol in known) for word in spoken]
 
 
-def _with_phoneme_ends(path: str):
-    """Load a model of hibari's with one more output: where each phoneme ends."""
-    import onnxruntime
-
+def _with_phoneme_ends(path: str) -> bytes:
+    """Return a model of hibari's with one more output: where each phoneme ends."""
     # Protocol buffers are merged where one stands behind another, so a field can be added to a
     # model without reading it: graph (7), output (12), name (1), each with its length.
     output = _PHONEME_ENDS
     for tag in (0x0A, 0x62, 0x3A):
         output = bytes([tag, len(output)]) + output
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(
-        Path(path).read_bytes() + output, options, providers=["CPUExecutionProvider"]
-    )
+    return Path(path).read_bytes() + output
 
 
 def _word_starts(phonemes: Sequence[str], ends: np.ndarray) -> list[float]:

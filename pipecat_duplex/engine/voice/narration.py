@@ -9,7 +9,7 @@ from loguru import logger
 
 from pipecat_duplex.engine.speech import MAX_STALL_STEPS, Utterance
 from pipecat_duplex.engine.voice.tts import Sound
-from pipecat_duplex.session import SAMPLE_RATE_HZ, STEP_SAMPLES
+from pipecat_duplex.session import SAMPLE_RATE_HZ, STEP_SAMPLES, Said
 
 AHEAD_STEPS = 25
 """How much sound is made ahead of what is heard (2 s)."""
@@ -155,6 +155,10 @@ class Narration:
         part = self._pcm[:FADE_SAMPLES]
         pcm[: len(part)] = part * np.linspace(1.0, 0.0, len(part), dtype=np.float32)
         return pcm
+
+    def ended(self) -> Said:
+        """Return what became of it, where nothing more of it is heard."""
+        return self.utterance.ended(self.begun)
 
     def _give_phrase(self) -> None:
         left = [word.text for word in self.utterance.words[self._given :][: MOST_WORDS + 1]]

@@ -108,12 +108,9 @@ class VoicedSpeaker(Speaker):
             for narration in (self._narration, *self._narrations):
                 if narration is None or narration.utterance.id != utterance_id:
                     continue
-                utterance = narration.utterance
-                if not utterance.more:
-                    return False
-                utterance.words += words
-                utterance.unsayable += unsayable
-                utterance.more = more
+                if not narration.utterance.more:
+                    break
+                narration.utterance.add(words, more=more, unsayable=unsayable)
                 narration.advance()
                 return True
             return False
@@ -167,7 +164,8 @@ class VoicedSpeaker(Speaker):
             was_muted = self._is_muted
             narrated = self._narrate()
             number = self._narration.utterance.id if self._narration is not None else None
-            self._end_narration()
+            if self._narration is not None and self._narration.is_over:
+                self._finish_narration(self._narration)
             said, self._told = tuple(self._told), []
             if narrated is None and not self._is_muted:
                 return replace(step, said=said) if said else step
@@ -211,12 +209,11 @@ class VoicedSpeaker(Speaker):
             self._stop_story()
         return narrated
 
-    def _end_narration(self) -> None:
-        if self._narration is not None and self._narration.is_over:
-            self._tell_end(self._narration)
-            self._narration = None
-            self._stop_story()
-            super().hold(self._own_is_held)
+    def _finish_narration(self, narration: Narration) -> None:
+        self._told.append(narration.ended())
+        self._narration = None
+        self._stop_story()
+        super().hold(self._own_is_held)
 
     def _tell_story(self) -> None:
         super().say(Utterance(_STORY, self._story), cut_in=True)
@@ -228,23 +225,7 @@ class VoicedSpeaker(Speaker):
     def _drop_narrations(self) -> None:
         if self._narration is not None:
             self._fading = self._narration.fade_out()
-            self._tell_end(self._narration)
-            self._narration = None
-            self._stop_story()
-            super().hold(self._own_is_held)
-        for narration in self._narrations:
-            self._tell_end(narration)
+            self._finish_narration(self._narration)
+        self._told += [narration.ended() for narration in self._narrations]
         self._narrations.clear()
         self._voice_cuts_in = False
-
-    def _tell_end(self, narration: Narration) -> None:
-        utterance = narration.utterance
-        words = [word.text for word in utterance.words]
-        self._told.append(
-            Said(
-                utterance.id,
-                " ".join(words[: narration.begun]),
-                " ".join(words[narration.begun :]),
-                utterance.unsayable,
-            )
-        )
