@@ -69,8 +69,5 @@ class HeardTranscripts:
 
 def shift_words(step: Step, steps: int) -> Step:
     """Return a step that is known by another index, with its words moved by as much."""
-    heard = tuple(
-        replace(word, start_step=word.start_step + steps, end_step=word.end_step + steps)
-        for word in step.heard
-    )
+    heard = tuple(word.moved(steps) for word in step.heard)
     return replace(step, index=step.index + steps, heard=heard)

@@ -6,7 +6,6 @@ when the one before it ended. What that one told already comes a second time the
 
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 from pipecat_duplex.session.step import HeardWord
@@ -56,14 +55,12 @@ class HeardWords:
     def hear(self, words: Iterable[HeardWord]) -> None:
         """Take what the session of the moment tells, in its own steps."""
         for word in words:
-            shift = self._shift(word.start_step)
-            start, end = word.start_step + shift, word.end_step + shift
-            word = replace(word, start_step=start, end_step=end)
-            if start < self._new_from and self._was_told(word):
+            word = word.moved(self._shift(word.start_step))
+            if word.start_step < self._new_from and self._was_told(word):
                 continue
             self._told.append(word)
             self._waiting.append(word)
-            self._last_end = end
+            self._last_end = word.end_step
 
     def _shift(self, step: int) -> int:
         begun = [each.steps for each in self._shifts if each.from_step <= step]

@@ -111,6 +111,10 @@ class HeardWord:
     start_step: int
     end_step: int
 
+    def moved(self, steps: int) -> "HeardWord":
+        """Return the word in a count of steps that is ahead by so many."""
+        return HeardWord(self.text, self.start_step + steps, self.end_step + steps)
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
