@@ -298,9 +298,13 @@ async def test_a_conversation_that_moves_goes_on_with_the_next_word():
 @pytest.mark.slow
 async def test_an_llm_says_any_words_and_the_context_ends_where_the_voice_did():
     """The embedded model hears a question, wishes to speak, and is talked over."""
-    asked = soxr.resample(question().ravel(), SAMPLE_RATE_HZ, RATE_HZ)
+    steps = question()
+    asked = soxr.resample(steps.ravel(), SAMPLE_RATE_HZ, RATE_HZ)
+    # Without a pause, and for longer than anybody is talked over, wherever the model hears it.
+    insists = np.concatenate([steps[:20], steps[4:]]).ravel()
+    insists = soxr.resample(insists, SAMPLE_RATE_HZ, RATE_HZ)
     quiet = np.zeros(RATE_HZ, np.float32)
-    audio = np.concatenate([quiet, asked, *[quiet] * 5, asked, *[quiet] * 6])
+    audio = np.concatenate([quiet, asked, *[quiet] * 5, insists, *[quiet] * 6])
     words = "Certainly: croissants, brioche and 12 éclairs await. " * 4
     engine = await Engine.load("embedded", tts=Hum())
     result = await talk(
@@ -311,7 +315,7 @@ async def test_an_llm_says_any_words_and_the_context_ends_where_the_voice_did():
             Reply([(1, piece) for piece in words.split(" ") for piece in (piece, " ")]),
             Reply([(1, "Nothing.")]),
         ],
-        settings=DuplexLLMService.Settings(words="given"),
+        settings=DuplexLLMService.Settings(words="given", seed=1),
     )
     await engine.close()
     roles, texts = zip(*result.messages(), strict=True)
