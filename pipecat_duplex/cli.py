@@ -263,6 +263,13 @@ def serve(
             "what the model hears."
         ),
     ] = True,
+    hear_barge_ins: Annotated[
+        bool,
+        typer.Option(
+            help="Let a small network of the checkpoint's own tell the agent to yield when the "
+            "model does not."
+        ),
+    ] = True,
     tts: Annotated[
         str | None,
         typer.Option(help="Who speaks given words in the model's place: 'hibari' (extra 'voice')."),
@@ -316,6 +323,7 @@ def serve(
             quantize=quantize,
             long_calls=long_calls,
             suppress_echo=suppress_echo,
+            hear_barge_ins=hear_barge_ins,
             tts=tts,
             hears=hears,
             voices=voices,

@@ -226,8 +226,8 @@ class DecoderTrainer:
         total = (
             terms["spectral"]
             + options.waveform_weight * terms["waveform"]
-            + options.feature_weight * terms["features"]
-            + options.phone_weight * terms["phone"]
+            + options.feature_weight * terms.get("features", 0.0)
+            + options.phone_weight * terms.get("phone", 0.0)
         )
         if self.step >= options.adversarial_from // 3:
             start = LOSS_FROM_STEP * STEP_SAMPLES
@@ -250,15 +250,24 @@ class DecoderTrainer:
         self, made: torch.Tensor, wanted: torch.Tensor, phones: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         start = LOSS_FROM_STEP * STEP_SAMPLES
+        ends, goals = made[:, start:], wanted[:, start:]
+        terms = {
+            "spectral": self.spectral(ends, goals),
+            "waveform": (ends - goals).abs().mean() / (goals.abs().mean() + 1e-2),
+        }
+        if self.options.feature_weight or self.options.phone_weight:
+            terms |= self._as_heard(made, wanted, phones)
+        return terms
+
+    def _as_heard(
+        self, made: torch.Tensor, wanted: torch.Tensor, phones: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
         heard, logits = self.listen(made)
         with torch.no_grad():
             meant, _ = self.listen(wanted)
         logits = logits[:, LOSS_FROM_STEP * HALF_STEPS :].flatten(0, 1)
         phones = phones[:, LOSS_FROM_STEP * HALF_STEPS :].flatten()
-        made, wanted = made[:, start:], wanted[:, start:]
         return {
-            "spectral": self.spectral(made, wanted),
-            "waveform": (made - wanted).abs().mean() / (wanted.abs().mean() + 1e-2),
             "features": _distance(heard, meant),
             "phone": functional.cross_entropy(logits, phones),
             "phones_right": (logits.argmax(-1) == phones).float().mean(),

@@ -94,7 +94,7 @@ def speech_of(recording: Recording) -> Speech | None:
         words = (Span(UNKNOWN_WORD, start, end),)
     if not 0.1 < end - start < _LONGEST_SECS:
         return None
-    return _cut(samples, words, _LEAD_SECS, _TAIL_SECS)
+    return cut(samples, words, _LEAD_SECS, _TAIL_SECS)
 
 
 def inside_world(recording: Recording) -> Iterator[tuple[str, str, Speech]]:
@@ -107,7 +107,7 @@ def inside_world(recording: Recording) -> Iterator[tuple[str, str, Speech]]:
                 continue
             samples = recording.samples() if samples is None else samples
             spans = recording.words[first : first + len(words)]
-            yield text, kind, _cut(samples, spans, 0.02, 0.04)
+            yield text, kind, cut(samples, spans, 0.02, 0.04)
 
 
 def _world_texts() -> dict[tuple[str, ...], tuple[str, str]]:
@@ -119,7 +119,7 @@ def _world_texts() -> dict[tuple[str, ...], tuple[str, str]]:
     return texts
 
 
-def _cut(samples: np.ndarray, words: tuple[Span, ...], lead: float, tail: float) -> Speech:
+def cut(samples: np.ndarray, words: tuple[Span, ...], lead: float, tail: float) -> Speech:
     """A stretch of a recording, faded at both ends."""
     start = max(words[0].start - lead, 0.0)
     end = min(words[-1].end + tail, len(samples) / SAMPLE_RATE)

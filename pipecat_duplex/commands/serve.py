@@ -71,6 +71,7 @@ class ServeOptions:
         quantize: Keeps the model's weights in fewer bits, on torch; ``int4`` is experimental.
         long_calls: What becomes of calls longer than the model's context.
         suppress_echo: Whether the agent's own voice is kept from what the model hears.
+        hear_barge_ins: Whether the checkpoint's own network for it tells the agent to yield.
         tts: Who speaks given words in the model's place.
         hears: A recogniser that tells callers of ours what the user says: a hub name or a folder.
         voices: A folder of recordings that callers may name as the agent's voice.
@@ -95,6 +96,7 @@ class ServeOptions:
     quantize: Literal["int8", "int4"] | None = None
     long_calls: Literal["ring", "rebuild"] = "ring"
     suppress_echo: bool = True
+    hear_barge_ins: bool = True
     tts: str | None = None
     hears: str | None = None
     voices: Path | None = None
@@ -225,6 +227,7 @@ async def _serve(
             quantize=options.quantize,
             long_calls=options.long_calls,
             suppress_echo=options.suppress_echo,
+            hear_barge_ins=options.hear_barge_ins,
             tts=options.tts,
             hears=options.hears,
             voices=options.voices,

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from loguru import logger
 
+from pipecat_duplex.engine.barge_in import BargeInNetwork, load_network
 from pipecat_duplex.engine.checkpoint import find_folder, has_graphs, split_hub_name
 from pipecat_duplex.engine.long_calls import LONG_CALLS, Limits, LongCalls
 from pipecat_duplex.engine.loop import StepLoop
@@ -97,6 +98,7 @@ class Engine(DuplexBackend):
         quantize: Quantization | None = None,
         long_calls: LongCalls = "ring",
         suppress_echo: bool = True,
+        hear_barge_ins: bool = True,
         tts: str | TTS | None = None,
         hears: str | Path | None = None,
     ) -> "Engine":
@@ -131,6 +133,8 @@ class Engine(DuplexBackend):
                 ``docs/long-calls.md`` says what that gains and costs.
             suppress_echo: Whether the agent's own voice, where a loudspeaker or a line gives it
                 back, is kept from what the model hears. Audio without an echo is never changed.
+            hear_barge_ins: Whether a small network of the checkpoint's own (``barge_in.npz``, which
+                ``embedded`` brings) tells the agent to yield when the model itself does not.
             tts: Who speaks given words in the model's place: ``hibari``, which needs the extra
                 ``voice``, or an object of your own. None is the model itself, with the words that
                 it has. ``docs/say.md`` says how the model keeps the floor meanwhile.
@@ -191,7 +195,10 @@ class Engine(DuplexBackend):
                 hears=hears,
             )
 
-        step_loop = StepLoop(load_model, slots, gather_ms / 1000, long_calls)
+        def load_barge_in() -> BargeInNetwork | None:
+            return load_network(checkpoint, slots) if hear_barge_ins else None
+
+        step_loop = StepLoop(load_model, slots, gather_ms / 1000, long_calls, load_barge_in)
         try:
             loaded = await asyncio.wrap_future(step_loop.start())
         except asyncio.CancelledError:

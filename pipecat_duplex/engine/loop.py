@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from loguru import logger
 
+from pipecat_duplex.conversation.barge_in import NOBODY
 from pipecat_duplex.conversation.pcm import level_db
+from pipecat_duplex.engine.barge_in import BargeInNetwork
 from pipecat_duplex.engine.ears import Ears
 from pipecat_duplex.engine.faults import step_apart
 from pipecat_duplex.engine.long_calls import (
@@ -26,6 +28,7 @@ from pipecat_duplex.engine.preparation import PARTS_SECS, Preparation, Preparati
 from pipecat_duplex.engine.session import EngineSession, Frame
 from pipecat_duplex.engine.stats import StepRecorder
 from pipecat_duplex.session import (
+    STEP_SAMPLES,
     STEP_SECS,
     BackendHealth,
     CheckpointError,
@@ -52,6 +55,8 @@ BEHIND_SECS = 0.04
 
 MAX_SKIPPED = 3
 """Turns that long calls wait for, at most: an engine that is always behind still rebuilds them."""
+
+_SILENCE = np.zeros(STEP_SAMPLES, np.float32)
 
 Batch = dict[int, tuple[EngineSession, Frame]]
 """Who takes part in a step, by slot."""
@@ -113,6 +118,7 @@ class StepLoop:
         slots: int,
         gather_secs: float,
         long_calls: LongCalls = "ring",
+        load_barge_in: Callable[[], BargeInNetwork | None] = lambda: None,
     ):
         """Initialize; ``start`` begins.
 
@@ -121,10 +127,12 @@ class StepLoop:
             slots: Number of seats.
             gather_secs: How long a step waits for neighbours that have no frame yet.
             long_calls: What becomes of calls longer than the model's context.
+            load_barge_in: Loads what hears barge-ins beside the model, called in the thread.
         """
         self.recorder = StepRecorder()
         self.failure: str | None = None
         self._load_model = load_model
+        self._load_barge_in = load_barge_in
         self._gather_secs = gather_secs
         self._long_calls: LongCalls = long_calls
         self._condition = threading.Condition()
@@ -141,6 +149,7 @@ class StepLoop:
         self._recollections: dict[int, Recollection] = {}
         self._turns_skipped = 0
         self._ears: Ears | None = None
+        self._barge_in: BargeInNetwork | None = None
         self._compute_secs = self._listen_secs = 0.0
 
     def start(self) -> Future[Loaded]:
@@ -224,6 +233,7 @@ class StepLoop:
             return
         try:
             model = self._load_model()
+            self._barge_in = self._load_barge_in()
         except Exception as error:
             self._loaded.set_exception(_load_error(error))
             return
@@ -287,6 +297,7 @@ class StepLoop:
         spoken = {slot: session.speaker.take_spoken() for slot, (session, _) in batch.items()}
         words = WordChooser(batch)
         heard = {slot: _hear(session, frame) for slot, (session, frame) in batch.items()}
+        self._hear_barge_ins(batch, heard)
         try:
             outputs, faults = self._compute(model, batch, heard, words)
         except Exception as error:
@@ -330,6 +341,19 @@ class StepLoop:
         model.keep()
         for slot, error in (faults | words.faults).items():
             self._expel(model, slot, batch[slot][0], error)
+
+    def _hear_barge_ins(self, batch: Batch, heard: dict[int, np.ndarray]) -> None:
+        """Let agents that are talked over give up the floor, before their next words.
+
+        While an agent speaks, its model does not hear what is nobody's voice.
+        """
+        if self._barge_in is None:
+            return
+        for slot, overlap in self._barge_in.hear(heard).items():
+            speaker = batch[slot][0].speaker
+            if speaker.is_heard and overlap.nobody >= NOBODY:
+                heard[slot] = _SILENCE
+            speaker.hear(overlap)
 
     def _listen(self) -> None:
         """Recognise what the user said, as far as no step of a conversation waits for it.
@@ -427,6 +451,8 @@ class StepLoop:
                 self._expel(model, slot, session, error)
                 return False
             self._seated[slot] = session
+            if self._barge_in is not None:
+                self._barge_in.join(slot)
             if self._ears is not None:
                 self._ears.join(slot, session.id)
             if self._limits is not None:

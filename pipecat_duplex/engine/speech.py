@@ -9,12 +9,22 @@ that follows padding. No torch here: both runtimes ask the same speaker.
 
 import threading
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import NamedTuple
 
+import numpy as np
+
+from pipecat_duplex.conversation.barge_in import BargeIn, Overlap
 from pipecat_duplex.conversation.user_ear import UserEar
-from pipecat_duplex.session import TEXT_END_OF_PADDING, TEXT_PADDING, Said, Step
+from pipecat_duplex.session import (
+    SAMPLE_RATE_HZ,
+    STEP_SAMPLES,
+    TEXT_END_OF_PADDING,
+    TEXT_PADDING,
+    Said,
+    Step,
+)
 
 MAX_PAUSE_STEPS = 8
 """Padding that the model may put between two of our words; then the next word comes anyway."""
@@ -39,6 +49,13 @@ MAX_WAITING = 64
 
 SOUND_LEVEL_DB = -50.0
 """Agent audio above this level (dBFS, RMS of a step) is speech."""
+
+
+FADE_SAMPLES = SAMPLE_RATE_HZ // 25
+"""How quickly a voice that is cut off fades out (40 ms)."""
+
+FALLING = np.linspace(1.0, 0.0, FADE_SAMPLES, dtype=np.float32)
+"""The fade."""
 
 
 class SpelledWord(NamedTuple):
@@ -150,11 +167,14 @@ class Speaker:
         self._user_spoke_before = False
         self._chosen = SpokenStep()
         self._ended: list[Said] = []
+        self._barge_in = BargeIn()
+        self._gives_way = False
+        self._was_heard = True
 
     @property
     def is_active(self) -> bool:
         """Whether :meth:`choose` has anything to decide."""
-        return self._now is not None or bool(self._queue) or self._held
+        return self._now is not None or bool(self._queue) or self._held or self._gives_way
 
     @property
     def has_words(self) -> bool:
@@ -231,6 +251,17 @@ class Speaker:
         with self._lock:
             self._drop_all()
 
+    def hear(self, overlap: Overlap) -> None:
+        """Take note of what the user does, before a step."""
+        if self._barge_in.step(overlap, agent_speaks=self.is_heard):
+            self.give_way()
+
+    def give_way(self) -> None:
+        """Fall silent: the user has the floor. What is being said or queued is dropped."""
+        with self._lock:
+            self._drop_all()
+            self._gives_way, self._pause_steps, self._closing_steps = True, 0, 0
+
     def observe(self, text_token: int, agent_level_db: float, user_level_db: float) -> None:
         """Take note of a step that was computed.
 
@@ -259,7 +290,9 @@ class Speaker:
             if self._now is None:
                 self._begin()
             token, utterance_id, wish = sampled, None, False
-            if self._now is not None:
+            if self._gives_way:
+                token = self._keep_silent(sampled)
+            elif self._now is not None:
                 utterance = self._now
                 token = self._force(sampled)
                 if token not in (TEXT_PADDING, TEXT_END_OF_PADDING) and self._now is utterance:
@@ -270,8 +303,25 @@ class Speaker:
             return token
 
     def sound(self, step: Step) -> Step:
-        """Return what is heard of a step: the model's own sound."""
-        return step
+        """Return what is heard of a step: the model's own sound, until it gives way."""
+        with self._lock:
+            if not self._gives_way:
+                self._was_heard = True
+                return step
+            pcm = np.zeros(STEP_SAMPLES, np.float32)
+            if self._was_heard:
+                pcm[:FADE_SAMPLES] = step.pcm[:FADE_SAMPLES] * FALLING
+            self._was_heard = False
+            return replace(step, pcm=pcm, text_token=TEXT_PADDING, text_piece=None)
+
+    def _keep_silent(self, sampled: int) -> int:
+        """Keep silent until the model wants to be."""
+        self._pause_steps = self._pause_steps + 1 if sampled == TEXT_PADDING else 0
+        self._closing_steps += 1
+        is_silent = self.is_quiet and self._pause_steps >= OWN_STOP_STEPS
+        if is_silent or self._closing_steps >= MAX_CLOSING_STEPS:
+            self._gives_way = False
+        return TEXT_PADDING
 
     def close(self) -> None:
         """Say nothing more: the session is over."""
@@ -290,6 +340,7 @@ class Speaker:
             return
         self._queue.remove(ready)
         self._now = ready
+        self._gives_way = False
         self._word = 0
         if not ready.words:  # None of them could be said.
             self._finish()
@@ -300,6 +351,11 @@ class Speaker:
         self._pause_steps = MAX_PAUSE_STEPS if quiet else self._padding_steps
         self._mode = _Mode.BOUNDARY
         self._user_spoke_before = self._ear.hears_user
+
+    @property
+    def is_heard(self) -> bool:
+        """Whether the agent's voice sounds."""
+        return self._quiet_steps == 0 and not self._gives_way
 
     @property
     def is_quiet(self) -> bool:

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipecat_duplex.conversation.barge_in import SURE_STEPS, Overlap
 from pipecat_duplex.engine import Engine
 from pipecat_duplex.engine.speech import (
     CLOSING_STEPS,
@@ -19,6 +20,7 @@ from pipecat_duplex.engine.speech import (
 )
 from pipecat_duplex.engine.vocabulary import Vocabulary
 from pipecat_duplex.session import (
+    STEP_SAMPLES,
     TEXT_END_OF_PADDING,
     TEXT_PADDING,
     CannotSay,
@@ -26,6 +28,7 @@ from pipecat_duplex.session import (
     SessionConfig,
     SessionEnded,
     Step,
+    StepTiming,
 )
 from tests.engine.scripted import noise
 from training.tokenizer import build_tokenizer
@@ -355,3 +358,65 @@ async def test_only_so_many_utterances_wait(checkpoint_folder) -> None:
         await session.say("hello", cut_in=True)
     finally:
         await engine.close()
+
+
+def talk_over(speaker: Speaker) -> None:
+    speaker.hear(Overlap(1.0, 0.0, 0.0))
+    for _ in range(SURE_STEPS):
+        speaker.hear(Overlap(0.0, 0.0, 1.0))
+
+
+def heard_step() -> Step:
+    return Step(0, np.full(STEP_SAMPLES, 0.1, np.float32), OWN, "x", StepTiming(0.0, 0.0))
+
+
+class TalkedOver(Run):
+    """An agent in the middle of words of its own, which the user talks over from then on."""
+
+    def __init__(self):
+        super().__init__()
+        self.steps([OWN, PAD], agent_db=LOUD_DB)
+        talk_over(self.speaker)
+
+    def sound(self) -> np.ndarray:
+        step = heard_step()
+        return self.speaker.sound(step).pcm
+
+
+def test_who_is_talked_over_falls_silent_with_a_short_fade() -> None:
+    run = TalkedOver()
+    assert run.step(OWN, agent_db=LOUD_DB) == PAD
+    first, second = run.sound(), run.sound()
+    assert first[0] == pytest.approx(0.1) and not first[-1] and not second.any()
+    assert np.abs(np.diff(first)).max() < 0.01
+
+
+def test_no_word_is_told_that_is_not_heard() -> None:
+    run = TalkedOver()
+    told = run.speaker.sound(heard_step())
+    assert (told.text_token, told.text_piece) == (PAD, None)
+
+
+def test_it_keeps_silent_until_the_model_wants_to() -> None:
+    run = TalkedOver()
+    assert run.steps([OWN] * 20, agent_db=LOUD_DB) == [PAD] * 20
+    assert run.steps([PAD] * OWN_STOP_STEPS) == [PAD] * OWN_STOP_STEPS
+    run.step(PAD)
+    assert run.step(OWN) == OWN
+    assert run.sound().all()
+
+
+def test_given_words_that_are_talked_over_are_dropped() -> None:
+    run = Run()
+    run.speaker.say(utterance(10, 11, 12))
+    run.steps([PAD, PAD, END], agent_db=LOUD_DB)
+    talk_over(run.speaker)
+    run.steps([PAD] * 2)
+    (said,) = run.said
+    assert said.unspoken and "w12" in said.unspoken
+
+
+def test_a_silent_agent_is_not_talked_over() -> None:
+    run = Run()
+    talk_over(run.speaker)
+    assert run.step(OWN) == OWN

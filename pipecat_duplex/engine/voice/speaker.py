@@ -132,6 +132,17 @@ class VoicedSpeaker(Speaker):
             self._narrations.clear()
             self._narration = None
 
+    @property
+    def is_heard(self) -> bool:
+        """Whether the agent's voice sounds: the TTS's, or the model's own."""
+        return self._mime.is_on or (super().is_heard and not self._is_muted)
+
+    def give_way(self) -> None:
+        """Fall silent, and let the model do so; see :class:`Speaker`."""
+        with self._voice_lock:
+            self._drop_narrations()
+            super().give_way()
+
     def choose(self, sampled: int) -> int:
         """Choose the monologue token of a step; see :class:`Speaker`."""
         with self._voice_lock:
@@ -168,6 +179,7 @@ class VoicedSpeaker(Speaker):
                 self._finish_narration(self._narration)
             said, self._told = tuple(self._told), []
             if narrated is None and not self._is_muted:
+                step = super().sound(step)
                 return replace(step, said=said) if said else step
             pcm = narrated.pcm if narrated is not None else np.zeros(STEP_SAMPLES, np.float32)
             if not was_muted:

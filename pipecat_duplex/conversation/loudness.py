@@ -1,0 +1,48 @@
+"""How loud a step of audio is in each band of hearing, twenty milliseconds at a time."""
+
+import numpy as np
+
+from pipecat_duplex.session import SAMPLE_RATE_HZ, STEP_SAMPLES
+
+FRAMES = 4
+"""Frames in a step: 20 ms each."""
+
+BANDS = 40
+"""Mel bands from 60 to 7,600 Hz: what a wide-band telephone carries."""
+
+FAINTEST = 1e-5
+"""Added to a band's magnitude: below it is silence."""
+
+_HOP = STEP_SAMPLES // FRAMES
+_WINDOW = 2 * _HOP
+_SIZE = 1024
+
+
+def _mel_filters() -> np.ndarray:
+    """Triangles on the mel scale of O'Shaughnessy, float32 ``(_SIZE // 2 + 1, BANDS)``."""
+    mels = np.linspace(*(2595 * np.log10(1 + np.array((60.0, 7600.0)) / 700)), BANDS + 2)
+    edges_hz = 700 * (10 ** (mels / 2595) - 1)
+    bins_hz = np.fft.rfftfreq(_SIZE, 1 / SAMPLE_RATE_HZ)[:, None]
+    rising = (bins_hz - edges_hz[:-2]) / (edges_hz[1:-1] - edges_hz[:-2])
+    falling = (edges_hz[2:] - bins_hz) / (edges_hz[2:] - edges_hz[1:-1])
+    return np.maximum(np.minimum(rising, falling), 0).astype(np.float32)
+
+
+_FILTERS = _mel_filters()
+_HANN = np.hanning(_WINDOW).astype(np.float32) / _WINDOW
+
+
+def log_mel(before: np.ndarray, now: np.ndarray) -> np.ndarray:
+    """Return the log mel spectrum of steps.
+
+    Args:
+        before: The step before each, float32, shape ``(steps, STEP_SAMPLES)``, 24 kHz.
+        now: The steps, of the same shape.
+
+    Returns:
+        Float32, shape ``(steps, FRAMES, BANDS)``.
+    """
+    joined = np.concatenate([before[:, -_HOP:], now], axis=1)
+    windows = np.lib.stride_tricks.sliding_window_view(joined, _WINDOW, axis=1)[:, ::_HOP]
+    magnitude = np.abs(np.fft.rfft(windows * _HANN, _SIZE)).astype(np.float32)
+    return np.log(magnitude @ _FILTERS + FAINTEST)

@@ -1,0 +1,189 @@
+"""Hearing beside the model that the user wants the floor."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import soxr
+
+from harness.pipeline import AUDIO
+from pipecat_duplex.conversation.barge_in import SURE, SURE_STEPS, BargeIn, Overlap
+from pipecat_duplex.conversation.loudness import BANDS, FRAMES, log_mel
+from pipecat_duplex.conversation.pcm import level_db
+from pipecat_duplex.engine import Engine
+from pipecat_duplex.engine.barge_in import FILE, BargeInNetwork, load_network
+from pipecat_duplex.session import (
+    SAMPLE_RATE_HZ,
+    STEP_SAMPLES,
+    CheckpointError,
+    SessionConfig,
+)
+from tests.test_voice import Hum, told, with_engine, words_of
+
+PEOPLE = Path(__file__).parent / "people"
+SECOND = SAMPLE_RATE_HZ // STEP_SAMPLES  # steps in it
+YIELD_STEPS = 9  # 0.72 s, the lead of the recording included
+HIGH, LOW, MIDDLE = (Overlap(1 - floor, 0.0, floor) for floor in (0.95, 0.1, 0.5))
+
+
+def decide(*heard: tuple[Overlap, bool]) -> list[int]:
+    """Return the steps in which the floor is given up."""
+    barge_in = BargeIn()
+    told = [barge_in.step(overlap, agent_speaks=speaks) for overlap, speaks in heard]
+    return [step for step, gives_up in enumerate(told) if gives_up]
+
+
+def test_who_begins_while_the_agent_speaks_gets_the_floor_once():
+    assert decide((LOW, True), *3 * [(HIGH, True)]) == [SURE_STEPS]
+
+
+def test_a_knock_is_no_voice():
+    assert not decide((LOW, True), (HIGH, True), (MIDDLE, True), (HIGH, True), (LOW, True))
+
+
+def test_who_still_speaks_as_the_agent_begins_has_not_talked_over_it():
+    assert not decide((HIGH, False), *9 * [(HIGH, True)])
+
+
+def test_nobody_talks_over_a_silent_agent():
+    assert not decide((LOW, False), *9 * [(HIGH, False)])
+
+
+def test_what_is_not_sure_is_waited_for():
+    assert decide((LOW, True), (MIDDLE, True), *2 * [(HIGH, True)]) == [3]
+
+
+def tone(hz: float, steps: int) -> np.ndarray:
+    samples = np.arange(steps * STEP_SAMPLES) / SAMPLE_RATE_HZ
+    return (0.1 * np.sin(2 * np.pi * hz * samples)).astype(np.float32).reshape(steps, -1)
+
+
+def test_a_higher_tone_is_loud_in_a_higher_band():
+    loudest = [
+        int(log_mel(tone(hz, 2)[:1], tone(hz, 2)[1:])[0, 1].argmax()) for hz in (150, 600, 3000)
+    ]
+    assert loudest == sorted(set(loudest)) and loudest[-1] < BANDS
+
+
+def test_steps_hear_what_one_long_sound_has():
+    sound = tone(440, 6)
+    before = np.concatenate([np.zeros_like(sound[:1]), sound[:-1]])
+    at_once = log_mel(before, sound)
+    one_by_one = [log_mel(before[i : i + 1], sound[i : i + 1])[0] for i in range(6)]
+    assert at_once.shape == (6, FRAMES, BANDS)
+    np.testing.assert_allclose(at_once, one_by_one, rtol=1e-5)
+
+
+def network(slots: int = 3) -> BargeInNetwork:
+    found = load_network("embedded", slots)
+    assert found is not None
+    return found
+
+
+def test_neighbours_hear_nothing_of_each_other():
+    rng = np.random.default_rng(0)
+    sounds = rng.standard_normal((3, 10, STEP_SAMPLES)).astype(np.float32) * 0.1
+    together, alone = network(), network()
+    for step in range(10):
+        frames = {slot: sounds[slot, step] for slot in range(3) if slot or step > 4}
+        told = together.hear(frames)[1]
+        np.testing.assert_allclose(told, alone.hear({1: sounds[1, step]})[1], atol=1e-5)
+
+
+def test_a_conversation_begins_afresh():
+    used = network()
+    for step in tone(300, 10):
+        used.hear({0: step})
+    used.join(0)
+    step = tone(200, 1)[0]
+    np.testing.assert_array_equal(used.hear({0: step})[0], network().hear({0: step})[0])
+
+
+def test_a_checkpoint_without_one_has_none(tmp_path):
+    assert load_network(tmp_path, 1) is None
+    assert load_network("owner/name", 1) is None
+
+
+@pytest.mark.parametrize("content", [b"", b"not one", b"PK\x03\x04", None])
+def test_a_broken_file_is_told(tmp_path, content):
+    if content is None:
+        np.savez(tmp_path / FILE, **{"enter.bias": np.zeros(4)})
+    else:
+        (tmp_path / FILE).write_bytes(content)
+    with pytest.raises(CheckpointError, match=FILE.replace(".", r"\.")):
+        load_network(tmp_path, 1)
+
+
+def person(name: str) -> np.ndarray:
+    """A recording of somebody whom no training heard, 24 kHz, at -26 dBFS."""
+    pcm, rate_hz = soundfile.read(PEOPLE / f"{name}.opus", dtype="float32")
+    pcm = soxr.resample(pcm, rate_hz, SAMPLE_RATE_HZ)
+    return (pcm * 0.05 / np.sqrt(np.mean(np.square(pcm)))).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", ["sentence", "another"])
+def test_a_person_wants_the_floor(name):
+    assert max(heard_of(person(name))) >= SURE
+
+
+@pytest.mark.parametrize("name", ["right"])
+def test_a_person_who_only_listens_does_not(name):
+    assert max(heard_of(person(name))) < SURE
+
+
+def heard_of(pcm: np.ndarray) -> list[float]:
+    listening = network(1)
+    steps = np.resize(pcm, (len(pcm) // STEP_SAMPLES + 10, STEP_SAMPLES))
+    steps[len(pcm) // STEP_SAMPLES :] = 0.0
+    for _ in range(10):
+        listening.hear({0: np.zeros(STEP_SAMPLES, np.float32)})
+    return [listening.hear({0: step})[0].floor for step in steps]
+
+
+@pytest.mark.slow
+async def test_the_agent_yields_to_a_person():
+    assert await steps_spoken_on(person("sentence"), hear_barge_ins=True) <= YIELD_STEPS
+
+
+@pytest.mark.slow
+async def test_it_tells_its_story_on_to_a_person_who_listens():
+    assert await steps_spoken_on(person("right"), hear_barge_ins=True) > 2 * SECOND
+
+
+@pytest.mark.slow
+async def test_a_tts_stops_and_the_story_behind_it_is_not_heard():
+    user = [np.zeros(STEP_SAMPLES, np.float32)] * 40
+    over = person("sentence")
+    over = np.pad(over, (0, -len(over) % STEP_SAMPLES)).reshape(-1, STEP_SAMPLES)
+    steps = await with_engine(Hum(), [*user, *over], {2: told("one two three four five " * 8)})
+    (said,) = [said for step in steps for said in step.said]
+    assert said.unspoken and said.spoken == words_of(steps)
+    heard = [number for number, step in enumerate(steps) if level_db(step.pcm) > -50]
+    assert len(user) < max(heard) <= len(user) + YIELD_STEPS
+
+
+def request() -> np.ndarray:
+    """Return "tell me a story", and silence in which the story begins."""
+    pcm, rate_hz = soundfile.read(
+        AUDIO.parent / "evals" / "audio" / "tell_me_a_story.wav", dtype="float32"
+    )
+    return np.pad(soxr.resample(pcm, rate_hz, SAMPLE_RATE_HZ), (6_000, 3 * SAMPLE_RATE_HZ))
+
+
+async def steps_spoken_on(over: np.ndarray, **options) -> int:
+    """Let it tell a story and talk over it; return for how many steps it goes on."""
+    engine = await Engine.load("embedded", **options)
+    try:
+        session = await engine.open(SessionConfig(seed=1))
+        steps, levels = session.steps(), []
+        sound = np.concatenate([request(), over, np.zeros(4 * SAMPLE_RATE_HZ, np.float32)])
+        for start in range(0, len(sound) - STEP_SAMPLES, STEP_SAMPLES):
+            session.send(sound[start : start + STEP_SAMPLES].astype(np.float32))
+            levels.append(level_db((await anext(steps)).pcm))
+        onset = len(request()) // STEP_SAMPLES
+        assert max(levels[onset - 2 : onset]) > -50, "it tells no story"
+        pause = [max(levels[at : at + 5]) <= -50 for at in range(onset, len(levels) - 5)]
+        return pause.index(True) if True in pause else len(pause)
+    finally:
+        await engine.close()
