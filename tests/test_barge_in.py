@@ -8,7 +8,7 @@ import soundfile
 import soxr
 
 from harness.pipeline import AUDIO
-from pipecat_duplex.conversation.barge_in import SURE, SURE_STEPS, BargeIn, Overlap
+from pipecat_duplex.conversation.barge_in import OVER_STEPS, SURE, SURE_STEPS, BargeIn, Overlap
 from pipecat_duplex.conversation.loudness import BANDS, FRAMES, log_mel
 from pipecat_duplex.conversation.pcm import level_db
 from pipecat_duplex.engine import Engine
@@ -35,11 +35,11 @@ def decide(*heard: tuple[Overlap, bool]) -> list[int]:
 
 
 def test_who_begins_while_the_agent_speaks_gets_the_floor_once():
-    assert decide((LOW, True), *3 * [(HIGH, True)]) == [SURE_STEPS]
+    assert decide((LOW, True), *8 * [(HIGH, True)]) == [OVER_STEPS]
 
 
 def test_a_knock_is_no_voice():
-    assert not decide((LOW, True), (HIGH, True), (MIDDLE, True), (HIGH, True), (LOW, True))
+    assert not decide((LOW, True), *3 * [(HIGH, True)], (LOW, True), *3 * [(HIGH, True)])
 
 
 def test_who_still_speaks_as_the_agent_begins_has_not_talked_over_it():
@@ -51,7 +51,8 @@ def test_nobody_talks_over_a_silent_agent():
 
 
 def test_what_is_not_sure_is_waited_for():
-    assert decide((LOW, True), (MIDDLE, True), *2 * [(HIGH, True)]) == [3]
+    heard = [(LOW, True), *6 * [(MIDDLE, True)], *SURE_STEPS * [(HIGH, True)]]
+    assert decide(*heard) == [len(heard) - 1]
 
 
 def tone(hz: float, steps: int) -> np.ndarray:

@@ -5,14 +5,17 @@ from typing import NamedTuple
 CALM = 0.3
 """Below this probability nobody wants the floor, so that somebody may begin to."""
 
-SURE = 0.8
+SURE = 0.9
 """From this probability on somebody wants it,"""
 
 SURE_STEPS = 2
 """if it lasts for so many steps (0.16 s): a knock is like a voice for less."""
 
-NOBODY = 0.7
-"""From this probability on a sound is nobody's."""
+OVER_STEPS = 4
+"""The model itself is waited for so long (0.32 s): it answers best where it yields by itself."""
+
+HEARD = 0.5
+"""From this probability on the model hears the user while it speaks."""
 
 
 class Overlap(NamedTuple):
@@ -38,7 +41,7 @@ class BargeIn:
     def __init__(self):
         """Initialize; nobody speaks."""
         self._can_begin = False
-        self._sure_steps = 0
+        self._over_steps = self._sure_steps = 0
 
     def step(self, overlap: Overlap, *, agent_speaks: bool) -> bool:
         """Observe a step.
@@ -51,10 +54,13 @@ class BargeIn:
             Whether the agent has to give up the floor.
         """
         if not agent_speaks or overlap.floor < CALM:
-            self._can_begin, self._sure_steps = agent_speaks, 0
+            self._can_begin = agent_speaks
+            self._over_steps = self._sure_steps = 0
             return False
+        self._over_steps += 1
         self._sure_steps = self._sure_steps + 1 if overlap.floor >= SURE else 0
-        if self._sure_steps < SURE_STEPS or not self._can_begin:
+        is_sure = self._sure_steps >= SURE_STEPS and self._over_steps >= OVER_STEPS
+        if not is_sure or not self._can_begin:
             return False
         self._can_begin = False
         return True

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from loguru import logger
 
-from pipecat_duplex.conversation.barge_in import NOBODY
+from pipecat_duplex.conversation.barge_in import HEARD
 from pipecat_duplex.conversation.pcm import level_db
 from pipecat_duplex.engine.barge_in import BargeInNetwork
 from pipecat_duplex.engine.ears import Ears
@@ -351,7 +351,7 @@ class StepLoop:
             return
         for slot, overlap in self._barge_in.hear(heard).items():
             speaker = batch[slot][0].speaker
-            if speaker.is_heard and overlap.nobody >= NOBODY:
+            if speaker.is_heard and overlap.floor < HEARD:
                 heard[slot] = _SILENCE
             speaker.hear(overlap)
 

@@ -35,6 +35,12 @@ CLOSING_STEPS = 6
 MAX_CLOSING_STEPS = 25
 """How long a model that wants to go on with words of its own is kept from it after ours."""
 
+GAP_STEPS = 4
+"""Silence between two words that is no end of what is said."""
+
+YIELDED_STEPS = 4
+"""Padding in a row, of the model's own choice, after which it has given up the floor as well."""
+
 OWN_STOP_STEPS = 6
 """Steps without word or sound after which an utterance of the model's own is over (0.48 s)."""
 
@@ -318,8 +324,7 @@ class Speaker:
         """Keep silent until the model wants to be."""
         self._pause_steps = self._pause_steps + 1 if sampled == TEXT_PADDING else 0
         self._closing_steps += 1
-        is_silent = self.is_quiet and self._pause_steps >= OWN_STOP_STEPS
-        if is_silent or self._closing_steps >= MAX_CLOSING_STEPS:
+        if self._pause_steps >= YIELDED_STEPS or self._closing_steps >= MAX_CLOSING_STEPS:
             self._gives_way = False
         return TEXT_PADDING
 
@@ -354,8 +359,8 @@ class Speaker:
 
     @property
     def is_heard(self) -> bool:
-        """Whether the agent's voice sounds."""
-        return self._quiet_steps == 0 and not self._gives_way
+        """Whether the agent speaks, pauses between its words included."""
+        return self._quiet_steps < GAP_STEPS and not self._gives_way
 
     @property
     def is_quiet(self) -> bool:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipecat_duplex.conversation.barge_in import SURE_STEPS, Overlap
+from pipecat_duplex.conversation.barge_in import OVER_STEPS, Overlap
 from pipecat_duplex.engine import Engine
 from pipecat_duplex.engine.speech import (
     CLOSING_STEPS,
@@ -14,6 +14,7 @@ from pipecat_duplex.engine.speech import (
     MAX_PAUSE_STEPS,
     MAX_WAITING,
     OWN_STOP_STEPS,
+    YIELDED_STEPS,
     Speaker,
     SpelledWord,
     Utterance,
@@ -362,7 +363,7 @@ async def test_only_so_many_utterances_wait(checkpoint_folder) -> None:
 
 def talk_over(speaker: Speaker) -> None:
     speaker.hear(Overlap(1.0, 0.0, 0.0))
-    for _ in range(SURE_STEPS):
+    for _ in range(OVER_STEPS):
         speaker.hear(Overlap(0.0, 0.0, 1.0))
 
 
@@ -400,8 +401,7 @@ def test_no_word_is_told_that_is_not_heard() -> None:
 def test_it_keeps_silent_until_the_model_wants_to() -> None:
     run = TalkedOver()
     assert run.steps([OWN] * 20, agent_db=LOUD_DB) == [PAD] * 20
-    assert run.steps([PAD] * OWN_STOP_STEPS) == [PAD] * OWN_STOP_STEPS
-    run.step(PAD)
+    assert run.steps([PAD] * YIELDED_STEPS) == [PAD] * YIELDED_STEPS
     assert run.step(OWN) == OWN
     assert run.sound().all()
 
