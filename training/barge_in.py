@@ -1,4 +1,4 @@
-"""Stage 8: who talks over the agent, and does it want the floor?
+"""Stage 7: who talks over the agent, and does it want the floor?
 
     python -m training.barge_in DATA RUN [--minutes 20]      train, or go on from RUN/last.pt
     python -m training.barge_in DATA RUN --export FILE       write what the engine reads

@@ -43,18 +43,17 @@ class BargeIn:
         self._can_begin = False
         self._over_steps = self._sure_steps = 0
 
-    def step(self, overlap: Overlap, *, agent_speaks: bool) -> bool:
+    def step(self, overlap: Overlap | None) -> bool:
         """Observe a step.
 
         Args:
-            overlap: What is heard of the user.
-            agent_speaks: Whether the agent is heard.
+            overlap: What is heard of the user; ``None`` while the agent does not speak.
 
         Returns:
             Whether the agent has to give up the floor.
         """
-        if not agent_speaks or overlap.floor < CALM:
-            self._can_begin = agent_speaks
+        if overlap is None or overlap.floor < CALM:
+            self._can_begin = overlap is not None
             self._over_steps = self._sure_steps = 0
             return False
         self._over_steps += 1

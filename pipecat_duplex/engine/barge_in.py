@@ -8,7 +8,7 @@ it; its layers are a linear one, two of GRU cells and a linear one. It knows no 
 and no language model.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -21,6 +21,11 @@ from pipecat_duplex.session import STEP_SAMPLES, CheckpointError, one_line
 
 FILE = "barge_in.npz"
 """The weights, in the folder of a checkpoint that needs this."""
+
+
+AT_ONCE = 8
+"""Conversations that are computed together. With more rows, BLAS shares its products out among
+threads, which wait for each other on a busy machine: 12 ms instead of 0.03 were measured."""
 
 
 class BargeInNetwork:
@@ -37,6 +42,7 @@ class BargeInNetwork:
         hidden = len(weights["enter.bias"])
         self._before = np.zeros((slots, STEP_SAMPLES), np.float32)
         self._state = np.zeros((2, slots, hidden), np.float32)
+        self._heard_before: set[int] = set()
 
     def join(self, slot: int) -> None:
         """Begin a conversation in a slot."""
@@ -44,7 +50,7 @@ class BargeInNetwork:
         self._state[:, slot] = 0.0
 
     def hear(self, frames: Mapping[int, np.ndarray]) -> dict[int, Overlap]:
-        """Hear a step.
+        """Hear a step. A slot that was left out of the step before begins afresh.
 
         Args:
             frames: The user's audio by slot, float32, shape ``(STEP_SAMPLES,)``, 24 kHz.
@@ -52,10 +58,19 @@ class BargeInNetwork:
         Returns:
             By slot, what it takes the user to do at the end of the step.
         """
-        if not frames:
-            return {}
+        told: dict[int, Overlap] = {}
         slots = list(frames)
-        now = np.stack(list(frames.values()))
+        for slot in self._heard_before ^ frames.keys():
+            self.join(slot)
+        self._heard_before = set(slots)
+        for first in range(0, len(slots), AT_ONCE):
+            told |= self._hear_some(slots[first : first + AT_ONCE], frames)
+        return told
+
+    def _hear_some(
+        self, slots: list[int], frames: Mapping[int, np.ndarray]
+    ) -> Iterator[tuple[int, Overlap]]:
+        now = np.stack([frames[slot] for slot in slots])
         entered = np.maximum(self._linear("enter", log_mel(self._before[slots], now)), 0.0)
         self._before[slots] = now
         first, second = self._state[0, slots], self._state[1, slots]
@@ -65,7 +80,7 @@ class BargeInNetwork:
         self._state[0, slots], self._state[1, slots] = first, second
         scores = np.exp(self._linear("leave", second))
         shares = (scores / scores.sum(1, keepdims=True)).tolist()
-        return {slot: Overlap(*own) for slot, own in zip(slots, shares, strict=True)}
+        return zip(slots, (Overlap(*own) for own in shares), strict=True)
 
     def _linear(self, name: str, heard: np.ndarray) -> np.ndarray:
         return heard @ self._weights[f"{name}.weight"].T + self._weights[f"{name}.bias"]

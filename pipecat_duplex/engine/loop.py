@@ -345,13 +345,16 @@ class StepLoop:
     def _hear_barge_ins(self, batch: Batch, heard: dict[int, np.ndarray]) -> None:
         """Let agents that are talked over give up the floor, before their next words.
 
-        While an agent speaks, its model does not hear what is nobody's voice.
+        While an agent speaks, its model hears the user where they seem to want the floor.
         """
         if self._barge_in is None:
             return
-        for slot, overlap in self._barge_in.hear(heard).items():
-            speaker = batch[slot][0].speaker
-            if speaker.is_heard and overlap.floor < HEARD:
+        speakers = {slot: session.speaker for slot, (session, _) in batch.items()}
+        over = {slot: pcm for slot, pcm in heard.items() if speakers[slot].is_heard}
+        overlaps = self._barge_in.hear(over)
+        for slot, speaker in speakers.items():
+            overlap = overlaps.get(slot)
+            if overlap is not None and overlap.floor < HEARD:
                 heard[slot] = _SILENCE
             speaker.hear(overlap)
 

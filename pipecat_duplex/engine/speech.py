@@ -257,9 +257,9 @@ class Speaker:
         with self._lock:
             self._drop_all()
 
-    def hear(self, overlap: Overlap) -> None:
-        """Take note of what the user does, before a step."""
-        if self._barge_in.step(overlap, agent_speaks=self.is_heard):
+    def hear(self, overlap: Overlap | None) -> None:
+        """Take note of what the user does while the agent is heard, before a step."""
+        if self._barge_in.step(overlap):
             self.give_way()
 
     def give_way(self) -> None:

@@ -414,9 +414,3 @@ def test_given_words_that_are_talked_over_are_dropped() -> None:
     run.steps([PAD] * 2)
     (said,) = run.said
     assert said.unspoken and "w12" in said.unspoken
-
-
-def test_a_silent_agent_is_not_talked_over() -> None:
-    run = Run()
-    talk_over(run.speaker)
-    assert run.step(OWN) == OWN
