@@ -87,7 +87,7 @@ def test_neighbours_hear_nothing_of_each_other():
     sounds = rng.standard_normal((3, 10, STEP_SAMPLES)).astype(np.float32) * 0.1
     together, alone = network(), network()
     for step in range(10):
-        frames = {slot: sounds[slot, step] for slot in range(3) if slot < 2 or step > 4}
+        frames = {slot: sounds[slot, step] for slot in range(3) if slot or step > 4}
         told = together.hear(frames)[1]
         np.testing.assert_allclose(told, alone.hear({1: sounds[1, step]})[1], atol=1e-5)
 
@@ -99,15 +99,6 @@ def test_a_conversation_begins_afresh():
     used.join(0)
     step = tone(200, 1)[0]
     assert used.hear({0: step})[0] == network().hear({0: step})[0]
-
-
-def test_who_was_left_out_begins_afresh():
-    used, step = network(), tone(200, 1)[0]
-    for other in tone(300, 10):
-        used.hear({0: other, 1: other})
-    used.hear({1: step})
-    afresh = network().hear({0: step})[0]
-    np.testing.assert_allclose(used.hear({0: step, 1: step})[0], afresh, atol=1e-6)
 
 
 def test_a_checkpoint_without_one_has_none(tmp_path):

@@ -42,7 +42,6 @@ class BargeInNetwork:
         hidden = len(weights["enter.bias"])
         self._before = np.zeros((slots, STEP_SAMPLES), np.float32)
         self._state = np.zeros((2, slots, hidden), np.float32)
-        self._heard_before: set[int] = set()
 
     def join(self, slot: int) -> None:
         """Begin a conversation in a slot."""
@@ -50,7 +49,7 @@ class BargeInNetwork:
         self._state[:, slot] = 0.0
 
     def hear(self, frames: Mapping[int, np.ndarray]) -> dict[int, Overlap]:
-        """Hear a step. A slot that was left out of the step before begins afresh.
+        """Hear a step.
 
         Args:
             frames: The user's audio by slot, float32, shape ``(STEP_SAMPLES,)``, 24 kHz.
@@ -60,9 +59,6 @@ class BargeInNetwork:
         """
         told: dict[int, Overlap] = {}
         slots = list(frames)
-        for slot in self._heard_before ^ frames.keys():
-            self.join(slot)
-        self._heard_before = set(slots)
         for first in range(0, len(slots), AT_ONCE):
             told |= self._hear_some(slots[first : first + AT_ONCE], frames)
         return told

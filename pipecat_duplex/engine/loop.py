@@ -349,14 +349,13 @@ class StepLoop:
         """
         if self._barge_in is None:
             return
-        speakers = {slot: session.speaker for slot, (session, _) in batch.items()}
-        over = {slot: pcm for slot, pcm in heard.items() if speakers[slot].is_heard}
-        overlaps = self._barge_in.hear(over)
-        for slot, speaker in speakers.items():
-            overlap = overlaps.get(slot)
-            if overlap is not None and overlap.floor < HEARD:
+        # It hears all that is said: once it knows a voice and its line, it is sooner sure.
+        for slot, overlap in self._barge_in.hear(heard).items():
+            speaker = batch[slot][0].speaker
+            is_heard = speaker.is_heard
+            if is_heard and overlap.floor < HEARD:
                 heard[slot] = _SILENCE
-            speaker.hear(overlap)
+            speaker.hear(overlap if is_heard else None)
 
     def _listen(self) -> None:
         """Recognise what the user said, as far as no step of a conversation waits for it.
