@@ -22,7 +22,6 @@ from pipecat_duplex.session import STEP_SAMPLES, CheckpointError, one_line
 FILE = "barge_in.npz"
 """The weights, in the folder of a checkpoint that needs this."""
 
-
 AT_ONCE = 8
 """Conversations that are computed together. With more rows, BLAS shares its products out among
 threads, which wait for each other on a busy machine: 12 ms instead of 0.03 were measured."""
