@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from loguru import logger
 
-from pipecat_duplex.engine.speech import MAX_STALL_STEPS, Utterance
+from pipecat_duplex.engine.speech import FADE_SAMPLES, MAX_STALL_STEPS, Utterance
 from pipecat_duplex.engine.voice.tts import Sound
 from pipecat_duplex.session import SAMPLE_RATE_HZ, STEP_SAMPLES, Said
 
@@ -25,9 +25,6 @@ FIRST_WAIT_STEPS = 3
 
 MOST_WORDS = 30
 """Words of a phrase at most."""
-
-FADE_SAMPLES = SAMPLE_RATE_HZ // 25
-"""How quickly a voice that is cut off fades out (40 ms)."""
 
 PAUSE_SECS = {".": 0.3, "!": 0.3, "?": 0.3, "…": 0.3, ",": 0.08, ";": 0.15, ":": 0.15}
 """Silence after a phrase, by the sign that it ends with."""

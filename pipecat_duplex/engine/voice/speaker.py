@@ -12,8 +12,15 @@ from dataclasses import replace
 import numpy as np
 
 from pipecat_duplex.conversation.mime import Mime
-from pipecat_duplex.engine.speech import Speaker, SpelledWord, SpokenStep, Utterance
-from pipecat_duplex.engine.voice.narration import FADE_SAMPLES, NarratedStep, Narration, Speaks
+from pipecat_duplex.engine.speech import (
+    FADE_SAMPLES,
+    FALLING,
+    Speaker,
+    SpelledWord,
+    SpokenStep,
+    Utterance,
+)
+from pipecat_duplex.engine.voice.narration import NarratedStep, Narration, Speaks
 from pipecat_duplex.session import (
     STEP_SAMPLES,
     TEXT_END_OF_PADDING,
@@ -31,7 +38,6 @@ PAUSE_STEPS = 6
 """How long the voice may have no words before the model stops telling its story (0.48 s)."""
 
 _STORY = 0
-_FALLING = np.linspace(1.0, 0.0, FADE_SAMPLES, dtype=np.float32)
 
 
 class VoicedSpeaker(Speaker):
@@ -183,7 +189,7 @@ class VoicedSpeaker(Speaker):
                 return replace(step, said=said) if said else step
             pcm = narrated.pcm if narrated is not None else np.zeros(STEP_SAMPLES, np.float32)
             if not was_muted:
-                pcm[:FADE_SAMPLES] += step.pcm[:FADE_SAMPLES] * _FALLING
+                pcm[:FADE_SAMPLES] += step.pcm[:FADE_SAMPLES] * FALLING
             word = narrated.word if narrated is not None else None
             return replace(
                 step,
