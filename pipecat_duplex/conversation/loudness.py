@@ -7,8 +7,11 @@ from pipecat_duplex.session import SAMPLE_RATE_HZ, STEP_SAMPLES
 FRAMES = 4
 """Frames in a step: 20 ms each."""
 
+RANGE_HZ = (60.0, 7600.0)
+"""What a wide-band telephone carries."""
+
 BANDS = 40
-"""Mel bands from 60 to 7,600 Hz: what a wide-band telephone carries."""
+"""Mel bands in it."""
 
 FAINTEST = 1e-5
 """Added to a band's magnitude: below it is silence."""
@@ -20,7 +23,8 @@ _SIZE = 1024
 
 def _mel_filters() -> np.ndarray:
     """Triangles on the mel scale of O'Shaughnessy, float32 ``(_SIZE // 2 + 1, BANDS)``."""
-    mels = np.linspace(*(2595 * np.log10(1 + np.array((60.0, 7600.0)) / 700)), BANDS + 2)
+    lowest, highest = 2595 * np.log10(1 + np.array(RANGE_HZ) / 700)
+    mels = np.linspace(lowest, highest, BANDS + 2)
     edges_hz = 700 * (10 ** (mels / 2595) - 1)
     bins_hz = np.fft.rfftfreq(_SIZE, 1 / SAMPLE_RATE_HZ)[:, None]
     rising = (bins_hz - edges_hz[:-2]) / (edges_hz[1:-1] - edges_hz[:-2])
