@@ -7,7 +7,6 @@ import pytest
 import soundfile
 import soxr
 
-from harness.pipeline import AUDIO
 from pipecat_duplex.conversation.barge_in import OVER_STEPS, SURE, SURE_STEPS, BargeIn, Overlap
 from pipecat_duplex.conversation.loudness import BANDS, FRAMES, log_mel
 from pipecat_duplex.conversation.pcm import level_db
@@ -19,6 +18,7 @@ from pipecat_duplex.session import (
     CheckpointError,
     SessionConfig,
 )
+from tests.pipeline import speech
 from tests.test_voice import Hum, told, with_engine, words_of
 
 PEOPLE = Path(__file__).parent / "people"
@@ -166,10 +166,8 @@ async def test_a_tts_stops_and_the_story_behind_it_is_not_heard():
 
 def request() -> np.ndarray:
     """Return "tell me a story", and silence in which the story begins."""
-    pcm, rate_hz = soundfile.read(
-        AUDIO.parent / "evals" / "audio" / "tell_me_a_story.wav", dtype="float32"
-    )
-    return np.pad(soxr.resample(pcm, rate_hz, SAMPLE_RATE_HZ), (6_000, 3 * SAMPLE_RATE_HZ))
+    asked = speech("../evals/audio/tell_me_a_story", SAMPLE_RATE_HZ)
+    return np.pad(asked, (6_000, 3 * SAMPLE_RATE_HZ))
 
 
 async def steps_spoken_on(over: np.ndarray, **options) -> int:

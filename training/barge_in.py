@@ -17,7 +17,7 @@ ten of DATA is left out here, to choose the level from which on the engine belie
 import argparse
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,16 +27,17 @@ from torch.nn import functional
 
 from pipecat_duplex.conversation.loudness import BANDS, FAINTEST, FRAMES, log_mel
 from training import acoustics, people, world
+from training.bank import faster
 from training.corpus import Utterance, read_corpus
+from training.progress import set_up_torch
 from training.sizes import SAMPLE_RATE, STEP_SAMPLES
-from training.speech import Span
+from training.speech import Span, Speech
 
 CLASSES = ("nobody", "backchannel", "floor")
 HIDDEN = 128
 SCENE_STEPS = 75  # 6 s
 POOL_SCENES = 12_000
 HELD_OUT = 10  # one recording of so many
-LEAST_SECS = 0.15  # a shorter sound is nothing to decide about
 TAIL_SECS = 0.16  # after its end, a backchannel is still one
 
 PARTS = {
@@ -53,9 +54,7 @@ HUMMED = (
 )  # fmt: skip
 """What people say in sentences, and others while they listen."""
 
-HARD_SHARE = (
-    0.1  # of what wants the floor begins in the middle of its sound: a line that opened late
-)
+LATE_SHARE = 0.1  # of what wants the floor: as on a line that opened late
 
 
 @dataclass(frozen=True)
@@ -76,14 +75,20 @@ def is_held_out(index: int) -> bool:
 def hums_of(utterance: Utterance) -> Iterator[Utterance]:
     """What in a recording could be said by somebody who listens."""
     speech = utterance.speech
-    labels = [word.label.lower() for word in speech.words]
+    spoken = tuple(replace(word, label=word.label.lower()) for word in speech.words)
     for text in HUMMED:
-        words = text.split()
-        for first in range(len(labels) - len(words) + 1):
-            if labels[first : first + len(words)] == words:
-                spans = speech.words[first : first + len(words)]
-                own = people.cut(speech.samples, spans, 0.02, 0.04)
-                yield Utterance(text, "backchannel", utterance.voice, own)
+        for spans in people.find_words(spoken, tuple(text.split())):
+            own = people.cut(speech.samples, spans, 0.02, 0.04)
+            yield Utterance(text, "backchannel", utterance.voice, own)
+
+
+def late(utterance: Utterance, share: float) -> Utterance:
+    """The utterance from the middle of its sound on, so much of it left out."""
+    speech, words = utterance.speech, utterance.speech.words
+    secs = words[0].start + share * (words[-1].end - words[0].start)
+    spans = (Span("", 0.0, 0.0), Span("", 0.0, words[-1].end - secs))
+    own = Speech(speech.samples[round(secs * SAMPLE_RATE) :], (), spans)
+    return replace(utterance, speech=own)
 
 
 class Events:
@@ -134,17 +139,11 @@ class Events:
 
     def _event(self, kind: int, utterance: Utterance) -> Event:
         """Played faster or slower, which makes another throat of it."""
-        words, samples = utterance.speech.words, utterance.speech.samples
         factor = self.rng.uniform(0.82, 1.22) if self.rng.random() < 0.8 else 1.0
-        if kind == CLASSES.index("floor") and self.rng.random() < HARD_SHARE:
-            late_secs = self.rng.uniform(0.05, 0.4) * (words[-1].end - words[0].start)
-            late_secs += words[0].start
-            samples = samples[round(late_secs * SAMPLE_RATE) :]
-            words = (Span("", 0.0, 0.0), Span("", 0.0, words[-1].end - late_secs))
-        if factor != 1.0:
-            at = np.arange(0, len(samples) - 1, factor)
-            samples = np.interp(at, np.arange(len(samples)), samples).astype(np.float32)
-        return Event(kind, samples, words[0].start / factor, words[-1].end / factor)
+        if kind == CLASSES.index("floor") and self.rng.random() < LATE_SHARE:
+            utterance = late(utterance, self.rng.uniform(0.05, 0.4))
+        speech = faster(utterance, factor).speech
+        return Event(kind, speech.samples, speech.words[0].start, speech.words[-1].end)
 
 
 def lay_scene(events: Events, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -152,7 +151,7 @@ def lay_scene(events: Events, rng: np.random.Generator) -> tuple[np.ndarray, np.
 
     Returns:
         Log mel, float16 ``(SCENE_STEPS * FRAMES, BANDS)``, and the class of each step, int8
-        ``(SCENE_STEPS,)``; -1 is nothing to learn from.
+        ``(SCENE_STEPS,)``.
     """
     length = SCENE_STEPS * STEP_SAMPLES
     sound, classes = np.zeros(length, np.float32), np.zeros(SCENE_STEPS, np.int8)
@@ -233,8 +232,7 @@ def loss_of(logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
 
 def train(folder: Path, run: Path, minutes: float, threads: int, seed: int) -> None:
     """Train for so long, with a rate that falls to nothing."""
-    torch.set_num_threads(threads)
-    torch.set_flush_denormal(True)
+    set_up_torch(threads)
     torch.manual_seed(seed)
     run.mkdir(parents=True, exist_ok=True)
     pool = Pool(run / "pool.npz", folder, POOL_SCENES, seed, held_out=False)

@@ -99,15 +99,19 @@ def speech_of(recording: Recording) -> Speech | None:
 
 def inside_world(recording: Recording) -> Iterator[tuple[str, str, Speech]]:
     """Text, kind and sound of each stretch of a recording that is something of the world."""
-    labels = [word.label for word in recording.words]
     samples = None
     for words, (text, kind) in _world_texts().items():
-        for first in range(len(labels) - len(words) + 1):
-            if tuple(labels[first : first + len(words)]) != words:
-                continue
+        for spans in find_words(recording.words, words):
             samples = recording.samples() if samples is None else samples
-            spans = recording.words[first : first + len(words)]
             yield text, kind, cut(samples, spans, 0.02, 0.04)
+
+
+def find_words(spans: tuple[Span, ...], words: tuple[str, ...]) -> Iterator[tuple[Span, ...]]:
+    """Each place in what is said where these words stand one after another."""
+    for first in range(len(spans) - len(words) + 1):
+        found = spans[first : first + len(words)]
+        if tuple(span.label for span in found) == words:
+            yield found
 
 
 def _world_texts() -> dict[tuple[str, ...], tuple[str, str]]:

@@ -135,10 +135,10 @@ class EchoFinder:
 
     def _needed(self, heard: np.ndarray) -> float:
         """Return the correlation from which on there is an echo."""
-        blocks = np.square(heard.reshape(-1, BLOCK // DECIMATION)).sum(1)
-        self._heard_square = FORGETTING**2 * self._heard_square + float(np.dot(blocks, blocks))
         if self._found:
             return FOUND_AGAIN
+        blocks = np.square(heard.reshape(-1, BLOCK // DECIMATION)).sum(1)
+        self._heard_square = FORGETTING**2 * self._heard_square + float(np.dot(blocks, blocks))
         # By the blocks' energies and their squares: how many share what was heard.
         is_long = self._heard_energy**2 >= LEAST_BLOCKS * self._heard_square
         return FOUND if is_long else FOUND_IN_SHORT

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from loguru import logger
 
-from pipecat_duplex.conversation.barge_in import HEARD
 from pipecat_duplex.conversation.pcm import level_db
 from pipecat_duplex.engine.barge_in import BargeInNetwork
 from pipecat_duplex.engine.ears import Ears
@@ -351,11 +350,8 @@ class StepLoop:
             return
         # It hears all that is said: once it knows a voice and its line, it is sooner sure.
         for slot, overlap in self._barge_in.hear(heard).items():
-            speaker = batch[slot][0].speaker
-            is_heard = speaker.is_heard
-            if is_heard and overlap.floor < HEARD:
+            if not batch[slot][0].speaker.hear(overlap):
                 heard[slot] = _SILENCE
-            speaker.hear(overlap if is_heard else None)
 
     def _listen(self) -> None:
         """Recognise what the user said, as far as no step of a conversation waits for it.

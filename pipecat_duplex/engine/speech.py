@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipecat_duplex.conversation.barge_in import BargeIn, Overlap
+from pipecat_duplex.conversation.barge_in import HEARD, BargeIn, Overlap
 from pipecat_duplex.conversation.user_ear import UserEar
 from pipecat_duplex.session import (
     SAMPLE_RATE_HZ,
@@ -257,10 +257,16 @@ class Speaker:
         with self._lock:
             self._drop_all()
 
-    def hear(self, overlap: Overlap | None) -> None:
-        """Take note of what the user does while the agent is heard, before a step."""
-        if self._barge_in.step(overlap):
+    def hear(self, overlap: Overlap) -> bool:
+        """Take note of what the user does, before a step, and give way to who talks over the agent.
+
+        Returns:
+            Whether the model is to hear it.
+        """
+        is_heard = self.is_heard
+        if self._barge_in.step(overlap if is_heard else None):
             self.give_way()
+        return not is_heard or overlap.floor >= HEARD
 
     def give_way(self) -> None:
         """Fall silent: the user has the floor. What is being said or queued is dropped."""

@@ -414,3 +414,18 @@ def test_given_words_that_are_talked_over_are_dropped() -> None:
     run.steps([PAD] * 2)
     (said,) = run.said
     assert said.unspoken and "w12" in said.unspoken
+
+
+def test_a_silent_agent_is_not_talked_over() -> None:
+    run = Run()
+    run.steps([PAD] * OWN_STOP_STEPS)
+    talk_over(run.speaker)
+    assert not run.speaker.is_active and run.step(OWN) == OWN
+
+
+def test_an_agent_that_speaks_hears_who_wants_the_floor_and_a_silent_one_everybody() -> None:
+    hum, claim = Overlap(0.0, 0.9, 0.1), Overlap(0.0, 0.1, 0.9)
+    run = Run()
+    assert run.speaker.hear(hum)
+    run.steps([OWN, PAD], agent_db=LOUD_DB)
+    assert (run.speaker.hear(hum), run.speaker.hear(claim)) == (False, True)
