@@ -53,7 +53,15 @@ def test_hibaris_words_lie_in_their_sound():
 
 
 @pytest.mark.needs("hibari", "flite")
-@pytest.mark.parametrize(("kind", "text"), [("answer", "two plus three is five"), ("word", "five")])
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("answer", "two plus three is five"),
+        ("answer", "we close at six in the evening"),
+        ("answer", "my name is nora"),
+        ("word", "five"),
+    ],
+)
 def test_another_voice_says_the_same_at_the_same_times(kind: str, text: str):
     old = speech.synthesise(text, speech.AGENT_VOICE)
 

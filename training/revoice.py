@@ -20,10 +20,11 @@ import numpy as np
 
 from training.corpus import Utterance, read_corpus, write_part
 from training.sizes import SAMPLE_RATE
-from training.speech import Span, Speech, carry_times, hibari_frames, hibari_sound
+from training.speech import Span, Speech, carry_times, heard_secs, hibari_frames, hibari_sound
 
 LEVEL = 2.4  # as loud as hibari speaks in the engine
 HOP = 300  # samples of a frame
+FRAME_SECS = 0.025  # of the model's word times
 CARRIER = "um {} um"  # a word alone is spoken more slowly than in a sentence
 EDGE = round(0.006 * SAMPLE_RATE)
 
@@ -33,10 +34,10 @@ def revoiced(utterance: Utterance) -> Utterance:
     old = utterance.speech
     if utterance.kind == "word":
         frames, words = hibari_frames(CARRIER.format(utterance.text))
-        times, new_times = old.words, words[1:-1]
+        times, new_times = old.words, (_heard_word(words),)
     else:
         frames, _ = hibari_frames(utterance.text)
-        times, new_times = old.phones, carry_times(hibari_sound(*frames), old).phones
+        times, new_times = old.phones, _carried(frames, old)
     count = -(-len(old.samples) // HOP) + 1
     places = _places(np.arange(count) * HOP / SAMPLE_RATE, times, new_times) * SAMPLE_RATE / HOP
     sound = LEVEL * hibari_sound(*_stretched(frames, places))[: len(old.samples)]
@@ -44,6 +45,43 @@ def revoiced(utterance: Utterance) -> Utterance:
     sound[:EDGE] *= np.linspace(0, 1, EDGE, dtype=np.float32)
     sound[-EDGE:] *= np.linspace(1, 0, EDGE, dtype=np.float32)
     return replace(utterance, voice="hibari:heart", speech=Speech(sound, old.phones, old.words))
+
+
+def _carried(frames: list[np.ndarray], old: Speech) -> tuple[Span, ...]:
+    """When the new voice says each phone of the old one.
+
+    Only what is heard of both is compared. Else the silence in front of one voice's sentence is
+    taken for the first word of the other's.
+    """
+    sound = hibari_sound(*frames)
+    (start, end), (old_start, old_end) = heard_secs(sound), heard_secs(old.samples)
+    trimmed = tuple(
+        replace(span, start=max(span.start - old_start, 0.0), end=max(span.end - old_start, 0.0))
+        for span in old.phones
+    )
+    timed = Speech(_between(old.samples, old_start, old_end), trimmed, ())
+    carried = carry_times(_between(sound, start, end), timed).phones
+    return tuple(
+        replace(span, start=span.start + start, end=span.end + start) for span in carried
+    )
+
+
+def _heard_word(carrier: tuple[Span, ...]) -> Span:
+    """When the word between two others is heard: a frame before the times that the model tells.
+
+    Of 30 rows of such words, Whisper base then mishears as much as of the old voice's (0.28 of 180
+    words, 0.29); with the times as they are, 0.69.
+    """
+    before, word, after = carrier
+    return Span(
+        word.label,
+        (before.end + word.start) / 2 - FRAME_SECS,
+        (word.end + after.start) / 2 - FRAME_SECS,
+    )
+
+
+def _between(samples: np.ndarray, start_secs: float, end_secs: float) -> np.ndarray:
+    return samples[round(start_secs * SAMPLE_RATE) : round(end_secs * SAMPLE_RATE)]
 
 
 def _places(secs: np.ndarray, old: tuple[Span, ...], new: tuple[Span, ...]) -> np.ndarray:

@@ -435,7 +435,7 @@ def hibari_frames(text: str, rate: float = 1.0) -> tuple[list[np.ndarray], tuple
         position += len(own) + 1
     frames = [part[0] for part in frames]
     last = words[-1]  # its last phoneme goes on into silence
-    heard_end = float(_heard(hibari_sound(*frames))[1])
+    heard_end = float(heard_secs(hibari_sound(*frames))[1])
     words[-1] = Span(last.label, last.start, min(last.end, heard_end))
     return frames, tuple(words)
 
@@ -534,7 +534,7 @@ def _rhvoice(text: str, name: str, rate: float) -> Speech:
     samples = library.speak(text, voice, rate, float(tone or 1.0))
     samples = soxr.resample(samples, library.sample_rate, SAMPLE_RATE)
     carried = carry_times(samples, _flite(text, "slt", rate))
-    words = _rhvoice_words(text, library.starts, carried.words, _heard(samples))
+    words = _rhvoice_words(text, library.starts, carried.words, heard_secs(samples))
     return Speech(samples, carried.phones, words)
 
 
@@ -562,7 +562,7 @@ def _rhvoice_words(
     return tuple(Span(*item) for item in zip(texts, bounds, bounds[1:], strict=False))
 
 
-def _heard(samples: np.ndarray) -> tuple[float, float]:
+def heard_secs(samples: np.ndarray) -> tuple[float, float]:
     """When the sound begins and ends, in seconds, to 5 ms."""
     hop = SAMPLE_RATE // 200
     frames = samples[: len(samples) // hop * hop].reshape(-1, hop)
