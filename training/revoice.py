@@ -61,9 +61,7 @@ def _carried(frames: list[np.ndarray], old: Speech) -> tuple[Span, ...]:
     )
     timed = Speech(_between(old.samples, old_start, old_end), trimmed, ())
     carried = carry_times(_between(sound, start, end), timed).phones
-    return tuple(
-        replace(span, start=span.start + start, end=span.end + start) for span in carried
-    )
+    return tuple(replace(span, start=span.start + start, end=span.end + start) for span in carried)
 
 
 def _heard_word(carrier: tuple[Span, ...]) -> Span:
