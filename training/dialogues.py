@@ -11,6 +11,8 @@ follows the behaviour that the model should have:
 - when the user goes on just after a sentence, it drops that sentence's answer;
 - it goes on through backchannels, and never answers one;
 - sounds that are no speech change nothing, whenever they come;
+- in most dialogues it hears the user as it does beside the barge-in network: while it speaks only
+  somebody who wants the floor, whose first steps may be lost;
 - told to, it says any words of its own, one after another, each always in the same way: they are
   given in its text, so that it learns to sound them and to time them, not to think of them.
 """
@@ -79,6 +81,9 @@ class Habits:
     told_barge_in: float = 0.15  # where it is long enough
     told_backchannel: float = 0.2  # of the others
     told_gap: tuple[int, ...] = (1, 2, 3, 8, 15)  # steps after it
+    gated: float = 0.7  # of the dialogues: while the agent speaks, who wants no floor is not heard
+    lost: tuple[float, ...] = (0.2, 0.35, 0.3, 0.15)  # share of barge-ins that lose 0 to 3 steps
+    let_in: float = 0.15  # of backchannels and sounds: taken for somebody who wants the floor
 
 
 @dataclass
@@ -192,6 +197,8 @@ class Layout:
         self.backchannels = [heard for heard in session.heard if heard.kind == "backchannel"]
         self.sounds = [heard for heard in session.heard if heard.kind == "sound"]
         self.ready: list[int] = []
+        self.is_gated = rng.random() < self.habits.gated
+        self.speaking, self.let_in = np.zeros((2, steps), bool)
 
     def lay(self) -> Dialogue:
         """Lay it from its first step to its last."""
@@ -214,7 +221,16 @@ class Layout:
             else:
                 position = self._exchange(self._next_question(), position)
                 position += int(rng.integers(4, 25))
+        if self.is_gated:
+            self._gate()
         return self.out
+
+    def _gate(self) -> None:
+        """Silence on the user's channel where the agent speaks and nobody is let in."""
+        unheard = self.speaking & ~self.let_in
+        self.out.codes[1 + CODEBOOKS :, unheard] = self.composer.silence[:, None]
+        for labels in (self.out.heard_word, self.out.aim):
+            labels[unheard & (labels != 0)] = NO_LABEL
 
     def _exchange(self, heard: Heard, onset: int) -> int:
         """A question and its answer, with whatever happens during it; returns the step after it."""
@@ -345,6 +361,7 @@ class Layout:
         if onset >= self.steps:
             return onset
         self._place(heard, onset)
+        self._let_in(heard, onset)
         words = heard.text.replace("| ", "").split()
         ends = [onset + end - heard.onset for end in heard.word_ends]
         for word, start, stop in zip(words, ends, [*ends[1:], ends[-1] + 3], strict=True):
@@ -355,6 +372,14 @@ class Layout:
             self.out.aim[onset + 1 : ends[-1] + 1] = aim
         self._note(onset, f"user: {heard.text}")
         return ends[-1]
+
+    def _let_in(self, heard: Heard, onset: int) -> None:
+        """What of an utterance would be heard while the agent speaks."""
+        habits, rng = self.habits, self.rng
+        if heard.kind in NO_QUESTIONS and rng.random() >= habits.let_in:
+            return
+        lost = int(rng.choice(len(habits.lost), p=habits.lost)) if self.speaking[onset] else 0
+        self.let_in[onset + lost : onset + heard.end - heard.onset + 2] = True
 
     def _place(self, heard: Heard, onset: int) -> None:
         """The utterance's codes, and those of the room after it."""
@@ -374,6 +399,7 @@ class Layout:
             index = int(np.searchsorted(answer.cut_steps, until - start, "right")) - 1
             index = max(index, 0)
             codes, stop = answer.faded(index), start + answer.cut_steps[index]
+        self.speaking[start:stop] = True
         self._sound_answer(answer, start, stop)
         length = min(codes.shape[1], self.steps - start)
         if length <= 0:

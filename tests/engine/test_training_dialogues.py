@@ -50,7 +50,7 @@ def test_yields_soon_after_the_onset_and_more_seldom_later(bank: Path, tmp_path:
 
 
 def test_goes_on_through_backchannels(bank: Path, tmp_path: Path):
-    habits = {"told": 0.0, "barge_in": 0.0, "goes_on": 0.0, "between_turns": 0.0}
+    habits = {"told": 0.0, "barge_in": 0.0, "goes_on": 0.0, "between_turns": 0.0, "gated": 0.0}
     agreed = 0
     for dialogue in dialogues(bank, tmp_path, backchannel=1.0, **habits):
         assert not (dialogue.codes[1] == ENDING).any()
@@ -62,13 +62,34 @@ def test_goes_on_through_backchannels(bank: Path, tmp_path: Path):
 
 
 def test_the_aim_is_told_after_the_onset(bank: Path, tmp_path: Path):
-    for dialogue in dialogues(bank, tmp_path, count=10):
+    for dialogue in dialogues(bank, tmp_path, count=10, gated=0.0):
         for step, what in dialogue.notes:
             if what.startswith("user: what"):
                 assert dialogue.aim[step] != QUESTION or dialogue.aim[step - 1] == QUESTION
                 assert dialogue.aim[step + 1 : step + 5].tolist()[: STEPS - step - 1] == (
                     [QUESTION] * min(4, STEPS - step - 1)
                 )
+
+
+def test_while_it_speaks_it_hears_only_the_end_of_a_barge_in(bank: Path, tmp_path: Path):
+    habits = {"gated": 1.0, "let_in": 0.0, "goes_on": 0.0, "told": 0.0}
+    lost = []
+    for dialogue in dialogues(bank, tmp_path, **habits):
+        heard = (dialogue.codes[1 + CODEBOOKS :] != SILENCE).any(0)
+        speaking = dialogue.codes[1] == SPEECH
+        barge_ins = [step for step, what in dialogue.notes if what.startswith("barge-in")]
+        near = np.zeros(STEPS, bool)
+        for step in np.flatnonzero(speaking[1:] & ~speaking[:-1]):
+            near[step + 1 : step + 3] = True  # the end of the question that it answers
+        for onset in barge_ins:
+            near[onset : onset + 9] = True
+            ahead = np.flatnonzero(heard[onset : onset + 9])
+            lost += [int(ahead[0])] if len(ahead) else []
+        assert not (heard & speaking & ~near).any()
+        assert not (dialogue.aim[speaking & ~heard & ~near] > 0).any()
+    counts = np.bincount(lost)
+    assert len(counts) <= 4
+    assert counts[0] < counts[1]
 
 
 @pytest.mark.slow
