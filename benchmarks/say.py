@@ -125,7 +125,7 @@ async def measure(
     if world_sentences:
         order = np.random.default_rng(0).permutation(len(answers))
         answers = [answers[i] for i in order[:world_sentences]]
-    engine = await Engine.load(checkpoint, slots=SLOTS)
+    engine = await Engine.load(checkpoint, slots=SLOTS, tts="own")
     free = asyncio.Semaphore(SLOTS)
 
     async def one(text: str | None, number: int, question: str = "") -> Rendition:

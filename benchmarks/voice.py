@@ -239,7 +239,7 @@ def length_secs(pcm: np.ndarray) -> float:
 
 async def measure(count: int, seed: int, whisper: Whisper) -> list[Rendition]:
     """Render and hear all sentences."""
-    tts = load_tts("hibari")
+    tts = load_tts("hibari", "embedded")
     engine = await Engine.load("embedded", tts=tts)
     renditions = []
     try:

@@ -74,9 +74,7 @@ def make_duplex(**settings) -> DuplexLLMService:
         return DuplexLLMService(url=url.split(","), api_key=key, settings=chosen)
     checkpoint = os.getenv("DUPLEX_CHECKPOINT", "embedded")
     tts = os.getenv("DUPLEX_TTS", "own" if os.getenv("PIPER_VOICE") else "hibari")
-    return DuplexLLMService(
-        checkpoint=checkpoint, tts=None if tts == "own" else tts, settings=chosen
-    )
+    return DuplexLLMService(checkpoint=checkpoint, tts=tts, settings=chosen)
 
 
 def make_tts() -> list[FrameProcessor]:

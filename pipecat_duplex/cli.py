@@ -271,9 +271,12 @@ def serve(
         ),
     ] = True,
     tts: Annotated[
-        str | None,
-        typer.Option(help="Who speaks given words in the model's place: 'hibari' (extra 'voice')."),
-    ] = None,
+        str,
+        typer.Option(
+            help="Who speaks given words: 'hibari', which has any, or 'own', the model itself. "
+            "'auto' is hibari for the embedded model only."
+        ),
+    ] = "auto",
     hears: Annotated[
         str | None,
         typer.Option(

@@ -1,6 +1,7 @@
 """The checkpoint that ships in the package: it loads everywhere, and it converses."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections import defaultdict
@@ -104,7 +105,7 @@ async def test_a_given_word_lasts_as_long_in_any_sentence():
     """What it is told to say is a row of words, each always the same: see ``training/words.py``."""
     words = ("kitchen", "nine", "small", "days", "welcome", "three")
     silence = np.zeros(STEP_SAMPLES, np.float32)
-    engine = await Engine.load("embedded", slots=1)
+    engine = await Engine.load("embedded", slots=1, tts="own")
     lasts: dict[str, list[int]] = defaultdict(list)
     try:
         for turn in range(len(words)):
@@ -134,11 +135,30 @@ async def test_a_given_word_lasts_as_long_in_any_sentence():
 
 
 async def test_it_tells_which_words_it_lacks():
-    engine = await Engine.load("embedded")
+    engine = await Engine.load("embedded", tts="own")
     session = await engine.open(SessionConfig())
     assert await session.can_say("hello,how can i help you")
     can = await session.can_say("hello kubernetes")
     assert not can and can.lacks == ("kubernetes",) and "'kubernetes'" in can.reason
     assert not await session.can_say("\ud800")
+    await session.close()
+    await engine.close()
+
+
+async def test_with_a_voice_beside_it_it_lacks_none():
+    engine = await Engine.load("embedded")
+    session = await engine.open(SessionConfig())
+    assert await session.can_say("Your order from kubernetes costs $4.50.")
+    can = await session.can_say("привет")
+    assert not can and can.lacks == ("привет",)
+    await session.close()
+    await engine.close()
+
+
+async def test_a_checkpoint_that_is_not_embedded_speaks_itself(tmp_path):
+    folder = shutil.copytree(FOLDER, tmp_path / "mine")
+    engine = await Engine.load(folder)
+    session = await engine.open(SessionConfig())
+    assert not await session.can_say("kubernetes")
     await session.close()
     await engine.close()

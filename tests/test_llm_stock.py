@@ -50,7 +50,7 @@ async def test_a_stock_llm_calls_a_function_and_its_words_are_said() -> None:
 
 @pytest.mark.slow
 async def test_the_embedded_model_keeps_the_floor_for_a_stock_llm() -> None:
-    engine = await Engine.load("embedded")
+    engine = await Engine.load("embedded", tts="own")
     question = speech("question")
     audio = np.concatenate([question, silence(7.0)])
     try:

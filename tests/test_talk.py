@@ -55,12 +55,6 @@ def test_a_voice_without_piper_says_what_to_install(monkeypatch: pytest.MonkeyPa
         talk.run_talk(**arguments(llm=given))
 
 
-def test_the_default_voice_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(llm, "find_spec", lambda name: None if name == "hibari" else True)
-    with pytest.raises(MissingExtra, match="pip install hibari-tts"):
-        talk.run_talk(**arguments(llm=llm.TalkLlm("http://localhost:1/v1", "any")))
-
-
 @pytest.fixture
 async def offered():
     """The offer of a real peer."""
@@ -164,7 +158,11 @@ async def test_its_own_page_may_call_and_nothing_is_guessed(visiting):
 
 @pytest.mark.parametrize(
     ("tts", "in_engine", "is_behind", "speaker"),
-    [("hibari", "hibari", False, "hibari"), ("own", None, False, None), ("joe", None, True, "joe")],
+    [
+        ("hibari", "hibari", False, "hibari"),
+        ("own", "own", False, None),
+        ("joe", "own", True, "joe"),
+    ],
 )
 def test_each_word_is_told_once(tts, in_engine, is_behind, speaker):
     """The page writes the words of a TTS service, or those of the engine, and never both."""

@@ -135,7 +135,7 @@ async def open_backend(args: argparse.Namespace) -> DuplexBackend:
         runtime=args.runtime,
         cpu_threads=args.threads,
         quantize=args.quantize,
-        tts=Rush() if args.voice == "engine" else None,
+        tts=Rush() if args.voice == "engine" else "own",
     )
 
 

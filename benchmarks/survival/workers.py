@@ -115,7 +115,7 @@ class Worker:
 
     async def start(self) -> None:
         """Start the process, and wait until it takes calls."""
-        command = ["-c", "from pipecat_duplex.cli import main; main()", "serve"]
+        command = ["-c", "from pipecat_duplex.cli import main; main()", "serve", "--tts", "own"]
         if self.agent == "scripted":
             command = ["-m", "benchmarks.survival.scripted_worker"]
         options = ["--host", "127.0.0.1", "--port", str(self.port), "--slots", str(self.slots)]

@@ -72,7 +72,7 @@ class ServeOptions:
         long_calls: What becomes of calls longer than the model's context.
         suppress_echo: Whether the agent's own voice is kept from what the model hears.
         hear_barge_ins: Whether the checkpoint's own network for it tells the agent to yield.
-        tts: Who speaks given words in the model's place.
+        tts: Who speaks given words: ``hibari``, ``own`` (the model) or ``auto``.
         hears: A recogniser that tells callers of ours what the user says: a hub name or a folder.
         voices: A folder of recordings that callers may name as the agent's voice.
         default_voice: The voice of callers who name one that is not there: one of the folder, or
@@ -97,7 +97,7 @@ class ServeOptions:
     long_calls: Literal["ring", "rebuild"] = "ring"
     suppress_echo: bool = True
     hear_barge_ins: bool = True
-    tts: str | None = None
+    tts: str = "auto"
     hears: str | None = None
     voices: Path | None = None
     default_voice: str | None = None

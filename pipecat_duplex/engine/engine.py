@@ -16,7 +16,7 @@ from pipecat_duplex.engine.persona import Persona, Voices, read_persona
 from pipecat_duplex.engine.session import EngineSession
 from pipecat_duplex.engine.share import LoopShare
 from pipecat_duplex.engine.stats import WINDOW_STEPS, EngineStats
-from pipecat_duplex.engine.voice import TTS, Voice, load_tts
+from pipecat_duplex.engine.voice import AUTO, TTS, Voice, load_tts
 from pipecat_duplex.session import (
     STEP_SECS,
     AtCapacity,
@@ -99,7 +99,7 @@ class Engine(DuplexBackend):
         long_calls: LongCalls = "ring",
         suppress_echo: bool = True,
         hear_barge_ins: bool = True,
-        tts: str | TTS | None = None,
+        tts: str | TTS = AUTO,
         hears: str | Path | None = None,
     ) -> "Engine":
         """Load a checkpoint, without holding up the asyncio loop.
@@ -135,9 +135,10 @@ class Engine(DuplexBackend):
                 back, is kept from what the model hears. Audio without an echo is never changed.
             hear_barge_ins: Whether a small network of the checkpoint's own (``barge_in.npz``, which
                 ``embedded`` brings) tells the agent to yield when the model itself does not.
-            tts: Who speaks given words in the model's place: ``hibari``, which needs the extra
-                ``voice``, or an object of your own. None is the model itself, with the words that
-                it has. ``docs/say.md`` says how the model keeps the floor meanwhile.
+            tts: Who speaks given words: ``hibari``, or an object of your own, in the model's place,
+                with any words; ``own``, the model itself, with the words that it has; or ``auto``,
+                which is ``hibari`` for ``embedded``, and ``own`` for all other checkpoints.
+                ``docs/llm.md`` says how the model keeps the floor while a TTS speaks.
             hears: A speech-to-text model of Kyutai's, such as ``kyutai/stt-1b-en_fr``, which hears
                 the user's words on the model's own codec and tells them in :attr:`Step.heard`.
                 Needs torch, and a model with the same Mimi. ``docs/llm.md`` says more.
@@ -146,7 +147,7 @@ class Engine(DuplexBackend):
             CannotSay: The checkpoint lacks the words that it has to tell while a TTS speaks.
             CheckpointError: A checkpoint cannot be found or loaded, or the two do not fit together.
             DuplexError: There is no such folder of voices.
-            MissingExtra: The checkpoint needs torch, or ``tts`` its package, which is not there.
+            MissingExtra: The checkpoint needs torch, which is not there.
             ValueError: ``slots`` or ``cpu_threads`` is not positive, ``gather_ms`` is negative,
                 ONNX Runtime is asked for another device than the CPU or for a recogniser, or there
                 is no such TTS or way with long calls.
@@ -176,7 +177,9 @@ class Engine(DuplexBackend):
         if runtime == "onnx" and device not in (None, "cpu"):
             raise ValueError(f"ONNX Runtime runs on the CPU here, not on {device!r}")
         found = Voices(Path(voices) if voices is not None else None)
-        speaks = await asyncio.to_thread(load_tts, tts) if isinstance(tts, str) else tts
+        speaks = tts
+        if isinstance(speaks, str):
+            speaks = await asyncio.to_thread(load_tts, speaks, checkpoint)
 
         def load_model() -> StepModel:
             if (runtime or _choose_runtime(checkpoint, device)) == "onnx":

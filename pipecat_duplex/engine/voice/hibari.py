@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from pipecat_duplex.engine.voice.tts import Sound
-from pipecat_duplex.session import SAMPLE_RATE_HZ, MissingExtra
+from pipecat_duplex.session import SAMPLE_RATE_HZ
 
 _NAME = "heart"
 
@@ -29,18 +29,10 @@ _PHONEME_FRAME_SECS = 0.025
 
 
 def load_hibari() -> "HibariTTS":
-    """Load the voice. Blocks.
+    """Load the voice. Blocks."""
+    from hibari import Hibari
+    from hibari.voices import voice_path
 
-    Raises:
-        MissingExtra: It is not installed.
-    """
-    try:
-        from hibari import Hibari
-        from hibari.voices import voice_path
-    except ImportError as e:
-        raise MissingExtra(
-            "The voice hibari is not installed: pip install 'pipecat-duplex[voice]'"
-        ) from e
     return HibariTTS(Hibari(_NAME, model=_with_phoneme_ends(voice_path(_NAME))))
 
 
