@@ -20,7 +20,16 @@ import numpy as np
 
 from training.corpus import Utterance, read_corpus, write_part
 from training.sizes import SAMPLE_RATE
-from training.speech import Span, Speech, carry_times, heard_secs, hibari_frames, hibari_sound
+from training.speech import (
+    AGENT_VOICE,
+    Span,
+    Speech,
+    carry_times,
+    heard_secs,
+    hibari_frames,
+    hibari_sound,
+    synthesise,
+)
 
 LEVEL = 2.4  # as loud as hibari speaks in the engine
 HOP = 300  # samples of a frame
@@ -80,6 +89,12 @@ def _heard_word(carrier: tuple[Span, ...]) -> Span:
 
 def _between(samples: np.ndarray, start_secs: float, end_secs: float) -> np.ndarray:
     return samples[round(start_secs * SAMPLE_RATE) : round(end_secs * SAMPLE_RATE)]
+
+
+def speak_answer(text: str) -> tuple[Speech, Speech]:
+    """An answer in the voice whose codes the model has learned, and in the one that is decoded."""
+    timed = synthesise(text, AGENT_VOICE)
+    return timed, revoiced(Utterance(text, "answer", AGENT_VOICE, timed)).speech
 
 
 def _places(secs: np.ndarray, old: tuple[Span, ...], new: tuple[Span, ...]) -> np.ndarray:

@@ -228,7 +228,7 @@ def recognise(args: argparse.Namespace, report: Report, dialogues: list[Dialogue
     from benchmarks.duplex.intelligibility import Spoken, intelligibility
     from training import world
     from training.recogniser import sentences, word_loop
-    from training.speech import AGENT_VOICE, synthesise
+    from training.revoice import speak_answer
 
     said = whole_answers(report.outcomes, set(world.answers()), args.recognise, args.seed)
     if not said:
@@ -236,10 +236,10 @@ def recognise(args: argparse.Namespace, report: Report, dialogues: list[Dialogue
     codec = _codec(args)
     answers = []
     for outcome in said:
-        source = synthesise(outcome.said, AGENT_VOICE).samples
+        timed, source = (speech.samples for speech in speak_answer(outcome.said))
         renditions = {"agent": _sound(dialogues[outcome.dialogue], outcome), "source": source}
         if codec is not None:
-            renditions["codec"] = codec(source)
+            renditions["codec"] = codec(timed)
         answers.append(Spoken(outcome.said, renditions))
     report.understood = {
         "grammar of its sentences": intelligibility(answers, sentences()),
