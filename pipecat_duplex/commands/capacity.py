@@ -185,7 +185,7 @@ async def _measure_slots(
 ) -> "tuple[ModelSummary, StepTimes]":
     from pipecat_duplex.engine import Engine
 
-    engine = await Engine.load(checkpoint, slots=slots, runtime=runtime)
+    engine = await Engine.load(checkpoint, slots=slots, runtime=runtime, tts="own")
     try:
         return engine.summary, await measure_steps(engine, slots)
     finally:

@@ -194,7 +194,9 @@ def _measure_engine(options: LoadOptions, callers: int, seed: int, start_time: f
 async def _run_engine(options: LoadOptions, callers: int, seed: int) -> _Part:
     from pipecat_duplex.engine import Engine
 
-    engine = await Engine.load(options.checkpoint, slots=callers, runtime=options.runtime)
+    engine = await Engine.load(
+        options.checkpoint, slots=callers, runtime=options.runtime, tts="own"
+    )
     try:
         started = time.monotonic(), time.process_time(), time.thread_time()
         log = await _run_callers(engine, options, callers, seed)

@@ -187,7 +187,7 @@ async def converse(
             await server.close()
     from pipecat_duplex.engine import Engine
 
-    engine = await Engine.load(options.checkpoint)
+    engine = await Engine.load(options.checkpoint, tts="own")
     try:
         return await _converse(options, user, engine, engine.summary.trained, on_progress)
     finally:
