@@ -146,7 +146,7 @@ def judge(
         mel_db = mel_distance_db(close, wanted)
     errors = None
     if whisper is not None:
-        errors = word_errors(spoken(whisper.hear(pcm)), spoken(text))
+        errors = word_errors(spoken(whisper.hear(pcm).replace("-", " ")), spoken(text))
     level_db = 10 * np.log10(float(np.square(pcm[np.abs(pcm) > 1e-3]).mean()) + 1e-9)
     return Rendition(stoi, mel_db, pitch_spread(pcm), level_db, len(text.split()), errors)
 
