@@ -153,6 +153,21 @@ async def test_it_tells_its_story_on_to_a_person_who_listens():
 
 
 @pytest.mark.slow
+async def test_what_is_kept_from_the_model_is_told():
+    user = [np.zeros(STEP_SAMPLES, np.float32)] * 40
+    noticed = {}
+    for name in ("right", "another"):
+        over = person(name)
+        over = np.pad(over, (0, -len(over) % STEP_SAMPLES)).reshape(-1, STEP_SAMPLES)
+        steps = await with_engine(Hum(), [*user, *over], {2: told("one two three four five " * 8)})
+        assert not any(step.unheeded for step in steps[: len(user)])
+        loud = [i for i, pcm in enumerate([*user, *over]) if level_db(pcm) > -30]
+        noticed[name] = np.mean([steps[i].unheeded for i in loud])
+    assert noticed["right"] == 1.0
+    assert 0 < noticed["another"] < 0.5  # until it is sure
+
+
+@pytest.mark.slow
 async def test_a_tts_stops_and_the_story_behind_it_is_not_heard():
     user = [np.zeros(STEP_SAMPLES, np.float32)] * 40
     over = person("sentence")

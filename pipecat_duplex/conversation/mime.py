@@ -38,7 +38,8 @@ class Mime:
         self._ear = UserEar()
         self._steps: int | None = None
         self._quiet_steps = 0
-        self._over_steps: int | None = None
+        self._over_steps = 0
+        self._heard_steps = 0
 
     @property
     def is_on(self) -> bool:
@@ -48,23 +49,24 @@ class Mime:
     @property
     def over_steps(self) -> int:
         """Steps since the user began to speak over the voice, with this one; 0 if nobody did."""
-        return self._over_steps or 0
+        return self._over_steps
 
     def begin(self) -> None:
         """The voice begins to sound."""
         self._steps = self._quiet_steps = 0
-        self._over_steps = None
+        self._over_steps = self._heard_steps = 0
 
     def end(self) -> None:
         """The voice has stopped, or gives up."""
         self._steps = None
 
-    def step(self, *, agent_level_db: float, user_level_db: float) -> bool:
+    def step(self, *, agent_level_db: float, user_level_db: float, unheeded: bool = False) -> bool:
         """Observe a step.
 
         Args:
             agent_level_db: Level of the model's own audio, which nobody hears, dBFS.
             user_level_db: Level of the user's audio, dBFS.
+            unheeded: Whether the user was kept from the model: its silence is no answer to them.
 
         Returns:
             Whether the model gives up the floor in this step.
@@ -73,18 +75,22 @@ class Mime:
         if self._steps is None:
             return False
         self._steps += 1
-        self._hear_user()
+        self._hear_user(unheeded)
         sounds = agent_level_db >= SOUND_LEVEL_DB
         if sounds:
             self._steps = max(self._steps, LEAD_STEPS)
         self._quiet_steps = 0 if sounds or self._steps < LEAD_STEPS else self._quiet_steps + 1
+        if not self._heard_steps:
+            return False
         quiet_steps = self._quiet_steps
-        if quiet_steps >= self.over_steps:  # A pause, which a yield may go on.
-            quiet_steps = self.over_steps - REACTION_STEPS
+        if quiet_steps >= self._heard_steps:  # A pause, which a yield may go on.
+            quiet_steps = self._over_steps - REACTION_STEPS
         return quiet_steps >= self._yield_steps
 
-    def _hear_user(self) -> None:
-        if self._over_steps is not None:
-            self._over_steps = self._over_steps + 1 if self._ear.hears_user else None
-        elif self._ear.speaks_now:
-            self._over_steps = 1
+    def _hear_user(self, unheeded: bool) -> None:
+        if not (self._ear.hears_user if self._over_steps else self._ear.speaks_now):
+            self._over_steps = self._heard_steps = 0
+            return
+        self._over_steps += 1
+        if self._heard_steps or (self._ear.speaks_now and not unheeded):
+            self._heard_steps += 1

@@ -12,6 +12,7 @@ import numpy as np
 from loguru import logger
 
 from pipecat_duplex.conversation.pcm import level_db
+from pipecat_duplex.conversation.user_ear import USER_LEVEL_DB
 from pipecat_duplex.engine.barge_in import BargeInNetwork
 from pipecat_duplex.engine.ears import Ears
 from pipecat_duplex.engine.faults import step_apart
@@ -296,7 +297,7 @@ class StepLoop:
         spoken = {slot: session.speaker.take_spoken() for slot, (session, _) in batch.items()}
         words = WordChooser(batch)
         heard = {slot: _hear(session, frame) for slot, (session, frame) in batch.items()}
-        self._hear_barge_ins(batch, heard)
+        unheeded = self._hear_barge_ins(batch, heard)
         try:
             outputs, faults = self._compute(model, batch, heard, words)
         except Exception as error:
@@ -322,6 +323,7 @@ class StepLoop:
                     None if output.is_silence else output.tokens,
                     spoken[slot].wish,
                     () if self._ears is None else self._ears.take_words(slot),
+                    slot in unheeded,
                 )
                 step = session.speaker.sound(computed)
                 if session.echo is not None:
@@ -341,17 +343,26 @@ class StepLoop:
         for slot, error in (faults | words.faults).items():
             self._expel(model, slot, batch[slot][0], error)
 
-    def _hear_barge_ins(self, batch: Batch, heard: dict[int, np.ndarray]) -> None:
+    def _hear_barge_ins(self, batch: Batch, heard: dict[int, np.ndarray]) -> set[int]:
         """Let agents that are talked over give up the floor, before their next words.
 
         While an agent speaks, its model hears the user where they seem to want the floor.
+
+        Returns:
+            Slots whose users make a sound that is kept from the model.
         """
+        unheeded: set[int] = set()
         if self._barge_in is None:
-            return
+            return unheeded
         # It hears all that is said: once it knows a voice and its line, it is sooner sure.
         for slot, overlap in self._barge_in.hear(heard).items():
-            if not batch[slot][0].speaker.hear(overlap):
-                heard[slot] = _SILENCE
+            session, frame = batch[slot]
+            if session.speaker.hear(overlap):
+                continue
+            heard[slot] = _SILENCE
+            if level_db(frame.pcm) >= USER_LEVEL_DB:
+                unheeded.add(slot)
+        return unheeded
 
     def _listen(self) -> None:
         """Recognise what the user said, as far as no step of a conversation waits for it.

@@ -236,6 +236,8 @@ def _write_note(message: SpeechNote) -> bytes:
     }
     if message.wish:
         fields["wish"] = True
+    if message.unheeded:
+        fields["unheeded"] = True
     return _encode_json(fields)
 
 
@@ -264,8 +266,13 @@ def _read_speech(payload: bytes) -> SayAnswer | SpeechNote:
     said = fields.get("said", [])
     if not isinstance(said, list) or not all(isinstance(each, dict) for each in said):
         raise WireError("speech that does not tell what was said")
-    wish = fields.get("wish") is True
-    return SpeechNote(_number(fields, "step"), utterance_id, tuple(map(_said, said)), wish)
+    return SpeechNote(
+        _number(fields, "step"),
+        utterance_id,
+        tuple(map(_said, said)),
+        wish=fields.get("wish") is True,
+        unheeded=fields.get("unheeded") is True,
+    )
 
 
 def _said(fields: Mapping[str, Any]) -> Said:

@@ -191,28 +191,32 @@ class SayAnswer:
 
 @dataclass(frozen=True, slots=True)
 class SpeechNote:
-    """Given words in a step. The note comes before its step.
+    """What else there is to tell of a step. The note comes before its step.
 
     Parameters:
         index: The step.
         utterance_id: The utterance that its piece belongs to.
         said: Utterances that ended.
         wish: Whether the model would have begun words of its own, which are kept back.
+        unheeded: Whether a sound of the user's was kept from the model.
     """
 
     index: int
     utterance_id: int | None
     said: tuple[Said, ...] = ()
     wish: bool = False
+    unheeded: bool = False
 
     @classmethod
     def of(cls, step: Step) -> "list[SpeechNote]":
         """Return the notes on a step: none, one, or one for each utterance that ended."""
-        if step.utterance_id is None and not step.said and not step.wish:
+        if step.utterance_id is None and not (step.said or step.wish or step.unheeded):
             return []
         # Each utterance in a note of its own, so that no note is longer than the wire takes.
         parts = [(said,) for said in step.said] or [()]
-        return [cls(step.index, step.utterance_id, part, step.wish) for part in parts]
+        return [
+            cls(step.index, step.utterance_id, part, step.wish, step.unheeded) for part in parts
+        ]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

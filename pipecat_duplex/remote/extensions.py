@@ -59,7 +59,8 @@ class Extensions:
             note = self._notes.popleft()
             utterance_id = note.utterance_id or step.utterance_id
             said, wish = step.said + note.said, step.wish or note.wish
-            step = replace(step, utterance_id=utterance_id, said=said, wish=wish)
+            unheeded = step.unheeded or (note.unheeded and note.index == step.index)
+            step = replace(step, utterance_id=utterance_id, said=said, wish=wish, unheeded=unheeded)
         while self._tokens and self._tokens[0].index <= step.index:
             tokens = self._tokens.popleft()
             if tokens.index == step.index:

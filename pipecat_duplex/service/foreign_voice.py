@@ -208,7 +208,9 @@ class ForeignVoice:
         waiting, self._waiting = self._waiting, None
         for saying in waiting or ():
             await self.say(saying)
-        if self._mime.step(agent_level_db=agent_level_db, user_level_db=user_level_db):
+        if self._mime.step(
+            agent_level_db=agent_level_db, user_level_db=user_level_db, unheeded=step.unheeded
+        ):
             return True
         if any(said.utterance_id == self._mimed for said in step.said):
             self._mimed = None

@@ -136,6 +136,8 @@ class Step:
         wish: Whether the model would have begun words of its own here, which ``hold`` keeps back.
         heard: Words of the user's that were recognised since the step before, of earlier audio.
             Empty where nothing recognises them: :attr:`DuplexSession.hearing_delay_steps`.
+        unheeded: Whether a sound of the user's was kept from the model: it was no more than an
+            "uh huh" or a cough. Where the agent pauses then, it does not yield.
     """
 
     index: int
@@ -148,3 +150,4 @@ class Step:
     tokens: np.ndarray | None = None
     wish: bool = False
     heard: tuple[HeardWord, ...] = ()
+    unheeded: bool = False

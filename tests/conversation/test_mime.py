@@ -48,6 +48,31 @@ def test_a_pause_that_goes_on_as_the_user_speaks_is_a_yield_after_a_while() -> N
     assert told.index(True) == 7
 
 
+def unheeded(made: Mime, *steps: tuple[float, float]) -> list[bool]:
+    return [
+        made.step(agent_level_db=agent, user_level_db=user, unheeded=user == LOUD)
+        for agent, user in steps
+    ]
+
+
+def test_a_pause_under_what_the_model_does_not_hear_is_no_yield() -> None:
+    made = mime()
+    assert not any(unheeded(made, (LOUD, LOUD), *[(QUIET, LOUD)] * 6, *[(QUIET, QUIET)] * 9))
+
+
+def test_a_voice_that_the_model_hears_at_last_is_yielded_to() -> None:
+    made = mime()
+    assert not any(unheeded(made, *[(LOUD, LOUD)] * 3, (QUIET, LOUD)))
+    assert run(made, (LOUD, LOUD), (QUIET, LOUD), (QUIET, LOUD)) == [False, False, True]
+    assert made.over_steps == 7
+
+
+def test_a_pause_that_began_before_the_model_hears_is_a_yield_after_a_while() -> None:
+    made = mime()
+    assert not any(unheeded(made, (LOUD, LOUD), *[(QUIET, LOUD)] * 3))
+    assert run(made, *[(QUIET, LOUD)] * 4) == [False, False, True, True]
+
+
 def test_a_hum_that_the_story_talks_through_is_forgotten() -> None:
     made = mime()
     assert not any(run(made, *[(LOUD, LOUD)] * 5, *[(LOUD, QUIET)] * 15, *[(QUIET, QUIET)] * 5))

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipecat_duplex import protocol
+from pipecat_duplex.remote.extensions import Extensions
 from pipecat_duplex.session import (
     STEP_SAMPLES,
     STEP_SECS,
@@ -191,6 +192,8 @@ MESSAGES = st.one_of(
         COUNTS,
         st.none() | COUNTS,
         st.lists(st.builds(Said, COUNTS, WORDS, WORDS), max_size=3).map(tuple),
+        st.booleans(),
+        st.booleans(),
     ),
     st.builds(
         protocol.Tokens,
@@ -281,3 +284,14 @@ def test_utterances_that_end_together_have_notes_of_their_own():
     notes = protocol.SpeechNote.of(step)
     assert [note.said for note in notes] == [(each,) for each in said]
     assert {(note.index, note.utterance_id) for note in notes} == {(5, 7)}
+
+
+def test_what_is_noted_belongs_to_its_step():
+    unheeded = Step(5, PCM, 3, None, StepTiming(0, 0), unheeded=True)
+    plain = Step(6, PCM, 3, None, StepTiming(0, 0))
+    for received, expected in ([5, 6], [True, False]), ([6], [False]):  # Step 5 may be lost.
+        extensions = Extensions("a-session")
+        for note in (*protocol.SpeechNote.of(unheeded), *protocol.SpeechNote.of(plain)):
+            extensions.note(note)
+        steps = [extensions.annotate(Step(i, PCM, 3, None, StepTiming(0, 0))) for i in received]
+        assert [step.unheeded for step in steps] == expected
