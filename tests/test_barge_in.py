@@ -19,7 +19,7 @@ from pipecat_duplex.session import (
     SessionConfig,
 )
 from tests.pipeline import speech
-from tests.test_voice import Hum, told, with_engine, words_of
+from tests.test_voice import Hum, converse, told, with_engine, words_of
 
 PEOPLE = Path(__file__).parent / "people"
 SECOND = SAMPLE_RATE_HZ // STEP_SAMPLES  # steps in it
@@ -150,6 +150,21 @@ async def test_the_agent_yields_to_a_person():
 @pytest.mark.slow
 async def test_it_tells_its_story_on_to_a_person_who_listens():
     assert await steps_spoken_on(person("right"), hear_barge_ins=True) > 2 * SECOND
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hears", [True, False])
+async def test_a_person_whom_the_model_would_not_answer_is_answered(hears):
+    engine = await Engine.load("embedded", hear_barge_ins=hears)
+    try:
+        session = await engine.open(SessionConfig(seed=1))
+        quiet = np.zeros(4 * SAMPLE_RATE_HZ, np.float32)  # It greets meanwhile.
+        faint = np.concatenate([quiet, 0.1 * person("sentence"), quiet, quiet])
+        user = np.resize(faint, (len(faint) // STEP_SAMPLES, STEP_SAMPLES))
+        steps = await converse(session, user)
+    finally:
+        await engine.close()
+    assert ("sorry i do not know that" in words_of(steps)) == hears
 
 
 @pytest.mark.slow

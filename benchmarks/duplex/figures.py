@@ -11,6 +11,7 @@ import numpy as np
 
 from benchmarks.duplex.dialogue import SOUND_LEVEL, Dialogue, Moment
 from pipecat_duplex.session import SAMPLE_RATE_HZ
+from training import world
 
 BLOCK_SECS = 0.01
 GAP_SECS = 0.32
@@ -214,9 +215,15 @@ class _Measure:
     sound_over = backchannel
 
     def sound(self, moment: Moment, outcome: Outcome) -> None:
-        """Begins nothing."""
-        begins = [i.start_secs for i in self._spoken if i.start_secs >= moment.start_secs]
-        outcome.started = any(start < moment.until_secs for start in begins)
+        """Begins nothing. A greeting, which comes without a sound as well, is not judged."""
+        begun = [
+            item
+            for item in self._spoken
+            if moment.start_secs <= item.start_secs < moment.until_secs
+        ]
+        outcome.said = self._said(moment.start_secs - WORD_LEAD_SECS, moment.until_secs)
+        greets = bool(begun) and begun[0] is self._spoken[0] and outcome.said == world.WELCOME
+        outcome.started = None if self._knows_world and greets else bool(begun)
 
     def story(self, moment: Moment, outcome: Outcome) -> None:
         """Tells a long answer to its end."""

@@ -17,6 +17,7 @@ import numpy as np
 
 from pipecat_duplex.conversation.barge_in import HEARD, BargeIn, Overlap
 from pipecat_duplex.conversation.user_ear import UserEar
+from pipecat_duplex.conversation.user_said import UserSaid
 from pipecat_duplex.session import (
     SAMPLE_RATE_HZ,
     STEP_SAMPLES,
@@ -176,11 +177,13 @@ class Speaker:
         self._barge_in = BargeIn()
         self._gives_way = False
         self._was_heard = True
+        self._user_said = UserSaid()
+        self._answer_is_due = False
 
     @property
     def is_active(self) -> bool:
         """Whether :meth:`choose` has anything to decide."""
-        return self._now is not None or bool(self._queue) or self._held or self._gives_way
+        return self.has_words or self._held or self._gives_way or self._answer_is_due
 
     @property
     def has_words(self) -> bool:
@@ -258,7 +261,9 @@ class Speaker:
             self._drop_all()
 
     def hear(self, overlap: Overlap) -> bool:
-        """Take note of what the user does, before a step, and give way to who talks over the agent.
+        """Take note of what the user does, before a step.
+
+        The agent gives way to who talks over it, and answers who has waited long.
 
         Returns:
             Whether the model is to hear it.
@@ -266,6 +271,8 @@ class Speaker:
         is_heard = self.is_heard
         if self._barge_in.step(overlap if is_heard else None):
             self.give_way()
+        speaks = is_heard or self.has_words or self._held
+        self._answer_is_due = self._user_said.step(overlap, agent_speaks=speaks)
         return not is_heard or overlap.floor >= HEARD
 
     def give_way(self) -> None:
@@ -311,6 +318,8 @@ class Speaker:
                     utterance_id = utterance.id
             elif self._held:
                 token, wish = TEXT_PADDING, sampled != TEXT_PADDING
+            elif self._answer_is_due and sampled == TEXT_PADDING:
+                token = TEXT_END_OF_PADDING  # A word follows it.
             self._chosen = SpokenStep(utterance_id, wish=wish)
             return token
 

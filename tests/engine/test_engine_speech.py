@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipecat_duplex.conversation.barge_in import OVER_STEPS, Overlap
+from pipecat_duplex.conversation.user_said import PATIENCE_STEPS, SAID_STEPS
 from pipecat_duplex.engine import Engine
 from pipecat_duplex.engine.speech import (
     CLOSING_STEPS,
@@ -421,6 +422,43 @@ def test_a_silent_agent_is_not_talked_over() -> None:
     run.steps([PAD] * OWN_STOP_STEPS)
     talk_over(run.speaker)
     assert not run.speaker.is_active and run.step(OWN) == OWN
+
+
+def wait(run: Run, steps: int = PATIENCE_STEPS) -> None:
+    for _ in range(steps):
+        run.speaker.hear(Overlap(1.0, 0.0, 0.0))
+        run.step(PAD)
+
+
+def say_something(run: Run) -> None:
+    for _ in range(2 * SAID_STEPS):
+        run.speaker.hear(Overlap(0.0, 0.0, 1.0))
+        run.step(PAD, user_db=LOUD_DB)
+
+
+def test_a_model_that_waits_on_is_asked_to_answer_once() -> None:
+    run = Run()
+    say_something(run)
+    wait(run, 3 * PATIENCE_STEPS)
+    at = 2 * SAID_STEPS + PATIENCE_STEPS - 1
+    assert run.tokens == [PAD] * at + [END] + [PAD] * (2 * PATIENCE_STEPS)
+
+
+def test_a_model_that_answers_by_itself_is_left_alone() -> None:
+    run = Run()
+    say_something(run)
+    wait(run, PATIENCE_STEPS - 1)
+    run.speaker.hear(Overlap(1.0, 0.0, 0.0))
+    assert run.speaker.is_active and run.step(OWN) == OWN
+
+
+def test_nobody_is_answered_by_a_model_whose_own_words_are_held() -> None:
+    run = Run()
+    run.speaker.hold(True)
+    say_something(run)
+    wait(run, 2 * PATIENCE_STEPS)
+    assert set(run.tokens) == {PAD}
+    assert not any(spoken.wish for spoken in run.spoken)
 
 
 def test_an_agent_that_speaks_hears_who_wants_the_floor_and_a_silent_one_everybody() -> None:

@@ -1,0 +1,46 @@
+"""Whether the user has said something, and waits for an answer.
+
+The model decides when a turn is over. One that is small, or that hears a voice unlike those of its
+training, sometimes waits on for ever. Then it is asked to answer.
+"""
+
+from pipecat_duplex.conversation.barge_in import CALM, Overlap
+
+VERY_SURE = 0.985
+"""From this probability on a step is of a voice. Music often reaches 0.9."""
+
+SAID_STEPS = 5
+"""So many such steps (0.4 s) are something to be answered."""
+
+PATIENCE_STEPS = 20
+"""Silence after which the user is done (1.6 s). Pauses inside a sentence are shorter."""
+
+
+class UserSaid:
+    """Follows, for one conversation, what the user has said since the agent last spoke."""
+
+    def __init__(self):
+        """Initialize; nobody has spoken."""
+        self._said_steps = self._silent_steps = 0
+        self._was_told = False
+
+    def step(self, overlap: Overlap, *, agent_speaks: bool) -> bool:
+        """Observe a step.
+
+        Args:
+            overlap: What is heard of the user.
+            agent_speaks: Whether the agent speaks, or is about to.
+
+        Returns:
+            Whether an answer is due: the user has said something and waits. It is told once.
+        """
+        if agent_speaks:
+            self._said_steps = self._silent_steps = 0
+            self._was_told = False
+            return False
+        self._said_steps += overlap.floor >= VERY_SURE
+        self._silent_steps = self._silent_steps + 1 if overlap.floor < CALM else 0
+        waits = self._said_steps >= SAID_STEPS and self._silent_steps >= PATIENCE_STEPS
+        is_due = waits and not self._was_told
+        self._was_told |= waits
+        return is_due
