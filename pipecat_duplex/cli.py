@@ -266,8 +266,8 @@ def serve(
     hear_barge_ins: Annotated[
         bool,
         typer.Option(
-            help="Let a small network of the checkpoint's own tell the agent to yield, or to answer "
-            "who waits, when the model does not."
+            help="Let a small network of the checkpoint's own tell the agent to yield, or to "
+            "answer somebody who waits, when the model does not."
         ),
     ] = True,
     tts: Annotated[
