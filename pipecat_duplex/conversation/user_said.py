@@ -16,13 +16,17 @@ PATIENCE_STEPS = 20
 """Silence after which the user is done (1.6 s). Pauses inside a sentence are shorter."""
 
 
+ANSWERED_STEPS = 12
+"""An agent that speaks on for so long (0.96 s) after the user's voice has answered it."""
+
+
 class UserSaid:
-    """Follows, for one conversation, what the user has said since the agent last spoke."""
+    """Follows, for one conversation, what the user has said since the agent last began to speak."""
 
     def __init__(self):
         """Initialize; nobody has spoken."""
         self._said_steps = self._silent_steps = 0
-        self._was_told = False
+        self._agent_spoke = self._was_told = False
 
     def step(self, overlap: Overlap, *, agent_speaks: bool) -> bool:
         """Observe a step.
@@ -34,12 +38,15 @@ class UserSaid:
         Returns:
             Whether an answer is due: the user has said something and waits. It is told once.
         """
-        if agent_speaks:
-            self._said_steps = self._silent_steps = 0
-            self._was_told = False
-            return False
+        if agent_speaks and not self._agent_spoke:
+            self._said_steps, self._was_told = 0, False
+        self._agent_spoke = agent_speaks
         self._said_steps += overlap.floor >= VERY_SURE
         self._silent_steps = self._silent_steps + 1 if overlap.floor < CALM else 0
+        if agent_speaks:
+            if self._silent_steps >= ANSWERED_STEPS:
+                self._said_steps = 0
+            return False
         waits = self._said_steps >= SAID_STEPS and self._silent_steps >= PATIENCE_STEPS
         is_due = waits and not self._was_told
         self._was_told |= waits

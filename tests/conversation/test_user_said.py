@@ -1,7 +1,12 @@
 """Whether the user has said something, and waits for an answer."""
 
 from pipecat_duplex.conversation.barge_in import Overlap
-from pipecat_duplex.conversation.user_said import PATIENCE_STEPS, SAID_STEPS, UserSaid
+from pipecat_duplex.conversation.user_said import (
+    ANSWERED_STEPS,
+    PATIENCE_STEPS,
+    SAID_STEPS,
+    UserSaid,
+)
 
 VOICE, HUM, NOISE = Overlap(0.0, 0.0, 1.0), Overlap(0.0, 1.0, 0.0), Overlap(1.0, 0.0, 0.0)
 MUSIC = Overlap(0.05, 0.0, 0.95)
@@ -33,8 +38,14 @@ def test_what_the_agent_has_answered_is_owed_nothing():
     assert not due((VOICE, 10), (NOISE, 100), agent=range(20, 30))
 
 
-def test_who_spoke_while_the_agent_said_its_sentence_is_owed_nothing():
-    assert not due((NOISE, 10), (VOICE, 10), (NOISE, 100), agent=range(5, 30))
+def test_an_agent_that_spoke_on_after_the_user_has_answered():
+    heard = (NOISE, 10), (VOICE, 10), (NOISE, 100)
+    assert not due(*heard, agent=range(5, 20 + ANSWERED_STEPS))
+
+
+def test_who_spoke_on_after_the_agent_is_answered():
+    heard = (NOISE, 10), (VOICE, 10), (NOISE, 100)
+    assert due(*heard, agent=range(5, 22)) == [19 + PATIENCE_STEPS]
 
 
 def test_who_speaks_on_as_the_agent_gives_way_is_answered():
