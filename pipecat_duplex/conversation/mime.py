@@ -24,6 +24,9 @@ LEAD_STEPS = 6
 REACTION_STEPS = 5
 """Where the story pauses as the user begins, silence counts once the model can have heard them."""
 
+HEARD_STEPS = 3
+"""No model yields to less voice (0.24 s): where it heard no more, the story pauses by itself."""
+
 
 class Mime:
     """Watches the mime and the user, a step at a time."""
@@ -40,6 +43,7 @@ class Mime:
         self._quiet_steps = 0
         self._over_steps = 0
         self._heard_steps = 0
+        self._since_heard_steps = 0
 
     @property
     def is_on(self) -> bool:
@@ -54,7 +58,7 @@ class Mime:
     def begin(self) -> None:
         """The voice begins to sound."""
         self._steps = self._quiet_steps = 0
-        self._over_steps = self._heard_steps = 0
+        self._forget_user()
 
     def end(self) -> None:
         """The voice has stopped, or gives up."""
@@ -80,17 +84,20 @@ class Mime:
         if sounds:
             self._steps = max(self._steps, LEAD_STEPS)
         self._quiet_steps = 0 if sounds or self._steps < LEAD_STEPS else self._quiet_steps + 1
-        if not self._heard_steps:
+        if self._heard_steps < HEARD_STEPS:
             return False
         quiet_steps = self._quiet_steps
-        if quiet_steps >= self._heard_steps:  # A pause, which a yield may go on.
+        if quiet_steps >= self._since_heard_steps:  # A pause, which a yield may go on.
             quiet_steps = self._over_steps - REACTION_STEPS
         return quiet_steps >= self._yield_steps
 
     def _hear_user(self, unheeded: bool) -> None:
         if not (self._ear.hears_user if self._over_steps else self._ear.speaks_now):
-            self._over_steps = self._heard_steps = 0
+            self._forget_user()
             return
         self._over_steps += 1
-        if self._heard_steps or (self._ear.speaks_now and not unheeded):
-            self._heard_steps += 1
+        self._heard_steps += self._ear.speaks_now and not unheeded
+        self._since_heard_steps += self._heard_steps > 0
+
+    def _forget_user(self) -> None:
+        self._over_steps = self._heard_steps = self._since_heard_steps = 0

@@ -1,6 +1,6 @@
 """When a model that only believes that it speaks would give up the floor."""
 
-from pipecat_duplex.conversation.mime import LEAD_STEPS, Mime
+from pipecat_duplex.conversation.mime import HEARD_STEPS, LEAD_STEPS, Mime
 from pipecat_duplex.conversation.turns import AgentStopped, TurnTracker, UserVoice, Yielded
 
 LOUD, QUIET = -20.0, -80.0
@@ -65,6 +65,12 @@ def test_a_voice_that_the_model_hears_at_last_is_yielded_to() -> None:
     assert not any(unheeded(made, *[(LOUD, LOUD)] * 3, (QUIET, LOUD)))
     assert run(made, (LOUD, LOUD), (QUIET, LOUD), (QUIET, LOUD)) == [False, False, True]
     assert made.over_steps == 7
+
+
+def test_a_pause_after_a_moment_that_the_model_heard_is_no_yield() -> None:
+    made = mime()
+    assert not any(run(made, *[(LOUD, LOUD)] * (HEARD_STEPS - 1)))
+    assert not any(unheeded(made, *[(QUIET, LOUD)] * 4, *[(QUIET, QUIET)] * 9))
 
 
 def test_a_pause_that_began_before_the_model_hears_is_a_yield_after_a_while() -> None:
