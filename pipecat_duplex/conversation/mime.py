@@ -20,7 +20,6 @@ SOUND_LEVEL_DB = -50.0
 LEAD_STEPS = 6
 """Steps (0.48 s) within which the mime has begun to sound; then silence counts."""
 
-
 REACTION_STEPS = 5
 """Where the story pauses as the user begins, silence counts once the model can have heard them."""
 
