@@ -123,6 +123,12 @@ def person(name: str) -> np.ndarray:
     return (pcm * 0.05 / np.sqrt(np.mean(np.square(pcm)))).astype(np.float32)
 
 
+def person_in_steps(name: str) -> np.ndarray:
+    """The recording a step at a time, shape ``(steps, STEP_SAMPLES)``; silence ends the last."""
+    pcm = person(name)
+    return np.pad(pcm, (0, -len(pcm) % STEP_SAMPLES)).reshape(-1, STEP_SAMPLES)
+
+
 @pytest.mark.parametrize("name", ["sentence", "another"])
 def test_a_person_wants_the_floor(name):
     assert max(heard_of(person(name))) >= SURE
@@ -172,8 +178,7 @@ async def test_what_is_kept_from_the_model_is_told():
     user = [np.zeros(STEP_SAMPLES, np.float32)] * 40
     noticed = {}
     for name in ("right", "another"):
-        over = person(name)
-        over = np.pad(over, (0, -len(over) % STEP_SAMPLES)).reshape(-1, STEP_SAMPLES)
+        over = person_in_steps(name)
         steps = await with_engine(Hum(), [*user, *over], {2: told("one two three four five " * 8)})
         assert not any(step.unheeded for step in steps[: len(user)])
         loud = [i for i, pcm in enumerate([*user, *over]) if level_db(pcm) > -30]
@@ -185,8 +190,7 @@ async def test_what_is_kept_from_the_model_is_told():
 @pytest.mark.slow
 async def test_a_tts_stops_and_the_story_behind_it_is_not_heard():
     user = [np.zeros(STEP_SAMPLES, np.float32)] * 40
-    over = person("sentence")
-    over = np.pad(over, (0, -len(over) % STEP_SAMPLES)).reshape(-1, STEP_SAMPLES)
+    over = person_in_steps("sentence")
     steps = await with_engine(Hum(), [*user, *over], {2: told("one two three four five " * 8)})
     (said,) = [said for step in steps for said in step.said]
     assert said.unspoken and said.spoken == words_of(steps)

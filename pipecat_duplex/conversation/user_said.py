@@ -15,7 +15,6 @@ SAID_STEPS = 5
 PATIENCE_STEPS = 20
 """Silence after which the user is done (1.6 s). Pauses inside a sentence are shorter."""
 
-
 ANSWERED_STEPS = 12
 """An agent that speaks on for so long (0.96 s) after the user's voice has answered it."""
 
@@ -48,6 +47,7 @@ class UserSaid:
                 self._said_steps = 0
             return False
         waits = self._said_steps >= SAID_STEPS and self._silent_steps >= PATIENCE_STEPS
-        is_due = waits and not self._was_told
-        self._was_told |= waits
-        return is_due
+        if self._was_told or not waits:
+            return False
+        self._was_told = True
+        return True

@@ -424,7 +424,7 @@ def test_a_silent_agent_is_not_talked_over() -> None:
     assert not run.speaker.is_active and run.step(OWN) == OWN
 
 
-def wait(run: Run, steps: int = PATIENCE_STEPS) -> None:
+def wait(run: Run, steps: int) -> None:
     for _ in range(steps):
         run.speaker.hear(Overlap(1.0, 0.0, 0.0))
         run.step(PAD)
