@@ -220,6 +220,18 @@ def test_only_the_word_at_a_cut_may_be_missing():
     assert faults(held) == []
 
 
+def test_a_word_that_was_cut_leaves_the_order_of_what_follows():
+    moment = asked("barge_in", start_secs=4.0, end_secs=5.0)
+    turns = [(" Stop. ", 4.1, 5.0, "turn"), (" What is 2 plus 3? ", 8.1, 9.0, "turn")]
+    said = [(3.0, 5.0, "one two three four"), (5.6, 6.0, "okay"), (10.0, 12.0, ANSWER)]
+    texts = [agent("one two three"), user("Stop."), agent("okay"), user("What is 2 plus 3?")]
+    held = call(moment, messages=[*texts, agent(ANSWER)], said=said, transcripts=turns)
+    held.notes.append(Note(INTERRUPTED, 4.8))
+    assert faults(held) == []
+    held.messages[2:4] = reversed(texts[2:])
+    assert "stands before" in faults(held)[0]
+
+
 def test_a_word_needs_a_sound_or_a_mark():
     held = call(asked(), messages=[user(QUESTION), agent("two [not heard: plus] three is five")])
     held.transcripts, held.dialogue.words = [(QUESTION, 1.1, 2.6, "turn")], []

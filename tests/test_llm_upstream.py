@@ -11,7 +11,7 @@ from pipecat.frames.frames import (
     TranscriptionFrame,
 )
 
-from pipecat_duplex import DuplexLLMService
+from pipecat_duplex import DuplexLLMService, MonologueTextFrame
 from pipecat_duplex.conversation.turns import TurnSettings
 from pipecat_duplex.scripted import Script, ScriptedBackend
 from pipecat_duplex.service.frames import UserBackchannelFrame
@@ -100,7 +100,10 @@ async def test_who_speaks_over_given_words_for_long_gets_the_floor(
     assert result.messages()[2:] == [("user", "please stop now"), ("assistant", "okay")]
     ((event, _),) = result.of("on_yield")
     assert 1.0 <= event.delay_secs <= 1.4
-    assert next(said for said, *_ in result.of("on_said")).unspoken
+    ((said,), _) = result.of("on_said")
+    assert (said.spoken, f"{said.spoken} {said.unspoken}") == (told, words)
+    words_in = [frame for frame in result.near.of(MonologueTextFrame) if "▁w" in frame.text]
+    assert words_in[-1].step_index < event.step_index
 
 
 async def test_a_backchannel_is_no_message_and_the_answer_goes_on() -> None:

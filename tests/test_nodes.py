@@ -821,4 +821,4 @@ async def test_gate_decides_before_the_sound_and_the_recorder_keeps_to_the_model
     heard_at = [places.get(step.tobytes()) for step in kept]
     moved = [abs(at - i) for i, at in enumerate(heard_at) if at is not None and kept[i].any()]
     lost = sum(at is None and kept[i].any() for i, at in enumerate(heard_at))
-    assert len(moved) > 40 and max(moved) <= 1 and lost <= 2
+    assert len(moved) > 40 and max(moved) <= 1 and lost <= len(moved) / 10

@@ -769,12 +769,15 @@ async def test_what_a_failed_session_did_not_say_is_told(reopen_secs):
     assert names.index("on_said") < names.index("on_session_ended")
 
 
-async def test_an_interruption_from_elsewhere_drops_what_was_not_said():
+@pytest.mark.parametrize("at_secs", [1.5, 1.58, 1.66])
+async def test_an_interruption_from_elsewhere_drops_what_was_not_said(at_secs):
     settings = DuplexLLMService.Settings(greeting=LONG)
-    inject = {1.5: InterruptionFrame}
+    inject = {at_secs: InterruptionFrame}
     conversation = await converse(fast(), silence(3), settings=settings, inject=inject)
     (said,) = [event[1] for event in conversation.events if event[0] == "on_said"]
     assert said.spoken and said.unspoken
+    assert f"{said.spoken} {said.unspoken}" == LONG
+    assert conversation.assistant_words() == [said.spoken]
 
 
 async def test_what_cannot_be_said_is_told():

@@ -1,6 +1,7 @@
 """Whether a context is what was said and heard, in the right order."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,10 +46,8 @@ def faults(call: Call) -> list[str]:
     Args:
         call: A conversation with the duplex service in front of an LLM.
     """
-    found = _faults_of_words(call)
-    if found:
-        return found
-    return _faults_of_order(call)
+    heard, fault = _in_context(call)
+    return [fault] if fault else _faults_of_order(call, heard)
 
 
 def messages_of(call: Call, *kinds: str) -> int:
@@ -66,22 +65,25 @@ def messages_of(call: Call, *kinds: str) -> int:
     )
 
 
-def _faults_of_words(call: Call) -> list[str]:
+def _in_context(call: Call) -> tuple[list[_Heard], str]:
+    """Return the words of the agent's that the context holds, and what is wrong with them."""
     told = " ".join(text for role, text in _messages(call) if role == "assistant")
     context = plain(_UNHEARD.sub(r"\1", told)).split()
     unheard = set(plain(" ".join(_UNHEARD.findall(told))).split())
-    at, heard = 0, _heard(call)
+    found: list[_Heard] = []
+    heard = _heard(call)
     for index, word in enumerate(heard):
-        if at < len(context) and word.text == context[at]:
-            at += 1
+        left = context[len(found) :]
+        if left and word.text == left[0]:
+            found.append(word)
             if word.text not in unheard and not _sounds(call, word.at_secs):
-                return [f'"{word.text}" at {word.at_secs:.1f} s has no sound']
+                return found, f'"{word.text}" at {word.at_secs:.1f} s has no sound'
         elif not _is_cut(call, word):
-            in_context = " ".join(context[at : at + 6])
             out_loud = " ".join(each.text for each in heard[index : index + 6])
-            where = f'at {word.at_secs:.1f} s the context goes on with "{in_context}"'
-            return [f'{where}, what was heard with "{out_loud}"']
-    return [f'nobody heard "{" ".join(context[at : at + 6])}"'] if at < len(context) else []
+            where = f'at {word.at_secs:.1f} s the context goes on with "{" ".join(left[:6])}"'
+            return found, f'{where}, what was heard with "{out_loud}"'
+    left = context[len(found) :]
+    return found, f'nobody heard "{" ".join(left[:6])}"' if left else ""
 
 
 def _is_cut(call: Call, word: _Heard) -> bool:
@@ -90,8 +92,8 @@ def _is_cut(call: Call, word: _Heard) -> bool:
     return any(-_CUT_SECS <= gap <= _CUT_SECS for gap in gaps)
 
 
-def _faults_of_order(call: Call) -> list[str]:
-    found, heard = [], _heard(call)
+def _faults_of_order(call: Call, heard: Sequence[_Heard]) -> list[str]:
+    found = []
     left = [item for item in call.transcripts if item[3] == "turn"]
     before = 0
     for role, text in _messages(call):

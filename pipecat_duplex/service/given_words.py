@@ -1,8 +1,17 @@
 """Words that the agent was given to say: those that wait, and those that a session took."""
 
 import asyncio
+from collections import Counter
+from dataclasses import replace
 
-from pipecat_duplex.session import CannotSay, DuplexError, DuplexSession, Said, Step
+from pipecat_duplex.session import (
+    WORD_START,
+    CannotSay,
+    DuplexError,
+    DuplexSession,
+    Said,
+    Step,
+)
 from pipecat_duplex.session.saying import Saying, Sayings, give
 
 MAX_FINISH_SECS = 20.0
@@ -24,6 +33,7 @@ class GivenWords:
         self._all_said = asyncio.Event()
         self._is_hushed = False
         self._aside_steps: set[int] = set()
+        self._unheard_words: Counter[int] = Counter()
 
     @property
     def has_unspoken(self) -> bool:
@@ -124,11 +134,25 @@ class GivenWords:
         if not self._taken.goes_to_context(step.utterance_id):
             self._aside_steps.add(step.index)
         self._taken.hear(step.utterance_id, step.text_piece)
+        if self.is_hushed and step.text_piece and step.text_piece.startswith(WORD_START):
+            self.leave_out_word(step.utterance_id)
         for said in step.said:
             self._taken.end(said)
         if not self._taken:
             self._all_said.set()
-        return step.said
+        return tuple(map(self._as_heard, step.said))
+
+    def leave_out_word(self, number: int | None) -> None:
+        """Take note that a word which the session began to speak was not heard to its end."""
+        if number is not None and self._taken.get(number) is not None:
+            self._unheard_words[number] += 1
+
+    def _as_heard(self, said: Said) -> Said:
+        """The session tells which words it began; the context has those that were heard."""
+        words = said.spoken.split()
+        heard = max(0, len(words) - self._unheard_words.pop(said.utterance_id, 0))
+        unspoken = " ".join([*words[heard:], said.unspoken]).strip()
+        return replace(said, spoken=" ".join(words[:heard]), unspoken=unspoken)
 
     def end_session(self) -> list[Said]:
         """Return what the session took and will not speak to the end, oldest first."""

@@ -963,7 +963,8 @@ class DuplexLLMService(TracedConversation, LLMService):
         for event in events:
             await self._handle_turn_event(event)
         await self._follow_floor(step)
-        if step.text_piece is not None:
+        is_cut = any(isinstance(event, Yielded) and event.is_cut for event in events)
+        if step.text_piece is not None and not is_cut:
             await self._push_monologue(step)
         if self._speaking and not self._voice.is_on:
             await self._push_audio(sound)
@@ -1022,6 +1023,11 @@ class DuplexLLMService(TracedConversation, LLMService):
     def _warn_of_unheard(self, caption: Caption):
         if caption.unheard:
             logger.warning(f"{self}: came too late to be heard: {caption.unheard!r}")
+
+    def _cut_word(self):
+        """Drop the word at which the agent was cut off: what was not finished was not heard."""
+        if self._monologue.end_utterance() is not None:
+            self._given_words.leave_out_word(self._utterance_id)
 
     def _cut_captions(self):
         """End the utterance's captions where it was interrupted: no mark would arrive."""
@@ -1122,7 +1128,7 @@ class DuplexLLMService(TracedConversation, LLMService):
 
     async def _handle_yield(self, event: Yielded):
         if event.is_cut:
-            self._monologue.end_utterance()  # A word that was not finished was not heard.
+            self._cut_word()
         text = self._uttered
         self._cut_captions()
         await self._upstream.cut_off()
@@ -1159,7 +1165,7 @@ class DuplexLLMService(TracedConversation, LLMService):
         """Somebody else broadcast an interruption: what was pushed is gone."""
         self._interrupted = False
         self._agent_audio.flush()
-        self._monologue.end_utterance()  # A word that was not finished was not heard.
+        self._cut_word()
         self._cut_captions()
         for event in self._tracker.interrupt():
             await self._handle_turn_event(event)
