@@ -30,7 +30,7 @@ from training.codec import fade_out
 from training.corpus import Utterance, read_corpus, with_pauses
 from training.progress import set_up_torch
 from training.sizes import CODEBOOKS, SAMPLE_RATE, STEP_SAMPLES, STEP_SECONDS, mimi_config
-from training.speech import Span, Speech
+from training.speech import Speech, played_faster
 
 A_SESSION = {"backchannel": 3, "sound": 2, "outside": 3, "world": 5}
 PARTS = {
@@ -39,6 +39,7 @@ PARTS = {
         *("users", "speakers", "outside", "backchannels", "open", "sounds"),
         *2 * ("flite", "arctic", "joe", "hibari", "people"),
         *6 * ("kokoro",),
+        *8 * ("spliced",),
     ),
 }
 PART_SESSIONS = 50
@@ -126,12 +127,7 @@ class Session:
 
 def faster(utterance: Utterance, factor: float) -> Utterance:
     """The utterance played faster by ``factor``, which makes another speaker of the voice."""
-    speech = utterance.speech
-    positions = np.arange(0, len(speech.samples) - 1, factor)
-    samples = np.interp(positions, np.arange(len(speech.samples)), speech.samples)
-    words = [Span(word.label, word.start / factor, word.end / factor) for word in speech.words]
-    played = Speech(samples.astype(np.float32), speech.phones, tuple(words))
-    return replace(utterance, speech=played)
+    return replace(utterance, speech=played_faster(utterance.speech, factor))
 
 
 def lay_session(

@@ -41,12 +41,14 @@ HELD_OUT = 10  # one recording of so many
 TAIL_SECS = 0.16  # after its end, a backchannel is still one
 
 PARTS = {
-    "people": 4.0, "users": 0.7, "speakers": 0.7, "flite": 0.5, "joe": 1.0, "hibari": 1.3,
-    "open": 1.0, "outside": 0.4,
+    "people": 4.0, "spliced": 0.8, "users": 0.7, "speakers": 0.7, "flite": 0.5, "joe": 1.0,
+    "hibari": 1.3, "open": 1.0, "outside": 0.4,
 }  # fmt: skip
 """Who wants the floor, by weight."""
 
-EVENTS = {"floor": 0.4, "backchannel": 0.31, "sound": 0.24, "agent": 0.05}
+EVENTS = {"floor": 0.38, "backchannel": 0.28, "sound": 0.2, "agent": 0.04, "far": 0.1}
+FAR_DB = (-20.0, -9.0)  # beside who speaks to the agent: another voice in the background
+ASIDE_DB = (-11.0, -7.0)  # the same for who turns to somebody else
 PEOPLE_HUMS = 0.5  # of the backchannels
 HUMMED = (
     "right", "i see", "yeah", "okay", "yes", "sure", "really", "good", "great", "nice", "fine",
@@ -59,12 +61,14 @@ LATE_SHARE = 0.1  # of what wants the floor: as on a line that opened late
 
 @dataclass(frozen=True)
 class Event:
-    """What is heard, and what it is."""
+    """What is heard, what it is, and how loud beside who speaks to the agent."""
 
     kind: int
     samples: np.ndarray
     start_secs: float
     end_secs: float
+    level_db: float
+    is_far: bool = False
 
 
 def is_held_out(index: int) -> bool:
@@ -89,6 +93,26 @@ def late(utterance: Utterance, share: float) -> Utterance:
     spans = (Span("", 0.0, 0.0), Span("", 0.0, words[-1].end - secs))
     own = Speech(speech.samples[round(secs * SAMPLE_RATE) :], (), spans)
     return replace(utterance, speech=own)
+
+
+def from_afar(samples: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, float]:
+    """Speech that goes to somebody else, turned away or in the background, and its level in dB."""
+    aside = rng.random() < 0.5
+    length = len(samples) + SAMPLE_RATE // 4
+    frequencies = np.fft.rfftfreq(length, 1 / SAMPLE_RATE)
+    if aside:
+        edge_hz, loss = rng.uniform(3_000, 5_000), 10 ** (rng.uniform(-9, -3) / 20)
+        response = np.where(frequencies > edge_hz, loss, 1.0)
+        echoes = [(rng.uniform(0.02, 0.08), -6.0), (rng.uniform(0.08, 0.2), -12.0)]
+    else:
+        response = 1 / np.sqrt(1 + (frequencies / rng.uniform(2_000, 6_000)) ** 8)
+        echoes = [(rng.uniform(0.03, 0.15), rng.uniform(-14, -4))]
+    dull = np.fft.irfft(np.fft.rfft(samples, length) * response, length)
+    heard = dull.copy()
+    for delay_secs, echo_db in echoes:
+        lag = round(delay_secs * SAMPLE_RATE)
+        heard[lag:] += 10 ** (echo_db / 20) * dull[: length - lag]
+    return heard.astype(np.float32), rng.uniform(*(ASIDE_DB if aside else FAR_DB))
 
 
 class Events:
@@ -121,9 +145,10 @@ class Events:
         rng = self.rng
         name = str(rng.choice(list(EVENTS), p=list(EVENTS.values())))
         if name == "floor":
-            weights = np.array([PARTS[part] for part in self.talk])
-            part = str(rng.choice(list(self.talk), p=weights / weights.sum()))
-            return self._event(2, self._one_of(self.talk[part]))
+            return self._event(2, self._talk())
+        if name == "far":
+            samples, level_db = from_afar(self._event(0, self._talk()).samples, rng)
+            return Event(0, samples, 0.0, 0.0, level_db, is_far=True)
         if name == "backchannel":
             if rng.random() >= PEOPLE_HUMS:
                 return self._event(1, self._one_of(self.hums))
@@ -134,6 +159,11 @@ class Events:
             return self._event(1, self._one_of(self.people_hums[text]))
         return self._event(0, self._one_of(self.sounds if name == "sound" else self.agent))
 
+    def _talk(self) -> Utterance:
+        weights = np.array([PARTS[part] for part in self.talk])
+        part = str(self.rng.choice(list(self.talk), p=weights / weights.sum()))
+        return self._one_of(self.talk[part])
+
     def _one_of(self, utterances: list[Utterance]) -> Utterance:
         return utterances[self.rng.integers(len(utterances))]
 
@@ -143,7 +173,10 @@ class Events:
         if kind == CLASSES.index("floor") and self.rng.random() < LATE_SHARE:
             utterance = late(utterance, self.rng.uniform(0.05, 0.4))
         speech = faster(utterance, factor).speech
-        return Event(kind, speech.samples, speech.words[0].start, speech.words[-1].end)
+        # A person is as loud as one is at this microphone; other sounds are louder or fainter.
+        level_db = self.rng.uniform(-4, 4) if kind else self.rng.uniform(-20, 8)
+        start_secs, end_secs = speech.words[0].start, speech.words[-1].end
+        return Event(kind, speech.samples, start_secs, end_secs, level_db)
 
 
 def lay_scene(events: Events, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -156,13 +189,14 @@ def lay_scene(events: Events, rng: np.random.Generator) -> tuple[np.ndarray, np.
     length = SCENE_STEPS * STEP_SAMPLES
     sound, classes = np.zeros(length, np.float32), np.zeros(SCENE_STEPS, np.int8)
     microphone = acoustics.draw_microphone(rng)
-    at = int(rng.uniform(0.1, 1.5) * SAMPLE_RATE)
+    at, somebody_spoke = int(rng.uniform(0.1, 1.5) * SAMPLE_RATE), False
     while at < length - SAMPLE_RATE // 2:
         event = events.draw()
-        level = acoustics.speech_level(event.samples)
-        # A person is as loud as one is at this microphone; other sounds are louder or fainter.
-        change_db = rng.uniform(-4, 4) if event.kind else rng.uniform(-20, 8)
-        own = event.samples * (0.1 / max(level, 1e-4) * 10 ** (change_db / 20))
+        if event.is_far and not somebody_spoke:
+            continue  # Far is farther than who speaks to the agent.
+        somebody_spoke = somebody_spoke or event.kind > 0
+        level = max(acoustics.speech_level(event.samples), 1e-4)
+        own = event.samples * (0.1 / level * 10 ** (event.level_db / 20))
         stop = min(at + len(own), length)
         sound[at:stop] += own[: stop - at]
         start, end = at / SAMPLE_RATE + event.start_secs, at / SAMPLE_RATE + event.end_secs

@@ -19,6 +19,7 @@ where it was stopped; any number of parts is a usable corpus.
     open      sentences outside the world, of any words and length, by all of these voices
     sounds    what is no speech
     people    recordings of people, with ``--people`` only (``training.people``)
+    spliced   questions of the world in their words, also with ``--people`` (``training.splices``)
     arctic    the same by RHVoice's voices of CMU ARCTIC's speakers; left out without RHVoice
     held_out  the same by voices that no training part contains, for the evaluation
 """
@@ -35,6 +36,7 @@ from training import people, sounds, world
 from training.sentences import draw_sentence
 from training.sizes import SAMPLE_RATE
 from training.speech import AGENT_VOICE, NoVoice, Span, Speech, synthesise
+from training.splices import Splicer
 from training.words import speak_word
 
 FLITE_VOICES = ("rms", "kal16")
@@ -95,7 +97,9 @@ PEOPLE_PART = 500  # recordings
 OPTIONAL_PARTS = ("arctic", "joe", "hibari")  # made if their synthesiser is installed
 # Parts draw from the length of their name. This one would say what kokoro's does.
 OTHER_DRAWS = {"arctic": 9, "joe": 31, "hibari": 34, "open": 32, "sounds": 33}
-PEOPLE = "people"
+PEOPLE, SPLICED = "people", "spliced"
+SPLICED_PART, SPLICED_PARTS = 300, 4
+SPLICED_SUMS = 0.1  # weight of sums: few people say "plus"
 SOUND_WORD = "sound"
 CROWD_SHARE, CROWD_VOICES = 0.12, 12  # of the sounds; of which one is made
 LONGEST_SOUND_SECS = 5.0
@@ -321,6 +325,32 @@ def make_people(folder: Path, recordings: Path) -> None:
         if path.exists():
             continue
         utterances = [u for item in own[start : start + PEOPLE_PART] for u in _from_person(item)]
+        write_part(path, utterances)
+        print(f"{path.name}: {len(utterances)} utterances", flush=True)
+    make_spliced(folder, own)
+
+
+def make_spliced(folder: Path, recordings: list[people.Recording]) -> None:
+    """Write questions of the world in words of the recordings."""
+    words = {word for texts in questions().values() for text in texts for word in text.split()}
+    splicer = Splicer(recordings, words)
+    sayable = {
+        kind: [text for text in texts if splicer.can_say(text.replace("| ", "").split())]
+        for kind, texts in questions().items()
+        if kind not in ("outside", "backchannel")
+    }
+    kinds = [kind for kind, texts in sayable.items() if texts]
+    weights = np.array([SPLICED_SUMS if kind == "sum" else KIND_WEIGHTS[kind] for kind in kinds])
+    for number in range(SPLICED_PARTS):
+        path = folder / "speech" / f"{SPLICED}-{number:03}.npz"
+        if path.exists():
+            continue
+        rng, utterances = np.random.default_rng([number, len(SPLICED)]), []
+        for _ in range(SPLICED_PART):
+            kind = str(rng.choice(kinds, p=weights / weights.sum()))
+            text = str(rng.choice(sayable[kind]))
+            voice, speech = splicer.say(text.replace("| ", "").split(), rng)
+            utterances.append(Utterance(text, kind, f"spliced:{voice}", speech))
         write_part(path, utterances)
         print(f"{path.name}: {len(utterances)} utterances", flush=True)
 

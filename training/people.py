@@ -100,7 +100,7 @@ def speech_of(recording: Recording) -> Speech | None:
 def inside_world(recording: Recording) -> Iterator[tuple[str, str, Speech]]:
     """Text, kind and sound of each stretch of a recording that is something of the world."""
     samples = None
-    for words, (text, kind) in _world_texts().items():
+    for words, (text, kind) in world_texts().items():
         for spans in find_words(recording.words, words):
             samples = recording.samples() if samples is None else samples
             yield text, kind, cut(samples, spans, 0.02, 0.04)
@@ -114,7 +114,7 @@ def find_words(spans: tuple[Span, ...], words: tuple[str, ...]) -> Iterator[tupl
             yield found
 
 
-def _world_texts() -> dict[tuple[str, ...], tuple[str, str]]:
+def world_texts() -> dict[tuple[str, ...], tuple[str, str]]:
     """What users say in the world, by its words: its text with the pause mark, and its kind."""
     texts = {tuple(text.split()): (text, "backchannel") for text in world.BACKCHANNELS}
     for exchange in world.exchanges():

@@ -86,6 +86,13 @@ class _Cuts:
                 (self.hums if item[1] == "backchannel" else self.inside).append(item)
         items = [item for own in exchanges().values() for item in own]
         self.answers = {item.question: item.answer for item in items}
+        self._texts = people.world_texts()
+
+    def of_whole(self, recording: Recording) -> tuple[str, str, str]:
+        """Return text, kind and the answer owed to a whole recording."""
+        words = tuple(word.label for word in recording.words)
+        text, kind = self._texts.get(words, (recording.text, "outside"))
+        return text, kind, self.answers.get(text, world.UNKNOWN)
 
 
 class _Person:
@@ -146,12 +153,13 @@ class _Person:
             if speech is None:
                 continue
             places = [i for i in range(len(speech.words)) if self._is_middle(speech, i)]
+            what = self._cuts.of_whole(recording)
             if pause_secs is None or not places:
-                return self._line(speech, recording.text, "outside", world.UNKNOWN)
+                return self._line(speech, *what)
             place = int(self._rng.choice(places))
             at_secs = speech.words[place].start
             paused = with_pauses(speech, {place: pause_secs})
-            line = self._line(paused, recording.text, "outside", world.UNKNOWN)
+            line = self._line(paused, *what)
             begin_secs = line.start_secs - paused.words[0].start + at_secs
             return replace(line, pause_secs=(begin_secs, begin_secs + pause_secs))
 

@@ -1,5 +1,9 @@
 """The network that hears barge-ins: its training, and the same in numpy."""
 
+import itertools
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -9,11 +13,14 @@ from pipecat_duplex.conversation.loudness import BANDS, log_mel  # noqa: E402
 from pipecat_duplex.engine.barge_in import BargeInNetwork  # noqa: E402
 from pipecat_duplex.session import STEP_SAMPLES  # noqa: E402
 from training.barge_in import (  # noqa: E402
+    ASIDE_DB,
     CLASSES,
+    FAR_DB,
     SCENE_STEPS,
     Event,
     Network,
     coloured,
+    from_afar,
     hums_of,
     lay_scene,
     loss_of,
@@ -47,7 +54,7 @@ class OneEvent:
 
     def __init__(self, kind: int):
         tone = 0.1 * np.sin(np.arange(SAMPLE_RATE) / 10).astype(np.float32)
-        self.event = Event(CLASSES.index(kind), tone, 0.0, 1.0)
+        self.event = Event(CLASSES.index(kind), tone, 0.0, 1.0, 0.0)
 
     def draw(self) -> Event:
         return self.event
@@ -61,6 +68,23 @@ def test_a_scene_says_what_is_heard_in_each_step(kind: str):
     if kind != "nobody":
         loud = mels.astype(np.float32).max(1).reshape(SCENE_STEPS, -1).max(1)
         assert loud[classes > 0].mean() > loud[classes == 0].mean()
+
+
+def test_who_is_far_comes_after_who_is_near_and_is_nobody():
+    near, far = OneEvent("floor").event, replace(OneEvent("nobody").event, is_far=True)
+    events = itertools.chain([far, far, near], itertools.repeat(far))
+    _, classes = lay_scene(SimpleNamespace(draw=events.__next__), np.random.default_rng(3))
+    assert 12 <= np.count_nonzero(classes == CLASSES.index("floor")) <= 17
+
+
+def test_a_voice_from_afar_is_duller_and_fainter():
+    rng = np.random.default_rng(0)
+    bright = 0.1 * rng.standard_normal(SAMPLE_RATE).astype(np.float32)
+    for _ in range(8):
+        heard, level_db = from_afar(bright, rng)
+        spectrum = np.abs(np.fft.rfft(heard[:SAMPLE_RATE]))
+        assert spectrum[8_000:].mean() < 0.8 * spectrum[:2_000].mean()
+        assert FAR_DB[0] <= level_db <= ASIDE_DB[1]
 
 
 def test_other_microphones_change_no_time():
