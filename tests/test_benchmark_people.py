@@ -90,6 +90,18 @@ def test_people_ask_pause_and_talk_over(recordings: Path):
 
 
 @needs_speech
+def test_a_recording_that_is_a_question_of_the_world_is_owed_its_answer(tmp_path: Path):
+    speech = synthesise("what is your name", "flite:awb")
+    soundfile.write(tmp_path / "a.wav", speech.samples, SAMPLE_RATE_HZ)
+    words = [[word.label, word.start, word.end] for word in speech.words]
+    line = {"path": "a.wav", "source": "test", "speaker": "a", "words": words}
+    (tmp_path / MANIFEST).write_text(json.dumps(line))
+    turns = [turn for plan in people_plans(tmp_path, 2, 1, everybody=True) for turn in plan.turns]
+    lines = [turn.over or turn.line for turn in turns]
+    assert {(line.kind, line.answer) for line in lines} == {("name", "my name is nora")}
+
+
+@needs_speech
 def test_a_folder_without_people_is_named(tmp_path: Path, recordings: Path):
     with pytest.raises(NoPeople, match=r"no manifest\.jsonl"):
         list(people_plans(tmp_path, 1, 1))
