@@ -175,7 +175,8 @@ def test_a_long_answer_is_whole_or_not():
     moment = Moment("story", "tell me a story", "story", world.STORY, 1.0, 2.0, until_secs=12.0)
     times = np.linspace(2.4, 9, len(world.STORY.split())).tolist()
     words = list(zip(times, world.STORY.split(), strict=True))
-    for said, whole in ((words, True), (words[:9], False)):
+    misheard = list(zip(times, world.UNKNOWN.split(), strict=False))
+    for said, whole in ((words, True), (words[:9], False), (misheard, None)):
         silence = np.zeros(1, np.float32)
         dialogue = Dialogue("", ECHO, silence, silence, said, [moment])
         assert measure(dialogue, 0, knows_world=True)[0].whole is whole

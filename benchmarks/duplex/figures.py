@@ -226,10 +226,11 @@ class _Measure:
         outcome.started = None if self._knows_world and greets else bool(begun)
 
     def story(self, moment: Moment, outcome: Outcome) -> None:
-        """Tells a long answer to its end."""
+        """Tells a long answer to its end. One that was not begun was misheard, which is no cut."""
         said = self._said(moment.end_secs - WORD_LEAD_SECS, moment.until_secs)
         outcome.said = said
-        outcome.whole = said == moment.owed if said and self._judges(moment) else None
+        is_begun = bool(said) and said.split()[:2] == moment.owed.split()[:2]
+        outcome.whole = said == moment.owed if is_begun and self._judges(moment) else None
 
     def _answer(self, moment: Moment) -> Utterance | None:
         """What the agent says to a sentence: it begins after the user did, and outlasts them."""
