@@ -39,8 +39,11 @@ MAX_CLOSING_STEPS = 25
 GAP_STEPS = 4
 """Silence between two words that is no end of what is said."""
 
-YIELDED_STEPS = 4
+YIELDED_STEPS = 2
 """Padding in a row, of the model's own choice, after which it has given up the floor as well."""
+
+SILENT_STEPS = 5
+"""Who gave way is silent for so long at least (0.4 s): what came sooner would be no answer."""
 
 OWN_STOP_STEPS = 6
 """Steps without word or sound after which an utterance of the model's own is over (0.48 s)."""
@@ -336,10 +339,12 @@ class Speaker:
             return replace(step, pcm=pcm, text_token=TEXT_PADDING, text_piece=None)
 
     def _keep_silent(self, sampled: int) -> int:
-        """Keep silent until the model wants to be."""
-        self._pause_steps = self._pause_steps + 1 if sampled == TEXT_PADDING else 0
+        """Keep silent until the model wanted to be; what it begins after that is an answer."""
         self._closing_steps += 1
-        if self._pause_steps >= YIELDED_STEPS or self._closing_steps >= MAX_CLOSING_STEPS:
+        if self._pause_steps < YIELDED_STEPS:
+            self._pause_steps = self._pause_steps + 1 if sampled == TEXT_PADDING else 0
+        has_yielded = self._pause_steps >= YIELDED_STEPS and self._closing_steps >= SILENT_STEPS
+        if has_yielded or self._closing_steps >= MAX_CLOSING_STEPS:
             self._gives_way = False
         return TEXT_PADDING
 

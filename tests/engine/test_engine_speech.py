@@ -15,6 +15,7 @@ from pipecat_duplex.engine.speech import (
     MAX_PAUSE_STEPS,
     MAX_WAITING,
     OWN_STOP_STEPS,
+    SILENT_STEPS,
     YIELDED_STEPS,
     Speaker,
     SpelledWord,
@@ -405,6 +406,22 @@ def test_it_keeps_silent_until_the_model_wants_to() -> None:
     assert run.steps([PAD] * YIELDED_STEPS) == [PAD] * YIELDED_STEPS
     assert run.step(OWN) == OWN
     assert run.sound().all()
+
+
+def test_an_answer_that_begins_after_a_short_pause_is_not_kept_back() -> None:
+    """The model had yielded by itself, and answers at once: "stop", "okay"."""
+    run = TalkedOver()
+    begins = [PAD, PAD, *[END] * 3]
+    assert run.steps(begins) == [PAD] * SILENT_STEPS
+    assert run.steps([END, OWN]) == [END, OWN]
+    assert run.sound().all()
+
+
+def test_a_word_that_is_kept_back_does_not_come_later() -> None:
+    run = TalkedOver()
+    assert run.steps([PAD, OWN, PAD, OWN, PAD, OWN]) == [PAD] * 6
+    assert run.steps([PAD, PAD]) == [PAD, PAD]
+    assert run.step(OWN) == OWN
 
 
 def test_given_words_that_are_talked_over_are_dropped() -> None:
