@@ -39,7 +39,6 @@ PARTS = {
         *("users", "speakers", "outside", "backchannels", "open", "sounds"),
         *2 * ("flite", "arctic", "joe", "hibari", "people"),
         *6 * ("kokoro",),
-        *8 * ("spliced",),
     ),
 }
 PART_SESSIONS = 50
