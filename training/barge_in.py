@@ -2,6 +2,10 @@
 
     python -m training.barge_in DATA RUN [--minutes 20]      train, or go on from RUN/last.pt
     python -m training.barge_in DATA RUN --export FILE       write what the engine reads
+    python -m training.barge_in DATA RUN --export FILE --beside OTHER --share 0.7
+
+The last one writes seven tenths of the run's weights and three of those in OTHER, which was
+exported before. A run that went on from these lies in the same valley (see ``training.average``).
 
 A small recurrent network hears the user in frames of 20 ms and tells, after each, whether the sound
 is somebody who wants the floor, somebody who only says "uh huh", or nobody. Language models of
@@ -319,12 +323,28 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--export", type=Path, metavar="FILE")
+    parser.add_argument("--beside", type=Path, metavar="OTHER")
+    parser.add_argument("--share", type=float, default=0.5)
     options = parser.parse_args()
     if options.export is None:
         train(options.data, options.run, options.minutes, options.threads, options.seed)
         return
     state = torch.load(options.run / "last.pt")
-    np.savez(options.export, **{name: value.numpy() for name, value in state.items()})
+    weights = {name: value.numpy() for name, value in state.items()}
+    if options.beside is not None:
+        with np.load(options.beside) as others:
+            weights = mean(weights, dict(others), options.share)
+    np.savez(options.export, **weights)
+
+
+def mean(
+    first: dict[str, np.ndarray], second: dict[str, np.ndarray], share: float
+) -> dict[str, np.ndarray]:
+    """So much of the first weights, and the rest of the second."""
+    return {
+        name: (share * value + (1 - share) * second[name]).astype(np.float32)
+        for name, value in first.items()
+    }
 
 
 if __name__ == "__main__":

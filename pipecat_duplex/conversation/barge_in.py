@@ -11,8 +11,8 @@ SURE = 0.9
 SURE_STEPS = 2
 """if it lasts for so many steps (0.16 s): a knock is like a voice for less."""
 
-OVER_STEPS = 4
-"""The model itself is waited for so long (0.32 s): it answers best where it yields by itself."""
+OVER_STEPS = 3
+"""The model itself is waited for so long (0.24 s): it answers best where it yields by itself."""
 
 HEARD = 0.5
 """From this probability on the model hears the user while it speaks."""

@@ -24,6 +24,7 @@ from training.barge_in import (  # noqa: E402
     hums_of,
     lay_scene,
     loss_of,
+    mean,
 )
 from training.corpus import Utterance  # noqa: E402
 from training.sizes import SAMPLE_RATE  # noqa: E402
@@ -100,6 +101,13 @@ def test_the_onset_weighs_most():
     late, early = right.clone(), right.clone()
     early[0, 10], late[0, 29] = right[0, 0], right[0, 0]
     assert loss_of(early, classes) > loss_of(late, classes) > loss_of(right, classes)
+
+
+def test_a_mean_of_two_runs():
+    first, second = {"a": np.ones(3, np.float32)}, {"a": np.zeros(3, np.float32)}
+    (weights,) = mean(first, second, 0.7).values()
+    np.testing.assert_allclose(weights, 0.7)
+    assert weights.dtype == np.float32
 
 
 def test_what_people_say_while_they_listen_is_cut_out():
