@@ -39,7 +39,8 @@ def test_who_begins_while_the_agent_speaks_gets_the_floor_once():
 
 
 def test_a_knock_is_no_voice():
-    assert not decide((LOW, True), *3 * [(HIGH, True)], (LOW, True), *3 * [(HIGH, True)])
+    knock = [(LOW, True), *(OVER_STEPS - 1) * [(HIGH, True)]]
+    assert not decide(*knock, *knock)
 
 
 def test_who_still_speaks_as_the_agent_begins_has_not_talked_over_it():
