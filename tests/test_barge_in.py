@@ -7,6 +7,7 @@ import pytest
 import soundfile
 import soxr
 
+from benchmarks.duplex.overlap import far_away
 from pipecat_duplex.conversation.barge_in import OVER_STEPS, SURE, SURE_STEPS, BargeIn, Overlap
 from pipecat_duplex.conversation.loudness import BANDS, FRAMES, log_mel
 from pipecat_duplex.conversation.pcm import level_db
@@ -138,6 +139,23 @@ def test_a_person_wants_the_floor(name):
 @pytest.mark.parametrize("name", ["right"])
 def test_a_person_who_only_listens_does_not(name):
     assert max(heard_of(person(name))) < SURE
+
+
+@pytest.mark.parametrize(("near", "far"), [("another", "sentence"), ("sentence", "another")])
+def test_a_person_in_the_background_does_not(near, far):
+    """Somebody has spoken to the agent before, so it is known how loud that is."""
+    pause = np.zeros(SAMPLE_RATE_HZ, np.float32)
+    background = far_away(person(far)).astype(np.float32)
+    told = heard_of(np.concatenate([person(near), pause, background]))
+    begun = (len(person(near)) + len(pause)) // STEP_SAMPLES
+    assert gives_up(told[:begun]) and not gives_up(told[begun:])
+
+
+def gives_up(floor: list[float]) -> bool:
+    """Whether an agent that speaks meanwhile has to."""
+    barge_in = BargeIn()
+    heard = [Overlap(1.0, 0.0, 0.0), *(Overlap(1 - each, 0.0, each) for each in floor)]
+    return any([barge_in.step(overlap) for overlap in heard])
 
 
 def heard_of(pcm: np.ndarray) -> list[float]:
