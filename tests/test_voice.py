@@ -205,7 +205,7 @@ async def test_an_interruption_stops_the_voice_at_a_word():
     assert said.spoken == words_of(steps) and said.spoken.startswith("Your order of")
     assert "on and on." in said.unspoken
     last = max(i for i, step in enumerate(steps) if level_db(step.pcm) > -50)
-    assert 40 + 5 <= last <= 40 + 12
+    assert 40 + 3 <= last <= 40 + 12
 
 
 @pytest.mark.slow
