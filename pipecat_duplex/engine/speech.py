@@ -43,7 +43,7 @@ YIELDED_STEPS = 2
 """Padding in a row, of the model's own choice, after which it has given up the floor as well."""
 
 SILENT_STEPS = 5
-"""Who gave way is silent for so long at least (0.4 s): what came sooner would be no answer."""
+"""Who gave way is silent for so long at least (0.4 s): sooner, an answer sounds like going on."""
 
 OWN_STOP_STEPS = 6
 """Steps without word or sound after which an utterance of the model's own is over (0.48 s)."""
