@@ -146,7 +146,7 @@ class Backchannel(TurnEvent):
 # this many steps of the user's level; a pause of so many (a "p" or "t" is one) does not end it.
 ONSET_STEPS = 10
 ONSET_PAUSE_STEPS = 3
-ONSET_BELOW_PEAK_DB = 25.0
+ONSET_BELOW_PEAK_DB = 35.0
 ONSET_ABOVE_FLOOR_DB = 8.0
 
 RESUME_QUIET_STEPS = 2

@@ -202,6 +202,22 @@ def test_yield_that_is_faster_than_the_detector():
     assert events[2].delay_secs == pytest.approx(4 * STEP_SECS)
 
 
+def test_a_faint_onset_on_a_silent_line_counts():
+    """The agent yields to the first sound of an "s", before the voice is loud."""
+    tracker = TurnTracker()
+    events: list[TurnEvent] = []
+    for index in range(20):
+        events += tracker.step(
+            index,
+            user=UserVoice.SPEAKING if index >= 10 else UserVoice.QUIET,
+            user_level_db=LOUD_DB if index >= 10 else -54.0 if index >= 8 else -120.0,
+            agent_level_db=LOUD_DB if index < 10 else SILENT_DB,
+            agent_word=False,
+        )
+    assert kinds(events)[:4] == [AgentStarted, UserStarted, Yielded, AgentStopped]
+    assert events[1].time_secs == pytest.approx(8 * STEP_SECS)
+
+
 def test_noise_is_not_the_users_onset():
     tracker = TurnTracker()
     for index in range(30):
