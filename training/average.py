@@ -18,12 +18,13 @@ def average(first: dict, second: dict, share: float = 0.5) -> dict:
     """A state with the mean weights of two, so much of the first; all else is the second's."""
     pairs = zip(first["heads"], second["heads"], strict=True)
     return second | {
-        "lm": _mean(first["lm"], second["lm"], share),
-        "heads": [_mean(one, other, share) for one, other in pairs],
+        "lm": mean_weights(first["lm"], second["lm"], share),
+        "heads": [mean_weights(one, other, share) for one, other in pairs],
     }
 
 
-def _mean(first: dict, second: dict, share: float) -> dict:
+def mean_weights(first: dict, second: dict, share: float) -> dict:
+    """So much of the first state's tensors, and the rest of the second's."""
     return {
         name: torch.lerp(second[name], tensor, share) if tensor.is_floating_point() else tensor
         for name, tensor in first.items()

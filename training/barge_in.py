@@ -31,6 +31,7 @@ from torch.nn import functional
 
 from pipecat_duplex.conversation.loudness import BANDS, FAINTEST, FRAMES, log_mel
 from training import acoustics, people, world
+from training.average import mean_weights
 from training.bank import faster
 from training.corpus import Utterance, read_corpus
 from training.progress import set_up_torch
@@ -330,21 +331,11 @@ def main() -> None:
         train(options.data, options.run, options.minutes, options.threads, options.seed)
         return
     state = torch.load(options.run / "last.pt")
-    weights = {name: value.numpy() for name, value in state.items()}
     if options.beside is not None:
         with np.load(options.beside) as others:
-            weights = mean(weights, dict(others), options.share)
-    np.savez(options.export, **weights)
-
-
-def mean(
-    first: dict[str, np.ndarray], second: dict[str, np.ndarray], share: float
-) -> dict[str, np.ndarray]:
-    """So much of the first weights, and the rest of the second."""
-    return {
-        name: (share * value + (1 - share) * second[name]).astype(np.float32)
-        for name, value in first.items()
-    }
+            beside = {name: torch.from_numpy(value) for name, value in others.items()}
+        state = mean_weights(state, beside, options.share)
+    np.savez(options.export, **{name: value.numpy() for name, value in state.items()})
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ until they have it.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
@@ -59,8 +60,8 @@ class Splicer:
         counts = {v: sum((w,) in own for w in words) for v, own in self._own.items()}
         voices = sorted(counts, key=lambda voice: (-counts[voice], rng.random()))
         voice = voices[int(rng.integers(min(_VOICES, len(voices))))]
-        own = [self._cut(places[0]) for places in self._own[voice].values()]
-        pitch = float(np.median([pitch_hz(speech.samples) for speech in own[:20]]))
+        own = [self._cut(places[0]) for places in islice(self._own[voice].values(), 20)]
+        pitch = float(np.median([pitch_hz(speech.samples) for speech in own]))
         pieces, at = [], 0
         while at < len(words):
             places = self._find(words[at:], self._own[voice])

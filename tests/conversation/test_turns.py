@@ -49,6 +49,21 @@ def run(user: str, agent: str) -> list[TurnEvent]:
     return events + tracker.finish()
 
 
+def run_levels(levels_db: list[float], *, speaks_from: int, agent_until: int) -> list[TurnEvent]:
+    """Run levels of the user's, whom the detector is sure of from a step on, over the agent."""
+    tracker = TurnTracker()
+    events: list[TurnEvent] = []
+    for index, level_db in enumerate(levels_db):
+        events += tracker.step(
+            index,
+            user=UserVoice.SPEAKING if index >= speaks_from else UserVoice.QUIET,
+            user_level_db=level_db,
+            agent_level_db=LOUD_DB if index < agent_until else SILENT_DB,
+            agent_word=False,
+        )
+    return events
+
+
 def kinds(events: list[TurnEvent]) -> list[type]:
     return [type(event) for event in events]
 
@@ -187,16 +202,11 @@ def test_short_stop_word_still_yields():
 
 def test_yield_that_is_faster_than_the_detector():
     """The agent is silent before the detector is sure: the user's level tells who was first."""
-    tracker = TurnTracker()
-    events: list[TurnEvent] = []
-    for index in range(20):
-        events += tracker.step(
-            index,
-            user=UserVoice.SPEAKING if index >= 14 else UserVoice.QUIET,
-            user_level_db=LOUD_DB if index >= 8 and index not in (10, 11) else SILENT_DB,
-            agent_level_db=LOUD_DB if index < 12 else SILENT_DB,
-            agent_word=False,
-        )
+    events = run_levels(
+        [LOUD_DB if index >= 8 and index not in (10, 11) else SILENT_DB for index in range(20)],
+        speaks_from=14,
+        agent_until=12,
+    )
     assert kinds(events)[:4] == [AgentStarted, UserStarted, Yielded, AgentStopped]
     assert events[1].time_secs == pytest.approx(8 * STEP_SECS)
     assert events[2].delay_secs == pytest.approx(4 * STEP_SECS)
@@ -204,16 +214,8 @@ def test_yield_that_is_faster_than_the_detector():
 
 def test_a_faint_onset_on_a_silent_line_counts():
     """The agent yields to the first sound of an "s", before the voice is loud."""
-    tracker = TurnTracker()
-    events: list[TurnEvent] = []
-    for index in range(20):
-        events += tracker.step(
-            index,
-            user=UserVoice.SPEAKING if index >= 10 else UserVoice.QUIET,
-            user_level_db=LOUD_DB if index >= 10 else -54.0 if index >= 8 else -120.0,
-            agent_level_db=LOUD_DB if index < 10 else SILENT_DB,
-            agent_word=False,
-        )
+    levels_db = [*8 * [-120.0], *2 * [-54.0], *10 * [LOUD_DB]]
+    events = run_levels(levels_db, speaks_from=10, agent_until=10)
     assert kinds(events)[:4] == [AgentStarted, UserStarted, Yielded, AgentStopped]
     assert events[1].time_secs == pytest.approx(8 * STEP_SECS)
 

@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch")
 from pipecat_duplex.conversation.loudness import BANDS, log_mel  # noqa: E402
 from pipecat_duplex.engine.barge_in import BargeInNetwork  # noqa: E402
 from pipecat_duplex.session import STEP_SAMPLES  # noqa: E402
+from training.average import mean_weights  # noqa: E402
 from training.barge_in import (  # noqa: E402
     ASIDE_DB,
     CLASSES,
@@ -24,7 +25,6 @@ from training.barge_in import (  # noqa: E402
     hums_of,
     lay_scene,
     loss_of,
-    mean,
 )
 from training.corpus import Utterance  # noqa: E402
 from training.sizes import SAMPLE_RATE  # noqa: E402
@@ -104,10 +104,10 @@ def test_the_onset_weighs_most():
 
 
 def test_a_mean_of_two_runs():
-    first, second = {"a": np.ones(3, np.float32)}, {"a": np.zeros(3, np.float32)}
-    (weights,) = mean(first, second, 0.7).values()
+    first, second = {"a": torch.ones(3)}, {"a": torch.zeros(3)}
+    (weights,) = mean_weights(first, second, 0.7).values()
     np.testing.assert_allclose(weights, 0.7)
-    assert weights.dtype == np.float32
+    assert weights.numpy().dtype == np.float32
 
 
 def test_what_people_say_while_they_listen_is_cut_out():
