@@ -1,5 +1,6 @@
 """Hearing beside the model that the user wants the floor."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,11 @@ import soxr
 
 from benchmarks.duplex.overlap import far_away
 from pipecat_duplex.conversation.barge_in import OVER_STEPS, SURE, SURE_STEPS, BargeIn, Overlap
-from pipecat_duplex.conversation.loudness import BANDS, FRAMES, log_mel
+from pipecat_duplex.conversation.loudness import BANDS, FRAMES, SILENT_STEP, Spectra, log_mel
 from pipecat_duplex.conversation.pcm import level_db
 from pipecat_duplex.engine import Engine
-from pipecat_duplex.engine.barge_in import FILE, BargeInNetwork, load_network
+from pipecat_duplex.engine.barge_in import FILE, BargeInNetwork
+from pipecat_duplex.engine.checkpoint import EMBEDDED_FOLDER
 from pipecat_duplex.session import (
     SAMPLE_RATE_HZ,
     STEP_SAMPLES,
@@ -79,43 +81,49 @@ def test_steps_hear_what_one_long_sound_has():
 
 
 def network(slots: int = 3) -> BargeInNetwork:
-    found = load_network("embedded", slots)
+    found = BargeInNetwork.load("embedded", slots)
     assert found is not None
     return found
 
 
 def test_neighbours_hear_nothing_of_each_other():
     rng = np.random.default_rng(0)
-    sounds = rng.standard_normal((3, 10, STEP_SAMPLES)).astype(np.float32) * 0.1
+    mels = rng.standard_normal((3, 10, FRAMES, BANDS)).astype(np.float32)
     together, alone = network(), network()
     for step in range(10):
-        frames = {slot: sounds[slot, step] for slot in range(3) if slot or step > 4}
-        told = together.hear(frames)[1]
-        np.testing.assert_allclose(told, alone.hear({1: sounds[1, step]})[1], atol=1e-5)
+        heard = {slot: mels[slot, step] for slot in range(3) if slot or step > 4}
+        told = together.hear(heard)[1]
+        np.testing.assert_allclose(told, alone.hear({1: mels[1, step]})[1], atol=1e-5)
 
 
 def test_a_conversation_begins_afresh():
-    used = network()
+    used, spectra = network(), Spectra(1)
     for step in tone(300, 10):
-        used.hear({0: step})
+        used.hear(spectra.of({0: step}))
     used.join(0)
-    step = tone(200, 1)[0]
-    assert used.hear({0: step})[0] == network().hear({0: step})[0]
+    spectra.join(0)
+    step = {0: tone(200, 1)[0]}
+    assert used.hear(spectra.of(step))[0] == network().hear(Spectra(1).of(step))[0]
+
+
+def test_silence_sounds_like_silence():
+    silence = np.zeros(STEP_SAMPLES, np.float32)
+    np.testing.assert_array_equal(Spectra(1).of({0: silence})[0], SILENT_STEP)
 
 
 def test_a_checkpoint_without_one_has_none(tmp_path):
-    assert load_network(tmp_path, 1) is None
-    assert load_network("owner/name", 1) is None
+    assert BargeInNetwork.load(tmp_path, 1) is None
+    assert BargeInNetwork.load("owner/name", 1) is None
 
 
 @pytest.mark.parametrize("content", [b"", b"not one", b"PK\x03\x04", None])
 def test_a_broken_file_is_told(tmp_path, content):
     if content is None:
-        np.savez(tmp_path / FILE, **{"enter.bias": np.zeros(4)})
+        shutil.copy(EMBEDDED_FOLDER / "temporal.onnx", tmp_path / FILE)
     else:
         (tmp_path / FILE).write_bytes(content)
     with pytest.raises(CheckpointError, match=FILE.replace(".", r"\.")):
-        load_network(tmp_path, 1)
+        BargeInNetwork.load(tmp_path, 1)
 
 
 def person(name: str) -> np.ndarray:
@@ -159,12 +167,12 @@ def gives_up(floor: list[float]) -> bool:
 
 
 def heard_of(pcm: np.ndarray) -> list[float]:
-    listening = network(1)
+    listening, spectra = network(1), Spectra(1)
     steps = np.resize(pcm, (len(pcm) // STEP_SAMPLES + 10, STEP_SAMPLES))
     steps[len(pcm) // STEP_SAMPLES :] = 0.0
     for _ in range(10):
-        listening.hear({0: np.zeros(STEP_SAMPLES, np.float32)})
-    return [listening.hear({0: step})[0].floor for step in steps]
+        listening.hear({0: SILENT_STEP})
+    return [listening.hear(spectra.of({0: step}))[0].floor for step in steps]
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 """Stage 3: speech as codes, ready to be composed into dialogues.
 
-    python -m training.bank DATA CODEC_CHECKPOINT [--sessions 600] [--seed 0]
+    python -m training.bank DATA CODEC_CHECKPOINT [--hearing FOLDER] [--sessions 600] [--seed 0]
 
 The codec is causal and looks back about two seconds, so the codes of a stretch depend on its
 last seconds only. Dialogues need not be rendered as sound: they are composed from encoded pieces,
@@ -12,7 +12,8 @@ which costs nothing and never gives the same dialogue twice.
                                  questions of the world, sentences outside it, backchannels, sounds
     DATA/bank/held_out-000.npz   the same with voices that training never hears
 
-Files that exist are left alone: remove them after the codec has changed.
+With ``--hearing``, users' first codes are those that the folder's ``hearing.onnx`` tells, as in the
+engine. Files that exist are left alone: remove them after the codec or the hearing has changed.
 """
 
 import argparse
@@ -25,6 +26,8 @@ import numpy as np
 import torch
 from moshi.models import MimiModel, loaders
 
+from pipecat_duplex.conversation.loudness import Spectra
+from pipecat_duplex.engine.phones import PhoneHearing
 from training import acoustics
 from training.codec import fade_out
 from training.corpus import Utterance, read_corpus, with_pauses
@@ -52,6 +55,7 @@ OPEN_PAUSE_SHARE = 0.45  # of the sentences outside the world, which pause anywh
 OPEN_PAUSE_SECS = (0.3, 1.4)
 SOUND_DB = (-24.0, 4.0)  # level of a sound that is no speech, beside that of the speech
 _CLEAN_EDGE_SECS = 0.008
+AT_ONCE = 4  # sessions that are encoded together
 _WARM_UP_STEPS = 30  # sound before what is encoded, so that its codes are those of a long session
 
 
@@ -200,6 +204,26 @@ def encode(mimi: MimiModel, sounds: np.ndarray) -> np.ndarray:
     return codes.numpy().astype(np.uint16)
 
 
+def encode_users(mimi: MimiModel, hearing: PhoneHearing | None, sounds: np.ndarray) -> np.ndarray:
+    """The codes of users, ``(batch, 8, steps)``: the first ones as the network hears them."""
+    codes = encode(mimi, sounds)
+    if hearing is not None:
+        codes[:, 0] = hear(hearing, sounds)
+    return codes
+
+
+def hear(hearing: PhoneHearing, sounds: np.ndarray) -> np.ndarray:
+    """First codes ``(batch, steps)`` of sounds ``(batch, samples)``, each from its beginning."""
+    steps = sounds.reshape(len(sounds), -1, STEP_SAMPLES)
+    spectra = Spectra(len(sounds))
+    for slot in range(len(sounds)):
+        hearing.join(slot)
+    told = (
+        hearing.hear(spectra.of(dict(enumerate(steps[:, step])))) for step in range(steps.shape[1])
+    )
+    return np.array([list(codes.values()) for codes in told], np.uint16).T
+
+
 def encode_answer(mimi: MimiModel, utterance: Utterance, first_cut: int = FIRST_CUT) -> Answer:
     """The codes of an answer, and of its endings from step ``first_cut`` on."""
     samples = utterance.speech.samples
@@ -252,14 +276,19 @@ def draw_sessions(
 
 
 def encode_sessions(
-    mimi: MimiModel, utterances: list[Utterance], count: int, rng: np.random.Generator
+    mimi: MimiModel,
+    hearing: PhoneHearing | None,
+    utterances: list[Utterance],
+    count: int,
+    rng: np.random.Generator,
 ) -> Iterator[Session]:
     """``count`` sessions of all kinds of utterances, in random order."""
-    batch, drawn = 4, draw_sessions(utterances, rng)
+    batch, drawn = AT_ONCE, draw_sessions(utterances, rng)
     for _ in range(0, count, batch):
         laid = [lay_session(next(drawn), rng) for _ in range(batch)]
         steps = max(heard[-1].end for _, heard in laid) + 12
-        codes = encode(mimi, np.stack([sound[: steps * STEP_SAMPLES] for sound, _ in laid]))
+        sounds = np.stack([sound[: steps * STEP_SAMPLES] for sound, _ in laid])
+        codes = encode_users(mimi, hearing, sounds)
         for own, (_, heard) in zip(codes, laid, strict=True):
             end = heard[-1].end + 12
             yield Session(own[:, :end], heard)
@@ -337,6 +366,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
     parser.add_argument("codec", type=Path)
+    parser.add_argument("--hearing", type=Path, metavar="FOLDER", help="with hearing.onnx")
     parser.add_argument("--sessions", type=int, default=1_000)
     parser.add_argument("--held-out-sessions", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
@@ -344,6 +374,7 @@ def main() -> None:
     options = parser.parse_args()
     set_up_torch(options.threads)
     mimi = load_codec(options.codec)
+    hearing = options.hearing and PhoneHearing.load(options.hearing, AT_ONCE)
     bank = options.data / "bank"
     bank.mkdir(parents=True, exist_ok=True)
     if not (bank / "agent.npz").exists():
@@ -363,7 +394,8 @@ def main() -> None:
                 continue
             count = min(PART_SESSIONS, counts[name] - start)
             rng = np.random.default_rng([options.seed, number])
-            write_sessions(path, list(encode_sessions(mimi, utterances, count, rng)))
+            sessions = encode_sessions(mimi, hearing, utterances, count, rng)
+            write_sessions(path, list(sessions))
             print(f"{path.name}: {count} sessions", flush=True)
 
 

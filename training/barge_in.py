@@ -2,17 +2,16 @@
 
     python -m training.barge_in DATA RUN [--minutes 20]      train, or go on from RUN/last.pt
     python -m training.barge_in DATA RUN --export FILE       write what the engine reads
-    python -m training.barge_in DATA RUN --export FILE --beside OTHER --share 0.7
+    python -m training.barge_in DATA RUN --export FILE --beside OTHER_RUN --share 0.7
 
-The last one writes seven tenths of the run's weights and three of those in OTHER, which was
-exported before. A run that went on from these lies in the same valley (see ``training.average``).
+The last one writes seven tenths of the run's weights and three of another run's, from which it went
+on: the two lie in the same valley (see ``training.average``).
 
 A small recurrent network hears the user in frames of 20 ms and tells, after each, whether the sound
 is somebody who wants the floor, somebody who only says "uh huh", or nobody. Language models of
 conversations learn this as well, from their own codes and among all else; this network learns
 nothing else, in minutes, from the same corpus: people, synthetic voices, backchannels, sounds that
-are no speech. What it computes is in ``pipecat_duplex/engine/barge_in.py``, which is the same in
-numpy.
+are no speech. ``pipecat_duplex/engine/barge_in.py`` runs it.
 
 Speakers that were kept out of the training (``training.people``) are not in DATA. One recording in
 ten of DATA is left out here, to choose the level from which on the engine believes it.
@@ -34,6 +33,7 @@ from training import acoustics, people, world
 from training.average import mean_weights
 from training.bank import faster
 from training.corpus import Utterance, read_corpus
+from training.onnx_graphs.recurrent import write_network
 from training.progress import set_up_torch
 from training.sizes import SAMPLE_RATE, STEP_SAMPLES
 from training.speech import Span, Speech
@@ -324,7 +324,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--export", type=Path, metavar="FILE")
-    parser.add_argument("--beside", type=Path, metavar="OTHER")
+    parser.add_argument("--beside", type=Path, metavar="OTHER_RUN")
     parser.add_argument("--share", type=float, default=0.5)
     options = parser.parse_args()
     if options.export is None:
@@ -332,10 +332,8 @@ def main() -> None:
         return
     state = torch.load(options.run / "last.pt")
     if options.beside is not None:
-        with np.load(options.beside) as others:
-            beside = {name: torch.from_numpy(value) for name, value in others.items()}
-        state = mean_weights(state, beside, options.share)
-    np.savez(options.export, **{name: value.numpy() for name, value in state.items()})
+        state = mean_weights(state, torch.load(options.beside / "last.pt"), options.share)
+    write_network({name: value.numpy() for name, value in state.items()}, options.export)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Recordings of people, as utterances of the corpus.
 
 A folder of recordings has a ``manifest.jsonl``: one JSON object a line with ``path`` and
-``source``, and where known ``speaker``, ``words`` (each with its start and end in seconds) and
-``sound_secs`` (where the sound begins and ends). Recordings never go into the repository.
+``source``, and where known ``speaker``, ``text``, ``words`` (each with its start and end in
+seconds) and ``sound_secs`` (where the sound begins and ends). Recordings never go into the
+repository.
 
 People outside the training are kept for measuring: a fifth of the speakers, and where nobody knows
 who speaks, of the recordings.
@@ -10,6 +11,7 @@ who speaks, of the recordings.
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,7 @@ from training.speech import Span, Speech
 
 MANIFEST = "manifest.jsonl"
 UNKNOWN_WORD = "something"  # of recordings without a text: one word that lasts as they do
+_WORDS = re.compile(r"[a-z' ]+")
 _HELD_OUT_SHARE = 5  # one of so many
 _LEAD_SECS, _TAIL_SECS, _FADE_SECS = 0.06, 0.35, 0.03
 _LATEST_END_SECS = 0.25  # a recording's sound may outlast the aligner's last word this much
@@ -41,6 +44,7 @@ class Recording:
         speaker: who speaks, or a number of the recording where nobody knows.
         words: what is said and when; one word where that is not known.
         sound: start and end of the sound in seconds, where the manifest tells them.
+        said: the manifest's text, where there is one.
     """
 
     path: Path
@@ -48,6 +52,7 @@ class Recording:
     speaker: str
     words: tuple[Span, ...]
     sound: tuple[float, float] | None
+    said: str = ""
 
     @property
     def held_out(self) -> bool:
@@ -71,6 +76,7 @@ def read_manifest(folder: Path) -> Iterator[Recording]:
     for line in (folder / MANIFEST).read_text().splitlines():
         item = json.loads(line)
         speaker = str(item.get("speaker") or "?")
+        text = (item.get("text") or "").lower()
         unknown = speaker == "?" or item["source"].startswith("mycroft")
         yield Recording(
             path=folder / item["path"],
@@ -78,13 +84,14 @@ def read_manifest(folder: Path) -> Iterator[Recording]:
             speaker=item["path"] if unknown else speaker,
             words=tuple(Span(*word) for word in item.get("words") or ()),
             sound=tuple(item["sound_secs"]) if item.get("sound_secs") else None,
+            said=text if _WORDS.fullmatch(text) else "",
         )
 
 
 def speech_of(recording: Recording) -> Speech | None:
     """The recording from its first word to its last, with a little of what is around them."""
     samples = recording.samples()
-    start, end = recording.sound or _heard(samples)
+    start, end = recording.sound or heard(samples)
     words = recording.words
     if words:
         start, last = words[0].start, words[-1].end
@@ -135,7 +142,7 @@ def cut(samples: np.ndarray, words: tuple[Span, ...], lead: float, tail: float) 
     return Speech(own, (), tuple(spans))
 
 
-def _heard(samples: np.ndarray) -> tuple[float, float]:
+def heard(samples: np.ndarray) -> tuple[float, float]:
     """When the sound begins and ends in a recording that has some noise."""
     hop = SAMPLE_RATE // 50
     frames = samples[: len(samples) // hop * hop].reshape(-1, hop)

@@ -1,6 +1,6 @@
 """Stage 3, the second half: dialogues whose microphone hears more than the user.
 
-    python -m training.scenes DATA CODEC_CHECKPOINT [--scenes 800] [--seed 0]
+    python -m training.scenes DATA CODEC_CHECKPOINT [--hearing FOLDER] [--scenes 800] [--seed 0]
 
 The agent's own voice comes back from a loudspeaker through a room, somebody coughs while the user
 speaks, music plays all the time. What lies over something else cannot be composed in codes, so
@@ -20,13 +20,14 @@ import numpy as np
 import torch
 from moshi.models import MimiModel
 
+from pipecat_duplex.engine.phones import PhoneHearing
 from training import acoustics
 from training.bank import (
     Answer,
     Heard,
     Session,
     draw_sessions,
-    encode,
+    encode_users,
     lay_speech,
     load_codec,
     read_utterances,
@@ -204,12 +205,15 @@ class SceneLayout(Layout):
 
 
 def encode_scenes(
-    mimi: MimiModel, scenes: Iterator[tuple[Dialogue, np.ndarray]], count: int
+    mimi: MimiModel,
+    hearing: PhoneHearing | None,
+    scenes: Iterator[tuple[Dialogue, np.ndarray]],
+    count: int,
 ) -> Iterator[Dialogue]:
     """``count`` scenes with the user's codes."""
     for _ in range(count):
         dialogue, sound = next(scenes)
-        dialogue.codes[1 + CODEBOOKS :] = encode(mimi, sound[None])[0]
+        dialogue.codes[1 + CODEBOOKS :] = encode_users(mimi, hearing, sound[None])[0]
         yield dialogue
 
 
@@ -237,12 +241,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
     parser.add_argument("codec", type=Path)
+    parser.add_argument("--hearing", type=Path, metavar="FOLDER", help="with hearing.onnx")
     parser.add_argument("--scenes", type=int, default=800)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     set_up_torch(options.threads)
     bank, mimi = options.data / "bank", load_codec(options.codec)
+    hearing = options.hearing and PhoneHearing.load(options.hearing, 1)
     composer = Composer(bank, build_tokenizer(bank / "tokenizer.model"), users="none")
     utterances = read_utterances(options.data, "users")
     sounds = [u.speech.samples for u in utterances if u.kind == "sound"]
@@ -254,7 +260,7 @@ def main() -> None:
         rng = np.random.default_rng([options.seed, number])
         count = min(PART_SCENES, options.scenes - start)
         with torch.no_grad():
-            dialogues = list(encode_scenes(mimi, scenes.scenes(utterances, rng), count))
+            dialogues = list(encode_scenes(mimi, hearing, scenes.scenes(utterances, rng), count))
         write_scenes(path, dialogues)
         print(f"{path.name}: {count} dialogues", flush=True)
 

@@ -28,7 +28,7 @@ PHONES = (
     "pau aa ae ah ao aw ay b ch d dh eh er ey f g hh ih iy jh k l m n ng ow oy p r s sh t th uh uw "
     "v w y z zh"
 ).split()
-_FLITE_ALIASES = {"ax": "ah", "ssil": "pau", "axr": "er", "el": "l", "em": "m", "en": "n"}
+FLITE_ALIASES = {"ax": "ah", "ssil": "pau", "axr": "er", "el": "l", "em": "m", "en": "n"}
 AGENT_VOICE = "flite:slt"
 
 
@@ -109,7 +109,7 @@ def _flite(text: str, name: str, rate: float) -> Speech:
     phones, start = [], 0.0
     for item in printed.split():
         label, end = item.split(":")
-        phones.append(Span(_FLITE_ALIASES.get(label, label), start, float(end)))
+        phones.append(Span(FLITE_ALIASES.get(label, label), start, float(end)))
         start = float(end)
     samples = soxr.resample(samples, sample_rate, SAMPLE_RATE)
     return Speech(samples, tuple(phones), _words(text, phones))

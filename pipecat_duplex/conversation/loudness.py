@@ -1,5 +1,7 @@
 """How loud a step of audio is in each band of hearing, twenty milliseconds at a time."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from pipecat_duplex.session import SAMPLE_RATE_HZ, STEP_SAMPLES
@@ -34,6 +36,41 @@ def _mel_filters() -> np.ndarray:
 
 _FILTERS = _mel_filters()
 _HANN = np.hanning(_WINDOW).astype(np.float32) / _WINDOW
+
+
+SILENT_STEP = np.full((FRAMES, BANDS), np.log(FAINTEST), np.float32)
+"""The log mel spectrum of a step of silence."""
+
+
+class Spectra:
+    """The log mel spectra of conversations, each in a slot, step by step."""
+
+    def __init__(self, slots: int):
+        """Initialize with every slot at its start.
+
+        Args:
+            slots: Conversations at a time.
+        """
+        self._before = np.zeros((slots, STEP_SAMPLES), np.float32)
+
+    def join(self, slot: int) -> None:
+        """Begin a conversation in a slot."""
+        self._before[slot] = 0.0
+
+    def of(self, frames: Mapping[int, np.ndarray]) -> dict[int, np.ndarray]:
+        """Hear a step.
+
+        Args:
+            frames: Audio by slot, float32, shape ``(STEP_SAMPLES,)``, 24 kHz.
+
+        Returns:
+            By slot, the step's log mel spectrum, float32, shape ``(FRAMES, BANDS)``.
+        """
+        slots = list(frames)
+        now = np.stack([frames[slot] for slot in slots])
+        mels = log_mel(self._before[slots], now)
+        self._before[slots] = now
+        return dict(zip(slots, mels, strict=True))
 
 
 def log_mel(before: np.ndarray, now: np.ndarray) -> np.ndarray:

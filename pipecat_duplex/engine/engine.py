@@ -6,13 +6,14 @@ from typing import Any, ClassVar, Literal
 
 from loguru import logger
 
-from pipecat_duplex.engine.barge_in import BargeInNetwork, load_network
+from pipecat_duplex.engine.barge_in import BargeInNetwork
 from pipecat_duplex.engine.checkpoint import find_folder, has_graphs, split_hub_name
 from pipecat_duplex.engine.long_calls import LONG_CALLS, Limits, LongCalls
 from pipecat_duplex.engine.loop import StepLoop
 from pipecat_duplex.engine.machine import count_cores
 from pipecat_duplex.engine.model import Loaded, ModelSummary, StepModel
 from pipecat_duplex.engine.persona import Persona, Voices, read_persona
+from pipecat_duplex.engine.phones import PhoneHearing
 from pipecat_duplex.engine.session import EngineSession
 from pipecat_duplex.engine.share import LoopShare
 from pipecat_duplex.engine.stats import WINDOW_STEPS, EngineStats
@@ -133,7 +134,7 @@ class Engine(DuplexBackend):
                 ``docs/long-calls.md`` says what that gains and costs.
             suppress_echo: Whether the agent's own voice, where a loudspeaker or a line gives it
                 back, is kept from what the model hears. Audio without an echo is never changed.
-            hear_barge_ins: Whether a small network of the checkpoint's own (``barge_in.npz``, which
+            hear_barge_ins: Whether a small network of the checkpoint's own (``barge_in.onnx``, which
                 ``embedded`` brings) tells the agent to yield when the model itself does not, and to
                 answer who has said something and waits for 1.6 s.
             tts: Who speaks given words: ``hibari``, or an object of your own, in the model's place,
@@ -200,9 +201,14 @@ class Engine(DuplexBackend):
             )
 
         def load_barge_in() -> BargeInNetwork | None:
-            return load_network(checkpoint, slots) if hear_barge_ins else None
+            return BargeInNetwork.load(checkpoint, slots) if hear_barge_ins else None
 
-        step_loop = StepLoop(load_model, slots, gather_ms / 1000, long_calls, load_barge_in)
+        def load_phones() -> PhoneHearing | None:
+            return PhoneHearing.load(checkpoint, slots)
+
+        step_loop = StepLoop(
+            load_model, slots, gather_ms / 1000, long_calls, load_barge_in, load_phones
+        )
         try:
             loaded = await asyncio.wrap_future(step_loop.start())
         except asyncio.CancelledError:

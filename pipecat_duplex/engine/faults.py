@@ -1,20 +1,31 @@
 """A step that failed, taken again without the conversations that it fails for."""
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from pipecat_duplex.engine.model import (
+    NONE_HEARD,
     NONE_KNOWN,
     ChooseWord,
     KnownTokens,
+    PhoneCodes,
     SlotOutput,
     StepModel,
 )
 from pipecat_duplex.session import STEP_SAMPLES, SessionConfig
 
 SILENCE = np.zeros(STEP_SAMPLES, np.float32)
+
+
+def options_of(slots: Iterable[int], known: KnownTokens, phone_codes: PhoneCodes) -> dict[str, Any]:
+    """Return what a step of these slots is told beside their frames, as arguments of ``step``."""
+    told = {
+        "known": {slot: known[slot] for slot in slots if slot in known},
+        "phone_codes": {slot: phone_codes[slot] for slot in slots if slot in phone_codes},
+    }
+    return {name: of_these for name, of_these in told.items() if of_these}
 
 
 class PartialStep(NamedTuple):
@@ -34,6 +45,7 @@ def step_apart(
     frames: Mapping[int, np.ndarray],
     choose_word: ChooseWord | None,
     known: KnownTokens = NONE_KNOWN,
+    phone_codes: PhoneCodes = NONE_HEARD,
 ) -> PartialStep:
     """Take a step again that has failed and was undone, in ever smaller parts.
 
@@ -46,6 +58,7 @@ def step_apart(
         frames: The user's audio by slot.
         choose_word: As in ``StepModel.step``; it is asked again and must repeat itself.
         known: As in ``StepModel.step``.
+        phone_codes: As in ``StepModel.step``.
 
     Raises:
         Exception: What the model raises for any conversation: none of them is at fault.
@@ -57,8 +70,7 @@ def step_apart(
     while parts:
         slots = parts.pop()
         try:
-            of_these = {slot: known[slot] for slot in slots if slot in known}
-            options = {"known": of_these} if of_these else {}
+            options = options_of(slots, known, phone_codes)
             outputs |= model.step({slot: frames[slot] for slot in slots}, choose_word, **options)
         except Exception as error:
             model.undo()

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from loguru import logger
 
+from pipecat_duplex.conversation.loudness import SILENT_STEP, Spectra
 from pipecat_duplex.conversation.pcm import level_db
 from pipecat_duplex.conversation.user_ear import USER_LEVEL_DB
 from pipecat_duplex.engine.barge_in import BargeInNetwork
 from pipecat_duplex.engine.ears import Ears
-from pipecat_duplex.engine.faults import step_apart
+from pipecat_duplex.engine.faults import options_of, step_apart
 from pipecat_duplex.engine.long_calls import (
     Candidate,
     Limits,
@@ -23,7 +24,8 @@ from pipecat_duplex.engine.long_calls import (
     Rebuilds,
     Recollection,
 )
-from pipecat_duplex.engine.model import Loaded, SlotOutput, StepModel
+from pipecat_duplex.engine.model import NONE_HEARD, Loaded, PhoneCodes, SlotOutput, StepModel
+from pipecat_duplex.engine.phones import PhoneHearing
 from pipecat_duplex.engine.preparation import PARTS_SECS, Preparation, Preparations
 from pipecat_duplex.engine.session import EngineSession, Frame
 from pipecat_duplex.engine.stats import StepRecorder
@@ -76,6 +78,18 @@ class Letter(NamedTuple):
     argument: Any
 
 
+class Heard(NamedTuple):
+    """What is heard of users beside the model.
+
+    Parameters:
+        unheeded: Slots whose users make a sound that is kept from the model.
+        phones: By slot, the code of what is said, where a network hears that.
+    """
+
+    unheeded: set[int]
+    phones: PhoneCodes
+
+
 class WordChooser:
     """Asks the sessions of a step for their words. Asked again about a slot, it repeats itself."""
 
@@ -119,6 +133,7 @@ class StepLoop:
         gather_secs: float,
         long_calls: LongCalls = "ring",
         load_barge_in: Callable[[], BargeInNetwork | None] = lambda: None,
+        load_phones: Callable[[], PhoneHearing | None] = lambda: None,
     ):
         """Initialize; ``start`` begins.
 
@@ -128,11 +143,13 @@ class StepLoop:
             gather_secs: How long a step waits for neighbours that have no frame yet.
             long_calls: What becomes of calls longer than the model's context.
             load_barge_in: Loads what hears barge-ins beside the model, called in the thread.
+            load_phones: Loads what hears phones beside the codec, called in the thread.
         """
         self.recorder = StepRecorder()
         self.failure: str | None = None
         self._load_model = load_model
         self._load_barge_in = load_barge_in
+        self._load_phones = load_phones
         self._gather_secs = gather_secs
         self._long_calls: LongCalls = long_calls
         self._condition = threading.Condition()
@@ -149,7 +166,9 @@ class StepLoop:
         self._recollections: dict[int, Recollection] = {}
         self._turns_skipped = 0
         self._ears: Ears | None = None
+        self._spectra = Spectra(slots)
         self._barge_in: BargeInNetwork | None = None
+        self._phones: PhoneHearing | None = None
         self._compute_secs = self._listen_secs = 0.0
 
     def start(self) -> Future[Loaded]:
@@ -234,6 +253,7 @@ class StepLoop:
         try:
             model = self._load_model()
             self._barge_in = self._load_barge_in()
+            self._phones = self._load_phones()
         except Exception as error:
             self._loaded.set_exception(_load_error(error))
             return
@@ -297,9 +317,9 @@ class StepLoop:
         spoken = {slot: session.speaker.take_spoken() for slot, (session, _) in batch.items()}
         words = WordChooser(batch)
         heard = {slot: _hear(session, frame) for slot, (session, frame) in batch.items()}
-        unheeded = self._hear_barge_ins(batch, heard)
+        unheeded, phones = self._hear_users(batch, heard)
         try:
-            outputs, faults = self._compute(model, batch, heard, words)
+            outputs, faults = self._compute(model, batch, heard, phones, words)
         except Exception as error:
             logger.opt(exception=error).error("A step of the engine failed")
             self._recover(model, error)
@@ -343,26 +363,29 @@ class StepLoop:
         for slot, error in (faults | words.faults).items():
             self._expel(model, slot, batch[slot][0], error)
 
-    def _hear_barge_ins(self, batch: Batch, heard: dict[int, np.ndarray]) -> set[int]:
-        """Let agents that are talked over give up the floor, before their next words.
+    def _hear_users(self, batch: Batch, heard: dict[int, np.ndarray]) -> Heard:
+        """Hear users beside the model, and give up the floor before its next words.
 
         While an agent speaks, its model hears the user where they seem to want the floor.
 
-        Returns:
-            Slots whose users make a sound that is kept from the model.
+        Args:
+            batch: Who steps.
+            heard: The user's audio by slot; what is kept from the model becomes silence in it.
         """
+        if self._barge_in is None and self._phones is None:
+            return Heard(set(), NONE_HEARD)
+        mels = self._spectra.of(heard)
         unheeded: set[int] = set()
-        if self._barge_in is None:
-            return unheeded
         # It hears all that is said: once it knows a voice and its line, it is sooner sure.
-        for slot, overlap in self._barge_in.hear(heard).items():
+        overlaps = {} if self._barge_in is None else self._barge_in.hear(mels)
+        for slot, overlap in overlaps.items():
             session, frame = batch[slot]
             if session.speaker.hear(overlap):
                 continue
-            heard[slot] = _SILENCE
+            heard[slot], mels[slot] = _SILENCE, SILENT_STEP
             if level_db(frame.pcm) >= USER_LEVEL_DB:
                 unheeded.add(slot)
-        return unheeded
+        return Heard(unheeded, NONE_HEARD if self._phones is None else self._phones.hear(mels))
 
     def _listen(self) -> None:
         """Recognise what the user said, as far as no step of a conversation waits for it.
@@ -392,23 +415,28 @@ class StepLoop:
         return turn_secs <= (STEP_SECS if most == 1 else LISTEN_SECS)
 
     def _compute(
-        self, model: StepModel, batch: Batch, frames: dict[int, np.ndarray], words: WordChooser
+        self,
+        model: StepModel,
+        batch: Batch,
+        frames: dict[int, np.ndarray],
+        phones: PhoneCodes,
+        words: WordChooser,
     ) -> tuple[dict[int, SlotOutput], dict[int, Exception]]:
         """Run the model; return its outputs, and what it raised for sessions that it fails for.
 
         Raises:
             Exception: The model fails for every session.
         """
-        tokens = {s: frame.tokens for s, (_, frame) in batch.items() if frame.tokens is not None}
-        known = {"known": tokens} if tokens else {}
+        known = {s: frame.tokens for s, (_, frame) in batch.items() if frame.tokens is not None}
+        options = options_of(frames, known, phones)
         choose_word = words if words.is_needed else None
         try:
-            return model.step(frames, choose_word, **known), {}
+            return model.step(frames, choose_word, **options), {}
         except Exception as error:
             logger.warning(f"A step of the engine failed and is taken again: {_describe(error)}")
             self.recorder.add_failure()
         model.undo()
-        return step_apart(model, frames, choose_word, **known)
+        return step_apart(model, frames, choose_word, **options)
 
     def _prepare(self, model: StepModel) -> None:
         """Do a part of what is to be done in slots before their first step, and let others step."""
@@ -460,8 +488,10 @@ class StepLoop:
                 self._expel(model, slot, session, error)
                 return False
             self._seated[slot] = session
-            if self._barge_in is not None:
-                self._barge_in.join(slot)
+            self._spectra.join(slot)
+            for network in (self._barge_in, self._phones):
+                if network is not None:
+                    network.join(slot)
             if self._ears is not None:
                 self._ears.join(slot, session.id)
             if self._limits is not None:

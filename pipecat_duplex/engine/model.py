@@ -29,6 +29,11 @@ KnownTokens = Mapping[int, np.ndarray]
 
 NONE_KNOWN: KnownTokens = MappingProxyType({})
 
+PhoneCodes = Mapping[int, int]
+"""By slot, the code of the user's first codebook, heard beside the codec."""
+
+NONE_HEARD: PhoneCodes = MappingProxyType({})
+
 ChooseWord = Callable[[int, int], int]
 """From a slot and the text token that was sampled in it to the token that the agent says."""
 
@@ -232,6 +237,7 @@ class StepModel(Protocol):
         frames: Mapping[int, np.ndarray],
         choose_word: ChooseWord | None = None,
         known: KnownTokens = NONE_KNOWN,
+        phone_codes: PhoneCodes = NONE_HEARD,
     ) -> dict[int, SlotOutput]:
         """Run one step for the slots that have a frame; the others do not notice.
 
@@ -241,6 +247,8 @@ class StepModel(Protocol):
                 the agent's audio is; what it returns is said.
             known: Slots in which this step was taken elsewhere, after a ``prefill``: it gives these
                 tokens, of streams that are at most one step late, and their sound.
+            phone_codes: By slot, the code of the user's first codebook, where it was heard beside
+                the codec; it takes the place of the codec's own.
 
         Returns:
             The output of each of those slots. A conversation's first step, before the acoustic

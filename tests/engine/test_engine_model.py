@@ -181,6 +181,20 @@ def test_sixteen_callers_hear_what_they_would_hear_alone(make_model) -> None:
         np.testing.assert_allclose(pcm_of(caller.outputs), pcm_of(alone), atol=1e-5)
 
 
+def test_phones_can_be_heard_beside_the_codec(make_model) -> None:
+    model, audio = make_model(2), noise(12, seed=2)
+    for slot in range(2):
+        model.join(slot, SessionConfig.greedy())
+    outputs = [model.step({0: frame, 1: frame}, phone_codes={1: 3}) for frame in audio]
+    own, told = (tokens_of([output[slot] for output in outputs]) for slot in range(2))
+    first = 1 + own.shape[1] // 2  # of the user's codes
+    assert (told[:, first] == 3).all() and (own[:, first] != 3).any()
+    np.testing.assert_array_equal(own[:, first + 1 :], told[:, first + 1 :])
+    assert (own[:, :first] != told[:, :first]).any()
+    alone = converse(make_model(1), audio, SessionConfig.greedy())
+    np.testing.assert_array_equal(own, tokens_of(alone))
+
+
 def test_words_can_be_chosen(make_model) -> None:
     model = make_model(2)
     model.join(0, SessionConfig.greedy())

@@ -1,4 +1,4 @@
-"""The network that hears barge-ins: its training, and the same in numpy."""
+"""The network that hears barge-ins: its training, and the graph that the engine runs."""
 
 import itertools
 from dataclasses import replace
@@ -9,8 +9,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from pipecat_duplex.conversation.loudness import BANDS, log_mel  # noqa: E402
-from pipecat_duplex.engine.barge_in import BargeInNetwork  # noqa: E402
+from pipecat_duplex.conversation.loudness import BANDS, Spectra, log_mel  # noqa: E402
+from pipecat_duplex.engine.barge_in import FILE, BargeInNetwork  # noqa: E402
 from pipecat_duplex.session import STEP_SAMPLES  # noqa: E402
 from training.average import mean_weights  # noqa: E402
 from training.barge_in import (  # noqa: E402
@@ -27,6 +27,7 @@ from training.barge_in import (  # noqa: E402
     loss_of,
 )
 from training.corpus import Utterance  # noqa: E402
+from training.onnx_graphs.recurrent import write_network  # noqa: E402
 from training.sizes import SAMPLE_RATE  # noqa: E402
 from training.speech import Span, Speech  # noqa: E402
 
@@ -38,11 +39,13 @@ def sound(steps: int, seed: int = 0) -> np.ndarray:
     return 0.1 * rng.standard_normal((steps, STEP_SAMPLES)).astype(np.float32)
 
 
-def test_the_engine_computes_what_was_trained():
+def test_the_engine_computes_what_was_trained(tmp_path):
     network, steps = Network(), sound(12)
     weights = {name: value.numpy() for name, value in network.state_dict().items()}
-    engine = BargeInNetwork(weights, 1)
-    heard = [engine.hear({0: step})[0] for step in steps]
+    write_network(weights, tmp_path / FILE)
+    engine, spectra = BargeInNetwork.load(tmp_path, 1), Spectra(1)
+    assert engine is not None
+    heard = [engine.hear(spectra.of({0: step}))[0] for step in steps]
     before = np.concatenate([np.zeros_like(steps[:1]), steps[:-1]])
     mels = torch.from_numpy(log_mel(before, steps).reshape(1, -1, BANDS))
     with torch.no_grad():

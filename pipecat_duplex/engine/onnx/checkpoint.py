@@ -33,7 +33,7 @@ def open_graphs(files: CheckpointFiles) -> dict[str, onnxruntime.InferenceSessio
         path = folder / f"{name}.onnx"
         try:
             session = onnxruntime.InferenceSession(
-                path, _options(), providers=["CPUExecutionProvider"]
+                path, session_options(), providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # ONNX Runtime has a dozen kinds: all mean bad files
             raise CheckpointError(
@@ -81,7 +81,8 @@ def _check_shapes(
             )
 
 
-def _options() -> onnxruntime.SessionOptions:
+def session_options() -> onnxruntime.SessionOptions:
+    """Return how every graph here is run."""
     options = onnxruntime.SessionOptions()
     # The rows of a step are shared out among threads as a whole (see model.py), which leaves
     # nothing to wait for within a graph.

@@ -11,11 +11,13 @@ import onnxruntime
 
 from pipecat_duplex.engine.checkpoint import CODEBOOKS, count_parameters, find_checkpoint
 from pipecat_duplex.engine.model import (
+    NONE_HEARD,
     NONE_KNOWN,
     ChooseWord,
     KnownTokens,
     ModelSummary,
     Parts,
+    PhoneCodes,
     SlotOutput,
     StepModel,
 )
@@ -95,11 +97,12 @@ class Lane:
         self._decoded = np.zeros(0, np.int64)
         self._begin(np.zeros(0, np.int64))
 
-    def listen(self, frames: Mapping[int, np.ndarray]) -> dict[int, int]:
+    def listen(self, frames: Mapping[int, np.ndarray], phone_codes: PhoneCodes) -> dict[int, int]:
         """Take the user's frames in.
 
         Args:
             frames: By slot, float32, shape ``(STEP_SAMPLES,)``.
+            phone_codes: By slot, what the first code is where that is known.
 
         Returns:
             The text token that was sampled in each slot.
@@ -107,6 +110,9 @@ class Lane:
         self._begin(np.array(sorted(frames)))
         slots, positions, recent = self._slots, self._positions, self._memory.token_ring
         self._user_codes = self._encode(frames)
+        for row, slot in enumerate(slots.tolist()):
+            if slot in phone_codes:
+                self._user_codes[row, 0] = phone_codes[slot]
         recent.hear(slots, self._user_codes)
 
         count = len(slots)
@@ -417,6 +423,7 @@ class OnnxModel(StepModel):
         frames: Mapping[int, np.ndarray],
         choose_word: ChooseWord | None = None,
         known: KnownTokens = NONE_KNOWN,
+        phone_codes: PhoneCodes = NONE_HEARD,
     ) -> dict[int, SlotOutput]:
         """Run one step for the slots that have a frame; the others do not notice."""
         self.keep()
@@ -429,7 +436,8 @@ class OnnxModel(StepModel):
             for slots in np.array_split(sorted(frames), self._count_shares(len(frames)))
         ]
         self._stepped = lanes = self._lanes[: len(shares)]
-        words = self._each(lanes, Lane.listen, shares)
+        heard = [(share, phone_codes) for share in shares]
+        words = self._each(lanes, lambda lane, given: lane.listen(*given), heard)
         if choose_word is not None:
             words = [{slot: choose_word(slot, w) for slot, w in share.items()} for share in words]
         outputs: dict[int, SlotOutput] = {}

@@ -13,11 +13,13 @@ from moshi.modules.streaming import StreamingModule
 
 from pipecat_duplex.engine.checkpoint import CODEBOOKS, find_recognizer
 from pipecat_duplex.engine.model import (
+    NONE_HEARD,
     NONE_KNOWN,
     ChooseWord,
     KnownTokens,
     ModelSummary,
     Parts,
+    PhoneCodes,
     SlotOutput,
     StepModel,
 )
@@ -247,6 +249,7 @@ class BatchedModel(StepModel):
         frames: Mapping[int, np.ndarray],
         choose_word: ChooseWord | None = None,
         known: KnownTokens = NONE_KNOWN,
+        phone_codes: PhoneCodes = NONE_HEARD,
     ) -> dict[int, SlotOutput]:
         """Run one step for the slots that have a frame; the others do not notice."""
         self._save()
@@ -260,6 +263,8 @@ class BatchedModel(StepModel):
             for runs, done in zip(running, self._steps_done, strict=True)
         ]
         codes = self._encode(frames, running)
+        for slot, code in phone_codes.items():
+            codes[slot, 0] = code
         if newcomers:
             # The first frame is in the model's past. As in moshi.server, the codec starts afresh
             # after it, so that the padding at its left is applied to the second one again.
