@@ -45,8 +45,9 @@ class RecurrentNetwork:
         """
         slots = list(mels)
         given = {"mels": np.stack(list(mels.values())), "states": self._states[:, slots]}
-        scores, self._states[:, slots] = self._session.run(["scores", "new_states"], given)
-        return zip(slots, np.asarray(scores), strict=True)
+        scores, states = map(np.asarray, self._session.run(["scores", "new_states"], given))
+        self._states[:, slots] = states
+        return zip(slots, scores, strict=True)
 
 
 def load_network(checkpoint: str | Path, file: str, slots: int) -> RecurrentNetwork | None:
