@@ -1,19 +1,18 @@
 """Stage 1, for people: when each phone of a recording is heard, by forced alignment.
 
-    python -m training.alignment DATA RECORDINGS
+    python -m training.alignment DATA RECORDINGS [--whisper MODEL]
 
 Writes parts ``DATA/speech/aligned-NNN.npz``: recordings as they are, with what is around the
 speech, of all speakers that are not kept out of the training (``training.people``). pocketsphinx
 aligns what is said, with its own pronunciations or, of words that it does not know, flite's.
-Recordings without a text are heard by Whisper first, if ``faster-whisper`` is installed.
+Recordings without a text are left out, or heard by Whisper first: by a model of faster-whisper's,
+such as ``base``, or its folder.
 """
 
 import argparse
-import functools
 import re
 import subprocess
-from collections.abc import Iterator
-from importlib.util import find_spec
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,6 @@ LONGEST_SECS = 14.0
 _RATE = 16_000
 _BEAM, _WORD_BEAM = 1e-64, 1e-48  # with wider ones, scores underflow and fewer are aligned
 _LEAD_SECS, _TAIL_SECS = 0.1, 0.15
-_WHISPER = "base"
 
 
 class Aligner:
@@ -105,12 +103,20 @@ def flite_phones(word: str) -> list[str]:
     return [FLITE_ALIASES.get(phone, phone) for phone in printed.split() if phone != "pau"]
 
 
-def aligned(recording: Recording, aligner: Aligner) -> Utterance | None:
-    """A recording with its phones, where they are found."""
+def aligned(
+    recording: Recording, aligner: Aligner, hear: Callable[[np.ndarray], str] = lambda _: ""
+) -> Utterance | None:
+    """A recording with its phones, where they are found.
+
+    Args:
+        recording: what somebody said.
+        aligner: finds them.
+        hear: tells what is said in 24 kHz sound, where the recording has no text.
+    """
     samples = recording.samples()
     if len(samples) > LONGEST_SECS * SAMPLE_RATE:
         return None
-    text = re.sub(r"[^a-z' ]", " ", (recording.said or heard_text(samples)).lower()).strip()
+    text = re.sub(r"[^a-z' ]", " ", (recording.said or hear(samples)).lower()).strip()
     speech = aligner.align(samples, text)
     if speech is None:  # without most of what is around it, perhaps
         start_secs, end_secs = people.heard(samples)
@@ -122,25 +128,22 @@ def aligned(recording: Recording, aligner: Aligner) -> Utterance | None:
     return Utterance(text, "outside", f"person:{recording.source}/{recording.speaker}", speech)
 
 
-def heard_text(samples: np.ndarray) -> str:
-    """What Whisper hears; nothing without it, or where it writes figures."""
-    if find_spec("faster_whisper") is None:
-        return ""
-    parts, _ = _whisper().transcribe(
-        soxr.resample(samples, SAMPLE_RATE, _RATE), language="en", beam_size=3
-    )
-    text = " ".join(part.text for part in parts)
-    return "" if re.search(r"\d", text) else text
-
-
-@functools.cache
-def _whisper() -> Any:
+def whisper(model: str) -> Callable[[np.ndarray], str]:
+    """What Whisper hears, and nothing where it writes figures, whose words are not known."""
     from faster_whisper import WhisperModel
 
-    return WhisperModel(_WHISPER, compute_type="int8", cpu_threads=1)
+    loaded = WhisperModel(model, compute_type="int8", cpu_threads=1)
+
+    def hear(samples: np.ndarray) -> str:
+        sound = soxr.resample(samples, SAMPLE_RATE, _RATE)
+        parts, _ = loaded.transcribe(sound, language="en", beam_size=3)
+        text = " ".join(part.text for part in parts)
+        return "" if re.search(r"\d", text) else text
+
+    return hear
 
 
-def make_parts(data: Path, recordings: Path) -> None:
+def make_parts(data: Path, recordings: Path, hear: Callable[[np.ndarray], str]) -> None:
     """Write the parts that are missing."""
     (data / "speech").mkdir(parents=True, exist_ok=True)
     own = [item for item in people.read_manifest(recordings) if not item.held_out]
@@ -149,7 +152,7 @@ def make_parts(data: Path, recordings: Path) -> None:
         path = data / "speech" / f"{PART}-{number:03}.npz"
         if path.exists():
             continue
-        found = [aligned(item, aligner) for item in own[start : start + PART_SIZE]]
+        found = [aligned(item, aligner, hear) for item in own[start : start + PART_SIZE]]
         utterances = [utterance for utterance in found if utterance is not None]
         if utterances:
             write_part(path, utterances)
@@ -161,8 +164,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
     parser.add_argument("recordings", type=Path)
+    parser.add_argument("--whisper", metavar="MODEL", help="hears recordings without a text")
     options = parser.parse_args()
-    make_parts(options.data, options.recordings)
+    hear = whisper(options.whisper) if options.whisper else lambda _: ""
+    make_parts(options.data, options.recordings, hear)
 
 
 if __name__ == "__main__":
