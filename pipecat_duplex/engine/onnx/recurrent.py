@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from pipecat_duplex.conversation.loudness import SILENT_STEP
 from pipecat_duplex.engine.checkpoint import find_folder
 from pipecat_duplex.engine.onnx.checkpoint import session_options
 from pipecat_duplex.session import CheckpointError, one_line
@@ -27,8 +26,10 @@ class RecurrentNetwork:
             slots: Conversations at a time.
         """
         self._session = session
-        layers, _, hidden = next(i.shape for i in session.get_inputs() if i.name == "states")
+        shapes = {given.name: given.shape for given in session.get_inputs()}
+        layers, _, hidden = shapes["states"]
         self._states = np.zeros((layers, slots, hidden), np.float32)
+        self.mel_shape = tuple(shapes["mels"][1:])
 
     def join(self, slot: int) -> None:
         """Begin a conversation in a slot."""
@@ -72,7 +73,7 @@ def load_network(checkpoint: str | Path, file: str, slots: int) -> RecurrentNetw
             folder / file, session_options(), providers=["CPUExecutionProvider"]
         )
         network = RecurrentNetwork(session, slots)
-        network.scores({0: SILENT_STEP})
+        network.scores({0: np.zeros(network.mel_shape, np.float32)})
     except Exception as error:  # ONNX Runtime has a dozen kinds: all mean bad files
         raise CheckpointError(f"{folder / file} cannot be loaded: {one_line(error)}") from error
     network.join(0)
