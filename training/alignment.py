@@ -1,9 +1,10 @@
 """Stage 1, for people: when each phone of a recording is heard, by forced alignment.
 
-    python -m training.alignment DATA RECORDINGS [--whisper MODEL]
+    python -m training.alignment DATA RECORDINGS [--whisper MODEL] [--kept-out]
 
 Writes parts ``DATA/speech/aligned-NNN.npz``: recordings as they are, with what is around the
-speech, of all speakers that are not kept out of the training (``training.people``). pocketsphinx
+speech, of all speakers that are not kept out of the training (``training.people``); with
+``--kept-out``, ``DATA/speech/kept_out-NNN.npz`` of those that are, to measure by. pocketsphinx
 aligns what is said, with its own pronunciations or, of words that it does not know, flite's.
 Recordings without a text are left out, or heard by Whisper first: by a model of faster-whisper's,
 such as ``base``, or its folder.
@@ -25,7 +26,7 @@ from training.people import Recording
 from training.sizes import SAMPLE_RATE
 from training.speech import FLITE_ALIASES, PHONES, Span, Speech
 
-PART = "aligned"
+PART, KEPT_OUT = "aligned", "kept_out"
 PART_SIZE = 500  # recordings
 LONGEST_SECS = 14.0
 _RATE = 16_000
@@ -143,13 +144,15 @@ def whisper(model: str) -> Callable[[np.ndarray], str]:
     return hear
 
 
-def make_parts(data: Path, recordings: Path, hear: Callable[[np.ndarray], str]) -> None:
-    """Write the parts that are missing."""
+def make_parts(
+    data: Path, recordings: Path, hear: Callable[[np.ndarray], str], *, kept_out: bool
+) -> None:
+    """Write the parts that are missing, of the speakers of the training or of the others."""
     (data / "speech").mkdir(parents=True, exist_ok=True)
-    own = [item for item in people.read_manifest(recordings) if not item.held_out]
+    own = [item for item in people.read_manifest(recordings) if item.held_out == kept_out]
     aligner = Aligner()
     for number, start in enumerate(range(0, len(own), PART_SIZE)):
-        path = data / "speech" / f"{PART}-{number:03}.npz"
+        path = data / "speech" / f"{KEPT_OUT if kept_out else PART}-{number:03}.npz"
         if path.exists():
             continue
         found = [aligned(item, aligner, hear) for item in own[start : start + PART_SIZE]]
@@ -165,9 +168,10 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("recordings", type=Path)
     parser.add_argument("--whisper", metavar="MODEL", help="hears recordings without a text")
+    parser.add_argument("--kept-out", action="store_true", help="those who were kept out")
     options = parser.parse_args()
     hear = whisper(options.whisper) if options.whisper else lambda _: ""
-    make_parts(options.data, options.recordings, hear)
+    make_parts(options.data, options.recordings, hear, kept_out=options.kept_out)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from torch.nn import functional
 
 from pipecat_duplex.conversation.loudness import BANDS, FRAMES, log_mel
 from training import acoustics
+from training.alignment import KEPT_OUT, PART
 from training.bank import encode, faster, load_codec
 from training.barge_in import coloured
 from training.codec import HALF_STEPS, phone_labels
@@ -43,7 +44,9 @@ SCENE_STEPS = 75  # 6 s
 SYNTHETIC = {"users": 1.0, "speakers": 0.8, "flite": 0.8, "joe": 1.0, "hibari": 1.4, "open": 1.2}
 """Parts of the corpus, by weight."""
 
-PEOPLE = "aligned"
+PEOPLE = {"people": PART, "kept_out": KEPT_OUT}
+"""Parts of the corpus, by the pools that are made of them."""
+
 SOURCES = {"picovoice-coffee": 0.35, "picovoice-wake": 0.2, "mycroft-community": 0.06}
 """Collections of recordings, by weight; others have 1. Two of them say few words, often."""
 
@@ -52,6 +55,8 @@ UNKNOWN = -1  # in place of the codec's code, where it was not asked
 AT_ONCE = 8  # scenes that the codec encodes together
 QUIET_WEIGHT = 0.4  # of a step without a phone
 PRIOR_COUNT = 5.0
+JUDGED = "kept_out"  # a pool that serves measuring, where the corpus has such people
+JUDGED_SCENES = 200
 BATCH = {"people": 16, "synthetic": 8, "coded": 8}  # scenes of each pool
 CODE_WEIGHT, TELL_WEIGHT = 0.3, 0.5
 
@@ -59,14 +64,14 @@ CODE_WEIGHT, TELL_WEIGHT = 0.3, 0.5
 class Talk:
     """Draws what is heard: people or synthetic voices, and sounds that are no speech."""
 
-    def __init__(self, folder: Path, rng: np.random.Generator, *, people: bool) -> None:
+    def __init__(self, folder: Path, rng: np.random.Generator, pool: str) -> None:
         self._rng = rng
         self._voices: dict[str, list[Utterance]] = {}
-        for part in (PEOPLE,) if people else SYNTHETIC:
+        for part in (PEOPLE[pool],) if pool in PEOPLE else SYNTHETIC:
             for utterance in read_corpus(folder, part):
-                name = utterance.voice.split(":")[1].split("/")[0] if people else part
-                self._voices.setdefault(name, []).append(utterance)
-        shares = SOURCES if people else SYNTHETIC
+                source = utterance.voice.split(":")[1].split("/")[0]
+                self._voices.setdefault(source if pool in PEOPLE else part, []).append(utterance)
+        shares = SOURCES if pool in PEOPLE else SYNTHETIC
         weights = np.array([shares.get(name, 1.0) for name in self._voices])
         self._shares = weights / weights.sum()
         self._sounds = list(read_corpus(folder, "sounds"))
@@ -157,13 +162,15 @@ class Pool:
 def make_pools(folder: Path, codec: Path, run: Path, sizes: dict[str, int], seed: int) -> None:
     """Write the pools that are missing."""
     run.mkdir(parents=True, exist_ok=True)
+    if next(read_corpus(folder, PEOPLE[JUDGED]), None) is not None:
+        sizes = sizes | {JUDGED: JUDGED_SCENES}
     for number, (name, scenes) in enumerate(sizes.items()):
         path = run / f"{name}.npz"
         if path.is_file():
             continue
         rng, began = np.random.default_rng([seed, number]), time.monotonic()
         mimi = load_codec(codec) if name == "coded" else None
-        Pool.make(Talk(folder, rng, people=name == "people"), mimi, scenes, rng).save(path)
+        Pool.make(Talk(folder, rng, name), mimi, scenes, rng).save(path)
         print(f"{path.name}: {scenes} scenes, {time.monotonic() - began:.0f} s", flush=True)
 
 
@@ -271,6 +278,9 @@ def train(run: Path, minutes: float, threads: int, seed: int, rate: float) -> No
     set_up_torch(threads)
     torch.manual_seed(seed)
     pools = {name: Pool.load(run / f"{name}.npz") for name in BATCH}
+    judged = dict(pools)
+    if (run / f"{JUDGED}.npz").is_file():
+        judged[JUDGED] = Pool.load(run / f"{JUDGED}.npz")
     table = count_phones(pools["coded"])
     codec = torch.from_numpy(pools["coded"].codes[:200].astype(np.int64))
     told = share_told(codec, pools["coded"].phones[:200], table)
@@ -291,7 +301,7 @@ def train(run: Path, minutes: float, threads: int, seed: int, rate: float) -> No
         losses.append(loss.item())
         step += 1
         if step % 100 == 0:
-            shares = {name: round(told_phones(network, p, table), 3) for name, p in pools.items()}
+            shares = {name: round(told_phones(network, p, table), 3) for name, p in judged.items()}
             print(f"{step} loss {np.mean(losses[-100:]):.3f} {shares}", flush=True)
             torch.save(network.state_dict(), run / "last.pt")
     torch.save(network.state_dict(), run / "last.pt")
