@@ -41,7 +41,7 @@ PARTS = {
     "users": (
         *("users", "speakers", "outside", "backchannels", "open", "sounds"),
         *2 * ("flite", "arctic", "joe", "hibari", "people"),
-        *6 * ("kokoro",),
+        *6 * ("kokoro", "spliced"),
     ),
 }
 PART_SESSIONS = 50

@@ -14,7 +14,7 @@ SURE_STEPS = 2
 OVER_STEPS = 3
 """The model itself is waited for so long (0.24 s): it answers best where it yields by itself."""
 
-HEARD = 0.5
+HEARD = 0.7
 """From this probability on the model hears the user while it speaks."""
 
 
