@@ -134,8 +134,8 @@ class Engine(DuplexBackend):
                 ``docs/long-calls.md`` says what that gains and costs.
             suppress_echo: Whether the agent's own voice, where a loudspeaker or a line gives it
                 back, is kept from what the model hears. Audio without an echo is never changed.
-            hear_barge_ins: Whether a small network of the checkpoint's own (``barge_in.onnx``; there
-                is one in ``embedded``) tells the agent to yield when the model itself does not, and
+            hear_barge_ins: Whether a small network of the checkpoint's own (``barge_in.onnx``;
+                ``embedded`` has one) tells the agent to yield when the model itself does not, and
                 to answer who has said something and waits for 1.6 s.
             tts: Who speaks given words: ``hibari``, or an object of your own, in the model's place,
                 with any words; ``own``, the model itself, with the words that it has; or ``auto``,
