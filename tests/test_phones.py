@@ -14,8 +14,9 @@ from pipecat_duplex.conversation.loudness import Spectra
 from pipecat_duplex.engine.checkpoint import EMBEDDED_FOLDER
 from pipecat_duplex.engine.faults import step_apart
 from pipecat_duplex.engine.model import StepModel
+from pipecat_duplex.engine.onnx.model import OnnxModel
 from pipecat_duplex.engine.phones import FILE, PhoneHearing
-from pipecat_duplex.session import SAMPLE_RATE_HZ, STEP_SAMPLES, CheckpointError
+from pipecat_duplex.session import SAMPLE_RATE_HZ, STEP_SAMPLES, CheckpointError, SessionEnded
 
 PEOPLE = Path(__file__).parent / "people"
 FIRST_USER_CODE = 9
@@ -119,3 +120,27 @@ async def test_the_model_hears_these_codes_and_steps_tell_them():
         await engine.close()
     assert len(told) > 20
     assert told == {index: code for index, code in enumerate(heard_alone(steps)) if index in told}
+
+
+async def test_a_step_without_anybody_is_no_fault(monkeypatch):
+    """A conversation that cannot begin leaves its step empty."""
+    engine = await Engine.load("embedded", slots=2)
+    join = OnnxModel.join
+
+    def fails(model, slot, config):
+        if config.seed == 13:
+            raise RuntimeError("this one cannot")
+        join(model, slot, config)
+
+    monkeypatch.setattr(OnnxModel, "join", fails)
+    try:
+        sound = np.zeros(STEP_SAMPLES, np.float32)
+        broken = await engine.open(SessionConfig(seed=13))
+        broken.send(sound)
+        with pytest.raises(SessionEnded, match="this one cannot"):
+            await anext(broken.steps())
+        other = await engine.open(SessionConfig(seed=1))
+        other.send(sound)
+        assert (await anext(other.steps())).index == 0
+    finally:
+        await engine.close()

@@ -372,7 +372,7 @@ class StepLoop:
             batch: Who steps.
             heard: The user's audio by slot; what is kept from the model becomes silence in it.
         """
-        if self._barge_in is None and self._phones is None:
+        if not heard or (self._barge_in is None and self._phones is None):
             return Heard(set(), NONE_HEARD)
         mels = self._spectra.of(heard)
         unheeded: set[int] = set()
