@@ -8,9 +8,10 @@ import pytest
 import soundfile
 import soxr
 
-from training.alignment import Aligner, aligned, flite_phones
+from training.alignment import Aligner, aligned
 from training.people import Recording
 from training.sizes import SAMPLE_RATE
+from training.speech import flite_phones
 
 PEOPLE = Path(__file__).parent / "people"
 TEXT = "it makes more sense than going to war"

@@ -12,7 +12,6 @@ such as ``base``, or its folder.
 
 import argparse
 import re
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from training import people
 from training.corpus import Utterance, write_part
 from training.people import Recording
 from training.sizes import SAMPLE_RATE
-from training.speech import FLITE_ALIASES, PHONES, Span, Speech
+from training.speech import PHONES, Span, Speech, flite_phones
 
 PART, KEPT_OUT = "aligned", "kept_out"
 PART_SIZE = 500  # recordings
@@ -95,13 +94,6 @@ def _span(label: str, part: Any) -> Span:
 def _known(phones: list[Span]) -> Iterator[Span]:
     for span in phones:
         yield span if span.label in PHONES else Span("pau", span.start, span.end)
-
-
-def flite_phones(word: str) -> list[str]:
-    """How flite says a word."""
-    command = ["flite", "-voice", "slt", "-ps", "-t", word, "-o", "none"]
-    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return [FLITE_ALIASES.get(phone, phone) for phone in printed.split() if phone != "pau"]
 
 
 def aligned(

@@ -28,7 +28,7 @@ PHONES = (
     "pau aa ae ah ao aw ay b ch d dh eh er ey f g hh ih iy jh k l m n ng ow oy p r s sh t th uh uw "
     "v w y z zh"
 ).split()
-FLITE_ALIASES = {"ax": "ah", "ssil": "pau", "axr": "er", "el": "l", "em": "m", "en": "n"}
+_FLITE_ALIASES = {"ax": "ah", "ssil": "pau", "axr": "er", "el": "l", "em": "m", "en": "n"}
 AGENT_VOICE = "flite:slt"
 
 
@@ -109,17 +109,18 @@ def _flite(text: str, name: str, rate: float) -> Speech:
     phones, start = [], 0.0
     for item in printed.split():
         label, end = item.split(":")
-        phones.append(Span(FLITE_ALIASES.get(label, label), start, float(end)))
+        phones.append(Span(_FLITE_ALIASES.get(label, label), start, float(end)))
         start = float(end)
     samples = soxr.resample(samples, sample_rate, SAMPLE_RATE)
     return Speech(samples, tuple(phones), _words(text, phones))
 
 
 @functools.cache
-def _phone_count(word: str) -> int:
+def flite_phones(word: str) -> list[str]:
+    """How flite says a word."""
     command = ["flite", "-voice", "slt", "-ps", "-t", word, "-o", "none"]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return sum(label != "pau" for label in printed.split())
+    return [_FLITE_ALIASES.get(phone, phone) for phone in printed.split() if phone != "pau"]
 
 
 def _words(text: str, phones: list[Span]) -> tuple[Span, ...]:
@@ -127,7 +128,7 @@ def _words(text: str, phones: list[Span]) -> tuple[Span, ...]:
     spoken = [phone for phone in phones if phone.label != "pau"]
     words, position = [], 0
     for word in text.split():
-        own = spoken[position : position + _phone_count(word)]
+        own = spoken[position : position + len(flite_phones(word))]
         position += len(own)
         words.append(Span(word, own[0].start, own[-1].end))
     if position != len(spoken):
